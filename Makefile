@@ -1,0 +1,46 @@
+# make train_rrhf     the CPU program       make train_rrhfcu   the same on an NVIDIA GPU
+# make test           every test            make dev/convert    to and from other formats
+# Optional libraries are used where they are found; the first line printed says which. Leave one out with NO_BLAS=1,
+# NO_OMP=1, NO_STB=1. make CC=clang CFLAGS_EXTRA='-Wall -Wextra' builds without a warning.
+
+CC     = gcc
+CFLAGS = -std=c11 -O3 -march=native -fno-math-errno -fno-trapping-math
+LDLIBS = -lm
+HEADERS = util.h model.h dataloader.h tokenizer.h rrhf.h sampler.h reward.h eval.h verbs.h $(wildcard dev/*.h)
+
+# builds: does a program with these headers and flags compile and link?  $(call builds,headers,flags)
+builds = $(shell printf '$(foreach h,$(1),\#include <$(h)>\n)int main(void){return 0;}\n' | \
+           $(CC) -x c - -o /dev/null $(2) 2>/dev/null && echo yes)
+
+ifndef NO_OMP # on a Mac: brew install libomp
+  OMP_MAC = -Xpreprocessor -fopenmp -I$(shell brew --prefix libomp 2>/dev/null)/include -L$(shell brew --prefix libomp 2>/dev/null)/lib -lomp
+  ifeq ($(call builds,omp.h,-fopenmp),yes)
+    OMP = -fopenmp
+  else ifeq ($(shell uname)$(call builds,omp.h,$(OMP_MAC)),Darwinyes)
+    OMP = $(OMP_MAC)
+  endif
+endif
+ifndef NO_BLAS # OpenBLAS, or another library with cblas.h, or the Mac's Accelerate
+  BLAS := $(firstword $(foreach f,-lopenblas -lcblas -lblas,$(if $(call builds,cblas.h,$(f)),$(f))))
+endif
+ifndef NO_STB
+  STB := $(firstword $(foreach d,/usr/include/stb /usr/local/include/stb /opt/homebrew/include .,$(if $(wildcard $(d)/stb_image_write.h),$(d))))
+endif
+
+OPTIONS = $(OMP) $(if $(BLAS),-DUSE_CBLAS) $(if $(STB),-DHAVE_STB -I$(STB)) $(CFLAGS_EXTRA)
+$(info found: $(if $(OMP),OpenMP,no OpenMP (one thread)), $(if $(BLAS),CBLAS $(BLAS),no CBLAS (built-in matrix product)), \
+$(if $(STB),stb_image_write,no stb_image_write (no plots; Debian: libstb-dev)))
+
+train_rrhf: train_rrhf.c $(HEADERS)
+	$(CC) $(CFLAGS) $(OPTIONS) -o $@ train_rrhf.c $(BLAS) $(LDLIBS)
+
+dev/convert: dev/convert.c $(HEADERS)
+	$(CC) $(CFLAGS) $(CFLAGS_EXTRA) -o $@ dev/convert.c -lcjson $(LDLIBS)
+
+dev/imdb: dev/imdb.c $(HEADERS)
+	$(CC) $(CFLAGS) $(CFLAGS_EXTRA) -o $@ dev/imdb.c $(LDLIBS)
+
+clean:
+	rm -f train_rrhf train_rrhfcu dev/convert dev/imdb $(TESTS)
+
+.PHONY: test clean

@@ -1,0 +1,106 @@
+/*
+eval.h: what a policy is worth (paper, section 4 and appendix C). Every figure is a mean with its standard error,
+taken over queries, since the completions of one query are no independent samples.
+
+  reward       of fresh completions of held-out queries
+  best-of-n    the largest reward among n completions of the starting policy: what RRHF tries to learn
+  perplexity   of the completions under a reference model: exp(-sum log P / tokens)
+  accuracy     how often p_i orders a good and a bad response rightly: the policy as a reward model (Table 5)
+  distinct-n   different n-grams / n-grams, over all completions: low when the policy repeats itself
+  KL           sum_t log pi - log rho per completion, pi the policy and rho the start: how far it has moved
+*/
+#ifndef EVAL_H
+#define EVAL_H
+
+#include "util.h"        // defines: xalloc
+#include "dataloader.h"  // defines: Ranked
+
+typedef struct { double mean, err; int n; } Figure; // err: one standard error
+
+static inline Figure figure_mean(const double *x, int n) {
+    Figure f = {0, 0, n};
+    double var = 0;
+    for (int i = 0; i < n; i++) f.mean += x[i] / n;
+    for (int i = 0; i < n; i++) var += (x[i] - f.mean) * (x[i] - f.mean);
+    f.err = n > 1 ? sqrt(var / (n - 1) / n) : 0;
+    return f;
+}
+
+// sum a / sum b over queries, with the ratio estimator's standard error
+static inline Figure figure_ratio(const double *a, const double *b, int n) {
+    double sa = 0, sb = 0, var = 0;
+    for (int i = 0; i < n; i++) sa += a[i], sb += b[i];
+    Figure f = {sb > 0 ? sa / sb : 0, 0, n};
+    for (int i = 0; i < n; i++) var += (a[i] - f.mean * b[i]) * (a[i] - f.mean * b[i]);
+    f.err = n > 1 && sb > 0 ? sqrt(var * n / (n - 1)) / sb : 0;
+    return f;
+}
+
+// Which responses count: every one, or only each query's best (best[q], a response's index).
+static inline int eval_counts(const int *best, int q, int r) { return !best || best[q] == r; }
+
+// Mean over each query's counted responses of value[r].
+static inline Figure eval_mean(const Ranked *d, const double *value, const int *best) {
+    double *x = (double *)xalloc((size_t)d->Q, sizeof *x);
+    for (int q = 0; q < d->Q; q++) {
+        int n = 0;
+        for (int r = d->first[q]; r < d->first[q + 1]; r++)
+            if (eval_counts(best, q, r)) x[q] += value[r], n++;
+        x[q] /= n ? n : 1;
+    }
+    Figure f = figure_mean(x, d->Q);
+    free(x);
+    return f;
+}
+
+// exp of the mean negative log-probability per token; logp (R) under the reference model.
+static inline Figure eval_perplexity(const Ranked *d, const double *logp, const int *best) {
+    double *a = (double *)xalloc((size_t)d->Q * 2, sizeof *a), *b = a + d->Q;
+    for (int q = 0; q < d->Q; q++)
+        for (int r = d->first[q]; r < d->first[q + 1]; r++)
+            if (eval_counts(best, q, r)) a[q] -= logp[r], b[q] += d->resp_len[r];
+    Figure f = figure_ratio(a, b, d->Q);
+    free(a);
+    f.mean = exp(f.mean);
+    f.err *= f.mean; // d exp(x) = exp(x) dx
+    return f;
+}
+
+// Fraction of a query's pairs r_i < r_j that p orders alike; a tie of p counts half. n = queries that have pairs.
+static inline Figure eval_accuracy(const Ranked *d, const float *score, const double *p) {
+    double *a = (double *)xalloc((size_t)d->Q * 2, sizeof *a), *b = a + d->Q;
+    int n = 0;
+    for (int q = 0; q < d->Q; q++) {
+        a[n] = b[n] = 0;
+        for (int i = d->first[q]; i < d->first[q + 1]; i++)
+            for (int j = d->first[q]; j < d->first[q + 1]; j++)
+                if (score[i] < score[j]) b[n]++, a[n] += p[i] < p[j] ? 1 : p[i] == p[j] ? 0.5 : 0;
+        n += b[n] > 0;
+    }
+    Figure f = figure_ratio(a, b, n);
+    free(a);
+    return f;
+}
+
+static inline int compare_u32(const void *a, const void *b) {
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+// Different n-grams over all n-grams of the responses that count, n = 1 or 2.
+static inline double eval_distinct(const Ranked *d, int n, const int *best) {
+    uint32_t *gram = (uint32_t *)xalloc((size_t)d->n_tokens, sizeof *gram);
+    size_t grams = 0, different = 0;
+    for (int q = 0; q < d->Q; q++)
+        for (int r = d->first[q]; r < d->first[q + 1]; r++) {
+            const uint16_t *y = d->tokens + d->resp_at[r];
+            if (!eval_counts(best, q, r)) continue;
+            for (int t = n - 1; t < d->resp_len[r]; t++) gram[grams++] = n == 1 ? y[t] : (uint32_t)y[t - 1] << 16 | y[t];
+        }
+    qsort(gram, grams, sizeof *gram, compare_u32);
+    for (size_t i = 0; i < grams; i++) different += i == 0 || gram[i] != gram[i - 1];
+    free(gram);
+    return grams ? (double)different / (double)grams : 0;
+}
+
+#endif

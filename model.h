@@ -1,0 +1,202 @@
+/*
+model.h: GPT-2 as data. Its sizes, its table of parameters, its checkpoint file, and the backend contract
+that train_rrhf.c (CPU) and train_rrhf.cu (CUDA) both fill. Knows no RRHF.
+
+Checkpoint, little-endian, the llm.c format: int32[256] header, then the parameters of GPT2_PARAMS in order.
+  [0]=20240326  [1]=3 (float32) or 5 (bfloat16)  [2]=T  [3]=V  [4]=L  [5]=NH  [6]=C  [7]=Vp >= V
+  [8]=1: a reward model, with rewardw (C) and rewardb (1) at the end   [9]=1: its reward is sigmoid(head)
+
+Dimensions, the same letters everywhere:
+  B queries   N tokens of a batch   T longest sequence   V vocabulary (Vp: padded)   L layers
+  C channels  NH heads   hs = C/NH head size   U predicting rows   P predictions   R responses
+*/
+#ifndef MODEL_H
+#define MODEL_H
+
+#include "util.h"        // defines: die, In, Out, xalloc, Rng
+#include "dataloader.h"  // defines: Batch
+
+#ifndef REAL
+#define REAL float       // -DREAL=double compiles the CPU path for exact gradient checks
+#endif
+typedef REAL real;
+
+// ----------------------------------------------------------------------------
+// Sizes and parameters
+
+typedef struct {
+    int T, V, Vp, L, NH, C;
+    int reward;          // 1: has the scalar head
+    int logistic;        // 1: the reward is sigmoid(head), a probability
+} Config;
+
+// X(name, layers, rows, columns, decay): every tensor, in the order of the file. A tensor with layers = c.L has
+// one slice per block. Weight decay acts on matrices and embeddings only.
+#define GPT2_PARAMS(X)                                                                     \
+    X(wte,      1,   c.Vp,    c.C,     1)  /* token embedding, and the tied classifier */  \
+    X(wpe,      1,   c.T,     c.C,     1)  /* position embedding */                        \
+    X(ln1w,     c.L, 1,       c.C,     0)                                                  \
+    X(ln1b,     c.L, 1,       c.C,     0)                                                  \
+    X(qkvw,     c.L, 3 * c.C, c.C,     1)  /* rows: queries, keys, values */               \
+    X(qkvb,     c.L, 1,       3 * c.C, 0)                                                  \
+    X(attprojw, c.L, c.C,     c.C,     1)                                                  \
+    X(attprojb, c.L, 1,       c.C,     0)                                                  \
+    X(ln2w,     c.L, 1,       c.C,     0)                                                  \
+    X(ln2b,     c.L, 1,       c.C,     0)                                                  \
+    X(fcw,      c.L, 4 * c.C, c.C,     1)                                                  \
+    X(fcb,      c.L, 1,       4 * c.C, 0)                                                  \
+    X(fcprojw,  c.L, c.C,     4 * c.C, 1)                                                  \
+    X(fcprojb,  c.L, 1,       c.C,     0)                                                  \
+    X(lnfw,     1,   1,       c.C,     0)                                                  \
+    X(lnfb,     1,   1,       c.C,     0)                                                  \
+    X(rewardw,  c.reward, 1,  c.C,     0)  /* scalar head of a reward model */             \
+    X(rewardb,  c.reward, 1,  1,       0)
+
+#define X(name, layers, rows, cols, decay) real *name;
+typedef struct { GPT2_PARAMS(X) } Params; // pointers into one allocation; gradients use the same struct
+#undef X
+
+typedef struct { const char *name; size_t at, size; int layers, rows, cols, decay; } Tensor; // at, size: elements
+
+#define X(name, layers, rows, cols, decay) +1
+enum { N_TENSORS = 0 GPT2_PARAMS(X) };
+#undef X
+
+// Fills the table and returns the number of parameters.
+static inline size_t gpt2_tensors(Config c, Tensor t[N_TENSORS]) {
+    size_t at = 0;
+    int i = 0;
+#define X(name_, layers_, rows_, cols_, decay_)                                                  \
+    t[i].name = #name_; t[i].layers = layers_; t[i].rows = rows_; t[i].cols = cols_;             \
+    t[i].decay = decay_; t[i].at = at;                                                           \
+    t[i].size = (size_t)(layers_) * (size_t)(rows_) * (size_t)(cols_); at += t[i++].size;
+    GPT2_PARAMS(X)
+#undef X
+    return at;
+}
+
+static inline size_t gpt2_count(Config c) {
+    Tensor t[N_TENSORS];
+    return gpt2_tensors(c, t);
+}
+
+// Points every tensor into `base`, which holds gpt2_count(c) elements.
+static inline Params gpt2_params(Config c, real *base) {
+    Params p;
+    Tensor t[N_TENSORS];
+    int i = 0;
+    gpt2_tensors(c, t);
+#define X(name, layers, rows, cols, decay) p.name = base + t[i++].at;
+    GPT2_PARAMS(X)
+#undef X
+    return p;
+}
+
+// GPT-2's initialisation: normal(0, 0.02), the projections into the residual stream divided by sqrt(2L),
+// LayerNorm at the identity, biases and the scalar head zero.
+static inline void gpt2_random(Config c, uint64_t seed, float *params) {
+    Tensor t[N_TENSORS];
+    gpt2_tensors(c, t);
+    for (int i = 0; i < N_TENSORS; i++) {
+        Rng r = rng_make(seed, RNG_WEIGHTS, (uint64_t)i);
+        int norm = strlen(t[i].name) == 4 && t[i].name[0] == 'l' && t[i].name[3] == 'w'; // ln1w ln2w lnfw
+        int proj = strstr(t[i].name, "projw") != NULL;
+        float std = t[i].decay ? (proj ? 0.02f / sqrtf(2.0f * (float)c.L) : 0.02f) : 0.0f;
+        for (size_t j = 0; j < t[i].size; j++)
+            params[t[i].at + j] = norm ? 1.0f : std ? std * (float)rng_normal(&r) : 0.0f;
+    }
+}
+
+// ----------------------------------------------------------------------------
+// Checkpoints
+
+enum { CHECKPOINT_MAGIC = 20240326, CHECKPOINT_FP32 = 3, CHECKPOINT_BF16 = 5 };
+
+static inline Config checkpoint_config(const char *path, const int32_t h[256]) {
+    Config c;
+    memset(&c, 0, sizeof c);
+    c.T = h[2], c.V = h[3], c.L = h[4], c.NH = h[5], c.C = h[6], c.Vp = h[7], c.reward = h[8], c.logistic = h[9];
+    if (h[1] != CHECKPOINT_FP32 && h[1] != CHECKPOINT_BF16)
+        die("%s: version %d, expected %d (float32) or %d (bfloat16)", path, h[1], CHECKPOINT_FP32, CHECKPOINT_BF16);
+    if (c.T < 1 || c.T > 1 << 20 || c.V < 1 || c.V > 65536 || c.Vp < c.V || c.Vp > 1 << 17 || c.L < 1 || c.L > 1024 ||
+        c.C < 1 || c.C > 1 << 16 || c.NH < 1 || c.C % c.NH || (c.reward & ~1) || (c.logistic & ~1))
+        die("%s: sizes T %d, V %d, Vp %d, L %d, heads %d, C %d, reward %d are no GPT-2 (heads divide C, V <= Vp, V <= 65536)",
+            path, c.T, c.V, c.Vp, c.L, c.NH, c.C, h[8]);
+    return c;
+}
+
+// Reads a checkpoint of either precision; returns its parameters as float32 (caller frees).
+static inline float *checkpoint_read(const char *path, Config *config) {
+    In in = in_open(path);
+    int32_t h[256];
+    in_header(&in, h, CHECKPOINT_MAGIC, "checkpoint");
+    *config = checkpoint_config(path, h);
+    size_t n = gpt2_count(*config), bytes = h[1] == CHECKPOINT_BF16 ? 2 : 4;
+    if ((int64_t)(n * bytes) != in_left(&in))
+        die("%s: its header announces %zu parameters (%zu bytes), the file has %" PRId64 "; truncated or damaged, fetch it again",
+            path, n, n * bytes, in_left(&in));
+    float *params = (float *)xalloc(n, sizeof *params);
+    if (bytes == 4) in_read(&in, params, (int64_t)(n * 4), "the parameters");
+    else {
+        uint16_t *half = (uint16_t *)xalloc(n, sizeof *half);
+        in_read(&in, half, (int64_t)(n * 2), "the parameters");
+        for (size_t i = 0; i < n; i++) { // bfloat16 is the upper half of a float32
+            uint32_t bits = (uint32_t)half[i] << 16;
+            memcpy(&params[i], &bits, 4);
+        }
+        free(half);
+    }
+    in_close(&in);
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(params[i])) die("%s: parameter %zu is %g; the checkpoint is damaged", path, i, params[i]);
+    return params;
+}
+
+static inline void checkpoint_write(const char *path, Config c, const float *params) {
+    int32_t h[256] = {CHECKPOINT_MAGIC, CHECKPOINT_FP32, c.T, c.V, c.L, c.NH, c.C, c.Vp, c.reward, c.logistic};
+    Out out = out_open(path);
+    out_write(&out, h, sizeof h);
+    out_write(&out, params, gpt2_count(c) * sizeof *params);
+    out_close(&out);
+}
+
+// ----------------------------------------------------------------------------
+// The backend contract: what a device must be able to do. Everything else is shared.
+
+typedef struct GPT2 GPT2;
+
+// n new tokens for a key/value cache made of slots, one token's keys and values each. Token i is written to slot[i]
+// and attends to the slots list[at[i]] .. list[at[i]+len[i]-1], its own included. A list is a sequence's history:
+// completions of one query name the query's slots in common, and a beam that forks copies the list, never the cache.
+typedef struct {
+    int n, n_rows;
+    int *token, *pos, *slot; // (n)
+    int *at, *len;           // (n)
+    int *list;               // slots
+    int *row;                // (n_rows) the tokens whose next-token logits are wanted
+} Decode;
+
+typedef struct { double lr, beta1, beta2, eps, weight_decay; } AdamW;
+
+enum Copy { COPY_PARAMS, COPY_GRADS, COPY_M, COPY_V }; // what gpt2_get and gpt2_set move (float32, file order)
+
+GPT2  *gpt2_build(Config c, const float *params, int training); // training: also gradients and AdamW's moments
+void   gpt2_free(GPT2 *m);
+Config gpt2_config(const GPT2 *m);
+void   gpt2_get(GPT2 *m, enum Copy what, float *host);
+void   gpt2_set(GPT2 *m, enum Copy what, const float *host);
+size_t gpt2_bytes(Config c, int training, int N, int U);        // memory that build and plan will take
+void   gpt2_plan(GPT2 *m, int N, int U);         // room for batches up to N tokens and U rows that are read
+// Policy: out (P) = log P(target). Reward model: out (R) = the head at each response's last token.
+void   gpt2_forward(GPT2 *m, const Batch *b, real *out);
+// c (R) = dL/dlogP of each of response i's tokens, or dL/dreward. Adds to the gradients; after gpt2_forward(b).
+void   gpt2_backward(GPT2 *m, const Batch *b, const real *c);
+void   gpt2_zero_grad(GPT2 *m);
+double gpt2_grad_norm(GPT2 *m);                  // L2 norm of the whole gradient
+void   gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step); // step counts from 1
+void   gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots);
+// logits (n_rows, V), owned by the model, valid until the next call
+const float *gpt2_decode(GPT2 *m, const Decode *d);
+const char *backend_start(int threads);          // 0 = all; returns a line for the banner
+
+#endif

@@ -1,0 +1,374 @@
+/*
+rrhf.h: the paper. Response scores, ranking loss, fine-tuning loss, their gradient, and THE training loop.
+
+For one query x with k responses y_i of n_i tokens and rewards r_i (Yuan et al. 2023, equations 1-5):
+
+  p_i    = 1/n_i^alpha * sum_t log P(y_i,t | x, y_i,<t)                        (1)   alpha = 1
+  L_rank = sum over r_i < r_j of max(0, p_i - p_j + lambda gap_ij)             (2)   lambda = 0; ties make no pair
+  i*     = first index of the highest r                                        (3)
+  L_ft   = -sum_t log P(y_i*,t | x, y_i*,<t)                                   (4)   --ft-reduction mean: / n_i*
+  L      = w_rank L_rank + w_ft L_ft                                           (5)   both weights 1
+
+All of it reaches the network through ONE number per response: dL/dlog P(y_i,t) is the same for every token t,
+
+  c_i = w_rank (#{j: r_j > r_i, hinge active} - #{j: r_j < r_i, hinge active}) / n_i^alpha  -  w_ft [i = i*]
+
+A response that outranks its better is pushed down (c > 0), the better one up, and the best is imitated. That is RRHF.
+With k = 1 only the last term remains: supervised fine-tuning is RRHF with one response.
+
+The loop sees log-probabilities and scores, never a layer: the backend contract of model.h does the rest.
+*/
+#ifndef RRHF_H
+#define RRHF_H
+
+#include <signal.h>      // defines: sigaction, SIGINT
+#include "util.h"        // defines: die, Out, Rng, Progress
+#include "model.h"       // defines: GPT2 and its contract
+#include "dataloader.h"  // defines: Ranked, Batch
+
+// ----------------------------------------------------------------------------
+// The objective
+
+typedef struct {
+    double rank_weight, ft_weight; // of equation 5
+    double length_penalty;         // alpha of equation 1
+    double margin;                 // lambda of equation 2
+    int ft_mean;                   // 1: divide L_ft by n_i*
+} Objective;
+
+typedef struct { double loss, rank, ft; } Loss; // rank and ft before weighting, loss after
+
+// Loss of one query and its gradient. value (k): sum_t log P for a policy, the head's output for a reward model;
+// n, r (k): lengths and rewards. Out: p (k), the score that is compared; c (k) = dL/dlogP, or dL/dhead.
+typedef Loss (*QueryLoss)(const Objective *o, int k, const double *value, const int *n, const float *r, double *p, double *c);
+
+// gap_ij: how many places apart two rewards are among the query's distinct rewards.
+static inline int rrhf_gap(int k, const float *r, float low, float high) {
+    int gap = 0;
+    for (int i = 0; i < k; i++) {
+        int seen = r[i] <= low || r[i] > high;
+        for (int j = 0; j < i && !seen; j++) seen = r[j] == r[i];
+        gap += !seen;
+    }
+    return gap;
+}
+
+static inline Loss rrhf_loss(const Objective *o, int k, const double *logp, const int *n, const float *r, double *p, double *c) {
+    Loss l = {0, 0, 0};
+    int best = 0;
+    for (int i = 0; i < k; i++) {
+        p[i] = logp[i] / pow(n[i], o->length_penalty);                                        // (1)
+        c[i] = 0;
+        if (r[i] > r[best]) best = i;                                                         // (3)
+    }
+    for (int i = 0; i < k; i++)
+        for (int j = 0; j < k; j++) {
+            if (!(r[i] < r[j])) continue;
+            double hinge = p[i] - p[j] + (o->margin != 0 ? o->margin * rrhf_gap(k, r, r[i], r[j]) : 0); // (2)
+            if (hinge <= 0) continue;
+            l.rank += hinge;
+            c[i] += o->rank_weight / pow(n[i], o->length_penalty);
+            c[j] -= o->rank_weight / pow(n[j], o->length_penalty);
+        }
+    double per = o->ft_mean ? n[best] : 1;
+    l.ft = -logp[best] / per;                                                                 // (4)
+    c[best] -= o->ft_weight / per;
+    l.loss = o->rank_weight * l.rank + o->ft_weight * l.ft;                                   // (5)
+    return l;
+}
+
+// value (R) from a forward's output: the sum of each response's log-probabilities, or the heads as they are.
+static inline void batch_values(const Batch *b, int reward_model, const real *out, double *value) {
+    for (int r = 0; r < b->R; r++) value[r] = reward_model ? (double)out[r] : 0;
+    if (!reward_model)
+        for (int i = 0; i < b->P; i++) value[b->resp[i]] += (double)out[i];
+}
+
+// ----------------------------------------------------------------------------
+// Running a model over a data set
+
+// A query's cost, and the largest batch of `micro` queries that an order of the data can bring.
+static inline int compare_int_down(const void *a, const void *b) { return *(const int *)b - *(const int *)a; }
+
+static inline void batch_bounds(const Ranked *d, int micro, int bound[4]) { // N, U, P, R
+    int *size = (int *)xalloc((size_t)d->Q * 4, sizeof(int));
+    for (int q = 0; q < d->Q; q++) batch_count(d, q, &size[q], &size[d->Q + q], &size[2 * d->Q + q], &size[3 * d->Q + q]);
+    for (int i = 0; i < 4; i++) {
+        int64_t total = 0;
+        qsort(size + i * d->Q, (size_t)d->Q, sizeof(int), compare_int_down);
+        for (int q = 0; q < micro && q < d->Q; q++) total += size[i * d->Q + q];
+        if (total > INT32_MAX / 4) die("--micro-batch %d: %" PRId64 " tokens at once; choose a smaller one", micro, total);
+        bound[i] = (int)total;
+    }
+    free(size);
+}
+
+// --micro-batch 0: as many queries as keep a micro-batch at about 2,048 tokens.
+static inline int micro_batch_auto(const Ranked *d, int batch) {
+    int64_t tokens = 0;
+    for (int q = 0; q < d->Q; q++) tokens += d->query_len[q];
+    for (int r = 0; r < d->R; r++) tokens += d->resp_len[r];
+    int64_t micro = 2048 * (int64_t)d->Q / (tokens ? tokens : 1);
+    return micro < 1 ? 1 : micro > batch ? batch : (int)micro;
+}
+
+// value (R) of every response of the data set under a model: sum of log P, or the head's output.
+static inline void evaluate_all(GPT2 *m, const Ranked *d, const char *label, double *value) {
+    int micro = micro_batch_auto(d, d->Q), bound[4], reward = gpt2_config(m).reward;
+    batch_bounds(d, micro, bound);
+    Batch b = batch_make(bound[0], bound[1], bound[2], bound[3], micro);
+    real *out = (real *)xalloc((size_t)bound[2], sizeof(real));
+    int *order = (int *)xalloc((size_t)d->Q, sizeof(int));
+    gpt2_plan(m, bound[0], reward ? bound[3] : bound[1]);
+    Progress bar = progress_start(label, 0);
+    for (int q = 0; q < d->Q; q++) order[q] = q;
+    for (int q = 0; q < d->Q; q += micro) {
+        int n = d->Q - q < micro ? d->Q - q : micro;
+        batch_pack(&b, d, order + q, n);
+        gpt2_forward(m, &b, out);
+        batch_values(&b, reward, out, value + d->first[q]);
+        for (int r = d->first[q]; r < d->first[q + n]; r++)
+            if (!isfinite(value[r])) die("NaN: the model gives response %d of the data set a value of %g; "
+                                         "its checkpoint is damaged or diverged", r, value[r]);
+        if (*label) progress(&bar, q + n, d->Q, "queries");
+    }
+    batch_free(&b);
+    free(out);
+    free(order);
+}
+
+// ----------------------------------------------------------------------------
+// The training loop
+
+enum Schedule { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT };
+
+typedef struct {
+    const char *label, *data, *out, *resume; // label for the progress line; resume may be NULL
+    uint64_t seed;
+    int batch, micro_batch, epochs, steps;   // steps: stop after this many, 0 = at the end of the epochs
+    int shuffle, checkpoint_every;
+    enum Schedule schedule;
+    double warmup, grad_clip;
+    AdamW adam;
+    Objective objective;
+    QueryLoss loss;
+    void (*after)(void *context, int step);  // called before the first step and after every one; may be NULL
+    void *context;
+    char settings[1024];                     // set by the loop: what a resumed run must share
+} Train;
+
+typedef struct { double step, epoch, loss, rank_loss, ft_loss, lr, grad_norm, ms, tokens_per_s; } LogRow;
+
+typedef struct { LogRow *row; int n; size_t cap; } Log;
+
+static volatile sig_atomic_t interrupted;
+static inline void on_interrupt(int sig) {
+    interrupted = 1;
+    signal(sig, SIG_DFL); // a second Ctrl-C ends the program at once
+}
+
+// Learning rate of step 1..total: up over the first warmup fraction, then down to 0 (or not).
+static inline double learning_rate(const Train *t, int step, int total) {
+    int up = (int)ceil(t->warmup * total - 1e-9);
+    if (step <= up) return t->adam.lr * step / up;
+    double left = (double)(total - step + 1) / (total - up); // 1 at the first step after the warm-up
+    if (t->schedule == SCHEDULE_LINEAR) return t->adam.lr * left;
+    if (t->schedule == SCHEDULE_COSINE) return t->adam.lr * 0.5 * (1 - cos(3.141592653589793 * left));
+    return t->adam.lr;
+}
+
+static inline void log_write(const Train *t, const Log *log) {
+    char path[RRHF_PATH_MAX];
+    Out out = out_open(path_join(path, t->out, "log.csv"));
+    out_printf(&out, "step,epoch,loss,rank_loss,ft_loss,lr,grad_norm,ms,tokens_per_s\n");
+    for (int i = 0; i < log->n; i++) {
+        const LogRow *r = &log->row[i];
+        out_printf(&out, "%.0f,%.0f,%.9g,%.9g,%.9g,%.9g,%.9g,%.2f,%.0f\n", r->step, r->epoch, r->loss, r->rank_loss,
+                   r->ft_loss, r->lr, r->grad_norm, r->ms, r->tokens_per_s);
+    }
+    out_close(&out);
+}
+
+// state.bin: int32[256] {20230412, 1, settings' length, log rows}, the settings, the log, the parameters and both moments.
+enum { STATE_MAGIC = 20230412 };
+
+static inline void train_save(GPT2 *m, const Train *t, const Log *log) {
+    char path[RRHF_PATH_MAX];
+    size_t n = gpt2_count(gpt2_config(m));
+    float *host = (float *)xalloc(n, sizeof *host);
+    int32_t h[256] = {STATE_MAGIC, 1, (int32_t)strlen(t->settings), log->n};
+    Out out = out_open(path_join(path, t->out, "state.bin"));
+    out_write(&out, h, sizeof h);
+    out_write(&out, t->settings, strlen(t->settings));
+    out_write(&out, log->row, (size_t)log->n * sizeof *log->row);
+    enum Copy parts[3] = {COPY_PARAMS, COPY_M, COPY_V};
+    for (int i = 0; i < 3; i++) {
+        gpt2_get(m, parts[i], host);
+        out_write(&out, host, n * sizeof *host);
+    }
+    out_close(&out);
+    gpt2_get(m, COPY_PARAMS, host);
+    checkpoint_write(path_join(path, t->out, "policy.bin"), gpt2_config(m), host);
+    log_write(t, log);
+    free(host);
+}
+
+static inline void train_load(GPT2 *m, const Train *t, Log *log) {
+    char path[RRHF_PATH_MAX], settings[sizeof t->settings];
+    int32_t h[256];
+    size_t n = gpt2_count(gpt2_config(m));
+    In in = in_open(path_join(path, t->resume, "state.bin"));
+    in_header(&in, h, STATE_MAGIC, "training state");
+    if (h[1] != 1 || h[2] < 0 || h[2] >= (int)sizeof settings || h[3] < 1) die("%s: damaged header; start without --resume", path);
+    memset(settings, 0, sizeof settings);
+    in_read(&in, settings, h[2], "the settings");
+    if (strcmp(settings, t->settings))
+        die("--resume %s: it was begun with other settings\n  there: %s\n  here:  %s", t->resume, settings, t->settings);
+    if ((int64_t)h[3] * (int64_t)sizeof(LogRow) > in_left(&in)) die("%s: truncated: its log has %d rows", path, h[3]);
+    xgrow((void **)&log->row, &log->cap, (size_t)h[3], sizeof *log->row);
+    in_read(&in, log->row, (int64_t)h[3] * (int64_t)sizeof *log->row, "the log");
+    log->n = h[3];
+    if ((int64_t)(3 * n * sizeof(float)) != in_left(&in))
+        die("%s: %" PRId64 " bytes of parameters and moments, expected %zu; truncated, or of another model", path, in_left(&in), 3 * n * sizeof(float));
+    float *host = (float *)xalloc(n, sizeof *host);
+    enum Copy parts[3] = {COPY_PARAMS, COPY_M, COPY_V};
+    for (int i = 0; i < 3; i++) {
+        in_read(&in, host, (int64_t)(n * sizeof *host), "the optimizer's state");
+        gpt2_set(m, parts[i], host);
+    }
+    in_close(&in);
+    free(host);
+}
+
+// Everything that decides a step's bits, in words, so that a resumed run can be refused with a reason.
+static inline void train_settings(Train *t, const GPT2 *m, const Ranked *d) {
+    Config c = gpt2_config(m);
+    const Objective *o = &t->objective;
+    uint64_t hash = 1469598103934665603ull; // FNV-1a over the tokens and scores
+    for (int64_t i = 0; i < d->n_tokens; i++) hash = (hash ^ d->tokens[i]) * 1099511628211ull;
+    for (int r = 0; r < d->R; r++) {
+        uint32_t bits;
+        memcpy(&bits, &d->score[r], 4);
+        hash = (hash ^ bits ^ ((uint64_t)d->resp_len[r] << 32)) * 1099511628211ull;
+    }
+    snprintf(t->settings, sizeof t->settings,
+             "model T%d V%d L%d NH%d C%d reward%d, data %d queries %d responses #%016" PRIx64 ", seed %" PRIu64 ", batch %d, "
+             "micro-batch %d, epochs %d, shuffle %d, lr %.9g, schedule %d, warmup %.9g, betas %.9g %.9g, eps %.9g, "
+             "weight-decay %.9g, grad-clip %.9g, rank-weight %.9g, ft-weight %.9g, ft-mean %d, length-penalty %.9g, margin %.9g",
+             c.T, c.V, c.L, c.NH, c.C, c.reward, d->Q, d->R, hash, t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
+             t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
+             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean, o->length_penalty, o->margin);
+}
+
+typedef struct { Batch b; real *out, *c; double *value, *p, *dc; } StepRoom;
+
+static inline StepRoom step_room(GPT2 *m, const Ranked *d, int micro) {
+    int bound[4];
+    StepRoom s;
+    batch_bounds(d, micro, bound);
+    s.b = batch_make(bound[0], bound[1], bound[2], bound[3], micro);
+    s.out = (real *)xalloc((size_t)bound[2], sizeof(real));
+    s.c = (real *)xalloc((size_t)bound[3], sizeof(real));
+    s.value = (double *)xalloc((size_t)bound[3], sizeof(double));
+    s.p = (double *)xalloc((size_t)bound[3], sizeof(double));
+    s.dc = (double *)xalloc((size_t)bound[3], sizeof(double));
+    gpt2_plan(m, bound[0], gpt2_config(m).reward ? bound[3] : bound[1]);
+    return s;
+}
+
+static inline void step_room_free(StepRoom *s) {
+    batch_free(&s->b);
+    free(s->out); free(s->c); free(s->value); free(s->p); free(s->dc);
+}
+
+// One micro-batch: scores -> losses -> coefficients -> gradients. scale = 1 / (queries of the optimizer step).
+static inline Loss micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double scale, int step) {
+    Loss sum = {0, 0, 0};
+    Batch *b = &s->b;
+    batch_pack(b, d, queries, n);
+    gpt2_forward(m, b, s->out);
+    batch_values(b, gpt2_config(m).reward, s->out, s->value);
+    for (int g = 0; g < n; g++) {
+        int i = b->first[g], k = b->first[g + 1] - i;
+        Loss l = t->loss(&t->objective, k, s->value + i, b->resp_len + i, b->score + i, s->p + i, s->dc + i);
+        for (int j = i; j < i + k; j++) {
+            if (!isfinite(s->value[j]))
+                die("NaN: step %d, query %d, response %d: value %g; nothing was overwritten: go back to the last "
+                    "checkpoint with a smaller --lr or with --grad-clip 1", step, b->query[g], j - i, s->value[j]);
+            s->c[j] = (real)(s->dc[j] * scale);
+        }
+        sum.loss += l.loss * scale;
+        sum.rank += l.rank * scale;
+        sum.ft += l.ft * scale;
+    }
+    gpt2_backward(m, b, s->c);
+    return sum;
+}
+
+// One optimizer step over the n queries; returns the losses before the update, and the gradient's norm.
+static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n,
+                              double lr, int step, double *grad_norm, int64_t *tokens) {
+    Loss sum = {0, 0, 0};
+    AdamW adam = t->adam;
+    gpt2_zero_grad(m);
+    for (int i = 0; i < n; i += t->micro_batch) {
+        Loss l = micro_step(m, t, s, d, queries + i, n - i < t->micro_batch ? n - i : t->micro_batch, 1.0 / n, step);
+        sum.loss += l.loss;
+        sum.rank += l.rank;
+        sum.ft += l.ft;
+        *tokens += s->b.N;
+    }
+    *grad_norm = gpt2_grad_norm(m);
+    if (!isfinite(*grad_norm))
+        die("NaN: step %d: the gradient's norm is %g (loss %g); nothing was overwritten: go back to the last checkpoint "
+            "with a smaller --lr or with --grad-clip 1", step, *grad_norm, sum.loss);
+    adam.lr = lr;
+    gpt2_update(m, adam, t->grad_clip > 0 && *grad_norm > t->grad_clip ? t->grad_clip / *grad_norm : 1, step);
+    return sum;
+}
+
+static inline int train_steps(const Train *t, const Ranked *d) { return t->epochs * ((d->Q + t->batch - 1) / t->batch); }
+
+// Trains m on d and leaves policy.bin, log.csv and (where asked for) state.bin in t->out.
+// Returns 0, or 1 when Ctrl-C stopped it: then state.bin is there to resume from.
+static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
+    int per_epoch = (d->Q + t->batch - 1) / t->batch, total = t->epochs * per_epoch, step = 0, shuffled = -1;
+    int end = t->steps && t->steps < total ? t->steps : total;
+    if (t->micro_batch < 1) t->micro_batch = micro_batch_auto(d, t->batch);
+    if (t->micro_batch > t->batch) t->micro_batch = t->batch;
+    train_settings(t, m, d);
+    StepRoom s = step_room(m, d, t->micro_batch);
+    int *order = (int *)xalloc((size_t)d->Q, sizeof(int));
+    for (int q = 0; q < d->Q; q++) order[q] = q;
+    if (t->resume) train_load(m, t, log), step = (int)log->row[log->n - 1].step;
+    interrupted = 0;
+    signal(SIGINT, on_interrupt);
+    Progress bar = progress_start(t->label, step);
+    double saved = now_s();
+    if (t->after && !step) t->after(t->context, 0);
+    while (step < end && !interrupted) {
+        int epoch = step / per_epoch, at = step % per_epoch * t->batch, n = d->Q - at < t->batch ? d->Q - at : t->batch;
+        if (t->shuffle && shuffled != epoch) {
+            Rng r = rng_make(t->seed, RNG_SHUFFLE, (uint64_t)(shuffled = epoch)); // a resumed run shuffles alike
+            rng_shuffle(&r, order, d->Q);
+        }
+        double start = now_s(), grad_norm = 0, lr = learning_rate(t, step + 1, total);
+        int64_t tokens = 0;
+        Loss l = train_step(m, t, &s, d, order + at, n, lr, step + 1, &grad_norm, &tokens);
+        double seconds = now_s() - start;
+        LogRow row = {(double)++step, (double)epoch + 1, l.loss, l.rank, l.ft, lr, grad_norm, seconds * 1e3, (double)tokens / seconds};
+        xgrow((void **)&log->row, &log->cap, (size_t)log->n + 1, sizeof row);
+        log->row[log->n++] = row;
+        progress(&bar, step, end, "loss %.4f  rank %.4f  ft %.3f  lr %.1e  %.0f tok/s", l.loss, l.rank, l.ft, lr, row.tokens_per_s);
+        if (t->after) t->after(t->context, step);
+        if (t->checkpoint_every && step % t->checkpoint_every == 0 && step < end) train_save(m, t, log);
+        else if (now_s() - saved > 20) log_write(t, log), saved = now_s(); // the log can be watched
+    }
+    signal(SIGINT, SIG_DFL);
+    train_save(m, t, log);
+    free(order);
+    step_room_free(&s);
+    return interrupted && step < end;
+}
+
+#endif

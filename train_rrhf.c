@@ -1,0 +1,779 @@
+/*
+train_rrhf.c: RRHF (Yuan et al. 2023, arXiv 2304.05302) on the CPU, from scratch. GPT-2's layers as
+forward/backward pairs, the model, AdamW; the paper itself is in rrhf.h, and main() is at the end.
+
+  make train_rrhf && ./train_rrhf        the whole story on made-up reviews, under two minutes on two cores
+  ./train_rrhf --help                    the six verbs and every option
+
+Gradients: dX is dL/dX, the same shape as X. Every backward ADDS to the gradients of parameters (micro-batches
+accumulate) and overwrites the gradients of activations, unless it says otherwise.
+Every sum is split among threads by what is summed INTO, never by what is summed: with the plain loops a run has the
+same bits whatever the number of threads.
+*/
+#include "util.h"        // defines: die, xalloc, Rng
+#include "model.h"       // defines: Config, Params, Batch, Decode, the backend contract
+#include "rrhf.h"        // defines: the objective and the training loop
+#include "verbs.h"       // defines: the command line and the six verbs
+#ifdef _OPENMP
+#include <omp.h>         // defines: omp_set_num_threads
+#endif
+#ifdef USE_CBLAS
+#include <cblas.h>       // defines: cblas_sgemm, cblas_dgemm
+#endif
+
+#ifdef _OPENMP
+#define PARALLEL_FOR _Pragma("omp parallel for schedule(static)")
+#define PARALLEL_FOR2 _Pragma("omp parallel for collapse(2) schedule(static)")
+#else
+#define PARALLEL_FOR
+#define PARALLEL_FOR2
+#endif
+#define SIMD _Pragma("omp simd")
+#define SIMD_SUM(...) SIMD_SUM_(omp simd reduction(+ : __VA_ARGS__))
+#define SIMD_SUM_(x) _Pragma(#x)
+
+static int n_threads = 1;
+
+// ----------------------------------------------------------------------------
+// Small mathematics
+
+// exp(x). For float: 2^n * e^r with n = round(x / ln 2), |r| <= ln 2 / 2 and e^r by its Taylor series to degree 7
+// (error 2e-7 relative): plain arithmetic, so that the compiler can run it on whole vectors, as it cannot run libm's.
+static inline real exp_real(real x) {
+    if (sizeof(real) == 8) return (real)exp((double)x);
+    float y = (float)x;
+    y = y < -87.0f ? -87.0f : y > 88.0f ? 88.0f : y;
+    float shifted = y * 1.44269504f + 12582912.0f; // adding 1.5 * 2^23 rounds to an integer in the low bits
+    float n = shifted - 12582912.0f;
+    float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
+    float e = 1.0f + r * (1.0f + r * (0.5f + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 +
+              r * (1.0f / 720 + r * (1.0f / 5040)))))));
+    union { float f; int32_t i; } two;
+    two.i = ((int32_t)n + 127) << 23;
+    return (real)(e * two.f);
+}
+
+static inline real sqrt_real(real x) { return sizeof(real) == 4 ? (real)sqrtf((float)x) : (real)sqrt((double)x); }
+
+static inline real dot(const real *a, const real *b, int n) {
+    real s = 0;
+    SIMD_SUM(s)
+    for (int i = 0; i < n; i++) s += a[i] * b[i];
+    return s;
+}
+
+// y += a x
+static inline void axpy(real *restrict y, real a, const real *restrict x, int n) {
+    SIMD
+    for (int i = 0; i < n; i++) y[i] += a * x[i];
+}
+
+// ----------------------------------------------------------------------------
+// Matrix products: the one seam between the layers and the machine
+//
+// gemm: C (M,N) = beta C + op(A) op(B), row-major; op(A) is (M,K), op(B) is (K,N); beta is 0 or 1.
+// Three variants compute it: GEMM_NAIVE is the definition, GEMM_PACKED the built-in, GEMM_CBLAS a library.
+
+enum { GEMM_NAIVE, GEMM_PACKED, GEMM_CBLAS };
+#ifdef USE_CBLAS
+static int gemm_kind = GEMM_CBLAS;
+#else
+static int gemm_kind = GEMM_PACKED;
+#endif
+
+// op(A)[m][k] is a[m * am + k * ak], op(B)[k][n] is b[k * bk + n * bn]: a transposition is a swap of strides.
+static void gemm_naive(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
+                       real beta, real *c, size_t ldc) {
+    PARALLEL_FOR
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) {
+            double s = 0;
+            for (int k = 0; k < K; k++) s += (double)a[m * am + k * ak] * (double)b[k * bk + n * bn];
+            c[m * ldc + n] = (beta != 0 ? c[m * ldc + n] : 0) + (real)s;
+        }
+}
+
+// The packed product. A register tile of C, MR rows by NR columns, is summed over KC terms; its operands are first
+// copied ("packed") so that the inner loop reads both from one end to the other: A in strips of MR rows, B in panels
+// of NR columns. NR is a few vector registers wide; the compiler's vector types map to whatever the machine has.
+#if defined(__AVX512F__)
+enum { VECTOR = 64, MR = 6, NV = 4 };
+#elif defined(__AVX__)
+enum { VECTOR = 32, MR = 6, NV = 2 };
+#else
+enum { VECTOR = 16, MR = 6, NV = 2 };
+#endif
+enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 256, TILE_M = 16 * MR, TILE_N = 512, NC = 8 * TILE_N };
+typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
+
+// One register tile: c (rows, cols) (+)= strip (K, MR) times panel (K, NR).
+static void gemm_tile(int K, const real *restrict strip, const real *restrict panel, real *restrict c, size_t ldc,
+                      int rows, int cols, int add) {
+    vec sum[MR][NV];
+    memset(sum, 0, sizeof sum);
+    for (int k = 0; k < K; k++, strip += MR, panel += NR) {
+        vec b[NV];
+        for (int j = 0; j < NV; j++) b[j] = ((const vec *)panel)[j];
+        for (int i = 0; i < MR; i++)
+            for (int j = 0; j < NV; j++) sum[i][j] += strip[i] * b[j];
+    }
+    if (rows == MR && cols == NR) {
+        for (int i = 0; i < MR; i++)
+            for (int j = 0; j < NV; j++) {
+                vec *to = (vec *)(c + i * ldc) + j;
+                if (add) sum[i][j] += *to;
+                *to = sum[i][j];
+            }
+    } else {
+        const real *s = (const real *)sum;
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < cols; j++) c[i * ldc + j] = (add ? c[i * ldc + j] : 0) + s[i * NR + j];
+    }
+}
+
+// Copies `width` lines (stride `line`) of K terms (stride `term`) into (K, full), zero-padded.
+static void gemm_pack(real *restrict dst, const real *restrict src, size_t line, size_t term, int width, int full, int K) {
+    if (line == 1 && width == full) {
+        for (int k = 0; k < K; k++) memcpy(dst + (size_t)k * full, src + k * term, (size_t)full * sizeof *dst);
+        return;
+    }
+    for (int i = 0; i < full; i++)
+        for (int k = 0; k < K; k++) dst[(size_t)k * full + i] = i < width ? src[i * line + k * term] : 0;
+}
+
+static real *gemm_room(int which, size_t n) { // packing buffers, grown once and kept
+    static real *buffer[2];
+    static size_t size[2];
+    if (n > size[which]) {
+        free(buffer[which]);
+        buffer[which] = (real *)aligned_alloc(64, (n * sizeof(real) + 63) / 64 * 64);
+        if (!buffer[which]) die("memory: no room for the matrix product's %zu bytes", n * sizeof(real));
+        size[which] = n;
+    }
+    return buffer[which];
+}
+
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+
+static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
+                        real beta, real *c, size_t ldc) {
+    int strips = (M + MR - 1) / MR;
+    real *pa = gemm_room(0, (size_t)strips * MR * KC), *pb = gemm_room(1, (size_t)NC * KC);
+    for (int n0 = 0; n0 < N; n0 += NC)
+        for (int k0 = 0; k0 < K; k0 += KC) {
+            int nc = min_int(NC, N - n0), kc = min_int(KC, K - k0), panels = (nc + NR - 1) / NR;
+            int add = beta != 0 || k0 > 0;
+            PARALLEL_FOR
+            for (int s = 0; s < strips; s++)
+                gemm_pack(pa + (size_t)s * MR * kc, a + (size_t)s * MR * am + k0 * ak, am, ak, min_int(MR, M - s * MR), MR, kc);
+            PARALLEL_FOR
+            for (int p = 0; p < panels; p++)
+                gemm_pack(pb + (size_t)p * NR * kc, b + k0 * bk + (size_t)(n0 + p * NR) * bn, bn, bk,
+                          min_int(NR, nc - p * NR), NR, kc);
+            PARALLEL_FOR2
+            for (int m0 = 0; m0 < M; m0 += TILE_M) // a tile of C stays in cache while its panels pass by
+                for (int j0 = 0; j0 < nc; j0 += TILE_N)
+                    for (int j = j0; j < min_int(j0 + TILE_N, nc); j += NR)
+                        for (int i = m0; i < min_int(m0 + TILE_M, M); i += MR)
+                            gemm_tile(kc, pa + (size_t)i * kc, pb + (size_t)j * kc, c + i * ldc + n0 + j, ldc,
+                                      min_int(MR, M - i), min_int(NR, nc - j), add);
+        }
+}
+
+static void gemm(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb,
+                 real beta, real *c, size_t ldc) {
+    size_t am = transa ? 1 : lda, ak = transa ? lda : 1, bk = transb ? 1 : ldb, bn = transb ? ldb : 1;
+    if (gemm_kind == GEMM_NAIVE) gemm_naive(M, N, K, a, am, ak, b, bk, bn, beta, c, ldc);
+    else if (gemm_kind == GEMM_PACKED) gemm_packed(M, N, K, a, am, ak, b, bk, bn, beta, c, ldc);
+#ifdef USE_CBLAS
+    else {
+        enum CBLAS_TRANSPOSE ta = transa ? CblasTrans : CblasNoTrans, tb = transb ? CblasTrans : CblasNoTrans;
+        if (sizeof(real) == 4)
+            cblas_sgemm(CblasRowMajor, ta, tb, M, N, K, 1.0f, (const float *)a, (int)lda, (const float *)b, (int)ldb,
+                        (float)beta, (float *)c, (int)ldc);
+        else
+            cblas_dgemm(CblasRowMajor, ta, tb, M, N, K, 1.0, (const double *)a, (int)lda, (const double *)b, (int)ldb,
+                        (double)beta, (double *)c, (int)ldc);
+    }
+#endif
+}
+
+// ----------------------------------------------------------------------------
+// Layers, forward and backward. Arguments: outputs, inputs, what the forward saved, sizes.
+
+// Embedding: out[n] = wte[token[n]] + wpe[pos[n]].   out (N,C), wte (V,C), wpe (T,C)
+static void embedding_forward(real *out, const int *token, const int *pos, const real *wte, const real *wpe, int N, int C) {
+    PARALLEL_FOR
+    for (int n = 0; n < N; n++) {
+        const real *t = wte + (size_t)token[n] * C, *p = wpe + (size_t)pos[n] * C;
+        for (int i = 0; i < C; i++) out[(size_t)n * C + i] = t[i] + p[i];
+    }
+}
+
+// dwte[token[n]] += dout[n], dwpe[pos[n]] += dout[n]. Tokens repeat, so threads share the channels, not the rows.
+static void embedding_backward(real *dwte, real *dwpe, const real *dout, const int *token, const int *pos, int N, int C) {
+    enum { SPAN = 64 };
+    PARALLEL_FOR
+    for (int i = 0; i < C; i += SPAN)
+        for (int n = 0; n < N; n++) {
+            int span = min_int(SPAN, C - i);
+            axpy(dwte + (size_t)token[n] * C + i, 1, dout + (size_t)n * C + i, span);
+            axpy(dwpe + (size_t)pos[n] * C + i, 1, dout + (size_t)n * C + i, span);
+        }
+}
+
+// LayerNorm (eps 1e-5): out = w * (x - mean) * rstd + b over the C channels of each row.
+// out, x (N,C); w, b (C); mean, rstd (N) are saved for the backward
+static void layernorm_forward(real *out, real *mean, real *rstd, const real *x, const real *w, const real *b, int N, int C) {
+    PARALLEL_FOR
+    for (int n = 0; n < N; n++) {
+        const real *row = x + (size_t)n * C;
+        real sum = 0, var = 0;
+        SIMD_SUM(sum)
+        for (int i = 0; i < C; i++) sum += row[i];
+        real mu = sum / C;
+        SIMD_SUM(var)
+        for (int i = 0; i < C; i++) var += (row[i] - mu) * (row[i] - mu);
+        real rs = 1 / sqrt_real(var / C + (real)1e-5);
+        for (int i = 0; i < C; i++) out[(size_t)n * C + i] = w[i] * ((row[i] - mu) * rs) + b[i];
+        mean[n] = mu;
+        rstd[n] = rs;
+    }
+}
+
+// With xhat = (x - mean) rstd and g = dout * w:   dx += rstd (g - mean_C(g) - xhat mean_C(g xhat)),
+// dw += sum_N dout xhat, db += sum_N dout. Adds to dx: the residual stream carries a gradient past the layer.
+static void layernorm_backward(real *dx, real *dw, real *db, const real *dout, const real *x, const real *w,
+                               const real *mean, const real *rstd, int N, int C) {
+    enum { SPAN = 64 };
+    PARALLEL_FOR
+    for (int n = 0; n < N; n++) {
+        const real *g = dout + (size_t)n * C, *row = x + (size_t)n * C;
+        real mu = mean[n], rs = rstd[n], sum = 0, sumx = 0;
+        SIMD_SUM(sum, sumx)
+        for (int i = 0; i < C; i++) {
+            sum += g[i] * w[i];
+            sumx += g[i] * w[i] * (row[i] - mu);
+        }
+        sum /= C;
+        sumx *= rs * rs / C;
+        for (int i = 0; i < C; i++) dx[(size_t)n * C + i] += rs * (g[i] * w[i] - sum - (row[i] - mu) * sumx);
+    }
+    PARALLEL_FOR
+    for (int i0 = 0; i0 < C; i0 += SPAN)
+        for (int n = 0; n < N; n++)
+            for (int i = i0; i < min_int(i0 + SPAN, C); i++) {
+                real g = dout[(size_t)n * C + i];
+                dw[i] += g * (x[(size_t)n * C + i] - mean[n]) * rstd[n];
+                db[i] += g;
+            }
+}
+
+// Matmul with bias and residual: out = residual + x W^T + bias; residual may be NULL, and may be out itself.
+// out, residual (N,OC), x (N,C), W (OC,C), bias (OC)
+static void matmul_forward(real *out, const real *x, const real *w, const real *bias, const real *residual, int N, int C, int OC) {
+    PARALLEL_FOR
+    for (int n = 0; n < N; n++)
+        for (int o = 0; o < OC; o++)
+            out[(size_t)n * OC + o] = bias[o] + (residual ? residual[(size_t)n * OC + o] : 0);
+    gemm(0, 1, N, OC, C, x, (size_t)C, w, (size_t)C, 1, out, (size_t)OC);
+}
+
+// dx = dout W, dW += dout^T x, dbias += sum_N dout. (The residual's gradient is dout itself.)
+static void matmul_backward(real *dx, real *dw, real *dbias, const real *dout, const real *x, const real *w, int N, int C, int OC) {
+    enum { SPAN = 64 };
+    gemm(0, 0, N, C, OC, dout, (size_t)OC, w, (size_t)C, 0, dx, (size_t)C);
+    gemm(1, 0, OC, C, N, dout, (size_t)OC, x, (size_t)C, 1, dw, (size_t)C);
+    PARALLEL_FOR
+    for (int o = 0; o < OC; o += SPAN)
+        for (int n = 0; n < N; n++) axpy(dbias + o, 1, dout + (size_t)n * OC + o, min_int(SPAN, OC - o));
+}
+
+// Attention over the two intervals of dataloader.h, per head: with s_j = q_n . k_j / sqrt(hs) for every j that n sees,
+// out_n = sum_j softmax(s)_j v_j. Saves only lse_n = log sum_j exp(s_j); the backward recomputes the softmax from it.
+// out (N,C), lse (N,NH), qkv (N,3C), room (tasks, longest sequence): scores of one row
+static void attention_forward(real *out, real *lse, const real *qkv, real *room, int room_size, const Batch *b, int C, int NH) {
+    int hs = C / NH;
+    real scale = 1 / sqrt_real((real)hs);
+    PARALLEL_FOR2
+    for (int g = 0; g < b->Q; g++)
+        for (int h = 0; h < NH; h++) {
+            real *s = room + (size_t)(g * NH + h) * (size_t)room_size;
+            for (int n = b->group[g]; n < b->group[g + 1]; n++) {
+                const real *q = qkv + (size_t)n * 3 * C + h * hs;
+                real *o = out + (size_t)n * C + h * hs, max = 0, sum = 0;
+                int m = 0;
+                for (int j = b->a0[n]; j <= n; j = j + 1 == b->a1[n] ? b->b0[n] : j + 1) {
+                    s[m] = scale * dot(q, qkv + (size_t)j * 3 * C + C + h * hs, hs);
+                    max = m == 0 || s[m] > max ? s[m] : max;
+                    m++;
+                }
+                SIMD_SUM(sum)
+                for (int i = 0; i < m; i++) sum += s[i] = exp_real(s[i] - max);
+                for (int i = 0; i < hs; i++) o[i] = 0;
+                for (int i = 0, j = b->a0[n]; i < m; i++, j = j + 1 == b->a1[n] ? b->b0[n] : j + 1)
+                    axpy(o, s[i] / sum, qkv + (size_t)j * 3 * C + 2 * C + h * hs, hs);
+                lse[(size_t)n * NH + h] = max + (real)log(sum);
+            }
+        }
+}
+
+// With p_j = exp(s_j - lse), dp_j = dout . v_j and D = dout . out = sum_j p_j dp_j:
+// ds_j = p_j (dp_j - D); dq = sum_j ds_j k_j / sqrt(hs), dk_j += ds_j q / sqrt(hs), dv_j += p_j dout.
+// dqkv (N,3C) is overwritten. A task owns one head of one query's rows, so no two tasks add to the same place.
+static void attention_backward(real *dqkv, const real *dout, const real *out, const real *lse, const real *qkv,
+                               const Batch *b, int C, int NH) {
+    int hs = C / NH;
+    real scale = 1 / sqrt_real((real)hs);
+    PARALLEL_FOR
+    for (int n = 0; n < b->N; n++) memset(dqkv + (size_t)n * 3 * C, 0, (size_t)C * 3 * sizeof *dqkv);
+    PARALLEL_FOR2
+    for (int g = 0; g < b->Q; g++)
+        for (int h = 0; h < NH; h++)
+            for (int n = b->group[g]; n < b->group[g + 1]; n++) {
+                const real *q = qkv + (size_t)n * 3 * C + h * hs, *go = dout + (size_t)n * C + h * hs;
+                real *dq = dqkv + (size_t)n * 3 * C + h * hs, l = lse[(size_t)n * NH + h];
+                real D = dot(go, out + (size_t)n * C + h * hs, hs);
+                for (int j = b->a0[n]; j <= n; j = j + 1 == b->a1[n] ? b->b0[n] : j + 1) {
+                    const real *k = qkv + (size_t)j * 3 * C + C + h * hs, *v = k + C;
+                    real *dk = dqkv + (size_t)j * 3 * C + C + h * hs, *dv = dk + C;
+                    real p = exp_real(scale * dot(q, k, hs) - l);
+                    real ds = scale * p * (dot(go, v, hs) - D);
+                    axpy(dq, ds, k, hs);
+                    axpy(dk, ds, q, hs);
+                    axpy(dv, p, go, hs);
+                }
+            }
+}
+
+// The same attention for one new token each, over a list of cache slots.
+// out (n,C), q in qkv (n,3C), cache (slots,2C): keys, then values; room (n NH, longest list)
+static void attention_decode(real *out, const real *qkv, const real *cache, real *room, int room_size, const Decode *d, int C, int NH) {
+    int hs = C / NH;
+    real scale = 1 / sqrt_real((real)hs);
+    PARALLEL_FOR2
+    for (int n = 0; n < d->n; n++)
+        for (int h = 0; h < NH; h++) {
+            const real *q = qkv + (size_t)n * 3 * C + h * hs;
+            const int *slot = d->list + d->at[n];
+            real *s = room + (size_t)(n * NH + h) * (size_t)room_size, *o = out + (size_t)n * C + h * hs, max = 0, sum = 0;
+            for (int j = 0; j < d->len[n]; j++) {
+                s[j] = scale * dot(q, cache + (size_t)slot[j] * 2 * C + h * hs, hs);
+                max = j == 0 || s[j] > max ? s[j] : max;
+            }
+            SIMD_SUM(sum)
+            for (int j = 0; j < d->len[n]; j++) sum += s[j] = exp_real(s[j] - max);
+            for (int i = 0; i < hs; i++) o[i] = 0;
+            for (int j = 0; j < d->len[n]; j++) axpy(o, s[j] / sum, cache + (size_t)slot[j] * 2 * C + C + h * hs, hs);
+        }
+}
+
+// GELU, tanh form: out = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3); tanh(u) = 1 - 2/(exp(2u)+1).
+#define GELU_S ((real)0.7978845608028654)
+#define GELU_A ((real)0.044715)
+
+static void gelu_forward(real *out, const real *x, int N, int C) {
+    PARALLEL_FOR
+    for (int n = 0; n < N; n++) {
+        real *o = out + (size_t)n * C;
+        const real *row = x + (size_t)n * C;
+        SIMD
+        for (int i = 0; i < C; i++) {
+            real u = GELU_S * (row[i] + GELU_A * row[i] * row[i] * row[i]);
+            o[i] = row[i] * (1 - 1 / (exp_real(2 * u) + 1));
+        }
+    }
+}
+
+// dx = dout ((1 + t)/2 + x/2 (1 - t^2) du/dx), t = tanh(u); in place: d (N,C) is dout, then dx
+static void gelu_backward(real *d, const real *x, int N, int C) {
+    PARALLEL_FOR
+    for (int n = 0; n < N; n++) {
+        real *o = d + (size_t)n * C;
+        const real *row = x + (size_t)n * C;
+        SIMD
+        for (int i = 0; i < C; i++) {
+            real a = row[i], u = GELU_S * (a + GELU_A * a * a * a), t = 1 - 2 / (exp_real(2 * u) + 1);
+            o[i] *= (real)0.5 * (1 + t) + (real)0.5 * a * (1 - t * t) * GELU_S * (1 + 3 * GELU_A * a * a);
+        }
+    }
+}
+
+// Classifier: logits = x wte^T, log P(v) = logit_v - log sum exp(logits), for the U predicting rows.
+// logits (U,Vp), lse (U), logp (P), x (U,C), wte (V,C)
+static void classifier_forward(real *logp, real *logits, real *lse, const real *x, const real *wte, const Batch *b,
+                               int C, int V, int Vp) {
+    gemm(0, 1, b->U, V, C, x, (size_t)C, wte, (size_t)C, 0, logits, (size_t)Vp);
+    PARALLEL_FOR
+    for (int u = 0; u < b->U; u++) {
+        const real *z = logits + (size_t)u * Vp;
+        real max = z[0];
+        double total = 0;
+        for (int v = 1; v < V; v++) max = z[v] > max ? z[v] : max;
+        for (int v0 = 0; v0 < V; v0 += 1024) { // sums of 1024 terms in vectors, their total in double
+            real sum = 0;
+            int v1 = min_int(v0 + 1024, V);
+            SIMD_SUM(sum)
+            for (int v = v0; v < v1; v++) sum += exp_real(z[v] - max);
+            total += (double)sum;
+        }
+        lse[u] = max + (real)log(total);
+        for (int i = b->pred[u]; i < b->pred[u + 1]; i++) logp[i] = z[b->target[i]] - lse[u];
+    }
+}
+
+// d logP(y)/d logit_v = [v = y] - P(v), so with c_i for each prediction i of the row:
+// dlogit_v = sum_i c_i [v = y_i] - (sum_i c_i) P(v). In place over the logits; then dx = dlogits wte, dwte += dlogits^T x.
+// c (R): one coefficient per response, the same for each of its tokens
+static void classifier_backward(real *dx, real *dwte, real *logits, const real *lse, const real *c, const real *x,
+                                const real *wte, const Batch *b, int C, int V, int Vp) {
+    PARALLEL_FOR
+    for (int u = 0; u < b->U; u++) {
+        real *z = logits + (size_t)u * Vp, sum = 0;
+        for (int i = b->pred[u]; i < b->pred[u + 1]; i++) sum += c[b->resp[i]];
+        SIMD
+        for (int v = 0; v < V; v++) z[v] = -sum * exp_real(z[v] - lse[u]);
+        for (int i = b->pred[u]; i < b->pred[u + 1]; i++) z[b->target[i]] += c[b->resp[i]];
+    }
+    gemm(0, 0, b->U, C, V, logits, (size_t)Vp, wte, (size_t)C, 0, dx, (size_t)C);
+    gemm(1, 0, V, C, b->U, logits, (size_t)Vp, x, (size_t)C, 1, dwte, (size_t)C);
+}
+
+// Scalar head of a reward model: out_r = x_r . w + b.   out (R), x (R,C), w (C), b (1)
+static void head_forward(real *out, const real *x, const real *w, const real *b, int R, int C) {
+    for (int r = 0; r < R; r++) out[r] = dot(x + (size_t)r * C, w, C) + b[0];
+}
+
+// dx_r = c_r w, dw += sum_r c_r x_r, db += sum_r c_r
+static void head_backward(real *dx, real *dw, real *db, const real *c, const real *x, const real *w, int R, int C) {
+    for (int r = 0; r < R; r++) {
+        for (int i = 0; i < C; i++) dx[(size_t)r * C + i] = c[r] * w[i];
+        axpy(dw, c[r], x + (size_t)r * C, C);
+        db[0] += c[r];
+    }
+}
+
+// The rows that are read: out[u] = x[row[u]], and back, dx[row[u]] = dout[u] with zeros elsewhere.
+static void gather_forward(real *out, const real *x, const int *row, int U, int C) {
+    for (int u = 0; u < U; u++) memcpy(out + (size_t)u * C, x + (size_t)row[u] * C, (size_t)C * sizeof *out);
+}
+
+static void gather_backward(real *dx, const real *dout, const int *row, int U, int N, int C) {
+    memset(dx, 0, (size_t)N * (size_t)C * sizeof *dx);
+    for (int u = 0; u < U; u++) memcpy(dx + (size_t)row[u] * C, dout + (size_t)u * C, (size_t)C * sizeof *dx);
+}
+
+// ----------------------------------------------------------------------------
+// GPT-2
+
+// X(name, layers, rows, columns): what the forward saves for the backward, then what the backward needs besides.
+#define ACTIVATIONS(X)                                                                   \
+    X(x,      c.L + 1, N, c.C)    /* residual stream before each block, and at the end */ \
+    X(ln1,    c.L, N, c.C)                                                               \
+    X(mean1,  c.L, N, 1)                                                                 \
+    X(rstd1,  c.L, N, 1)                                                                 \
+    X(qkv,    c.L, N, 3 * c.C)                                                           \
+    X(att,    c.L, N, c.C)                                                               \
+    X(lse,    c.L, N, c.NH)                                                              \
+    X(mid,    c.L, N, c.C)        /* residual stream after attention */                  \
+    X(ln2,    c.L, N, c.C)                                                               \
+    X(mean2,  c.L, N, 1)                                                                 \
+    X(rstd2,  c.L, N, 1)                                                                 \
+    X(fc,     c.L, N, 4 * c.C)                                                           \
+    X(gelu,   c.L, N, 4 * c.C)                                                           \
+    X(read,   1, U, c.C)          /* the rows that are read */                           \
+    X(lnf,    1, U, c.C)                                                                 \
+    X(meanf,  1, U, 1)                                                                   \
+    X(rstdf,  1, U, 1)                                                                   \
+    X(logits, !c.reward, U, c.Vp) /* then their gradient */                              \
+    X(lsef,   1, U, 1)
+#define GRADIENT_ROOM(X)                                                                 \
+    X(dx,     1, N, c.C)          /* of the residual stream */                           \
+    X(dc,     1, N, c.C)                                                                 \
+    X(d3c,    1, N, 3 * c.C)                                                             \
+    X(d4c,    1, N, 4 * c.C)                                                             \
+    X(dread,  1, U, c.C)                                                                 \
+    X(dlnf,   1, U, c.C)
+
+struct GPT2 {
+    Config c;
+    size_t n_params;
+    Params w, dw;                     // parameters and gradients
+    real *params, *grads, *m, *v;     // each (n_params); the last three only for training
+#define X(name, layers, rows, cols) real *name;
+    ACTIVATIONS(X)
+    GRADIENT_ROOM(X)
+#undef X
+    real *activations, *room;         // one allocation for all of the above; attention's scores
+    int N, U;                         // planned for
+    size_t room_size;
+    real *cache;                      // (L, slots, 2C)
+    real *dec;                        // decoding's activations
+    float *dec_logits;                // (n_rows, V)
+    int dec_n, dec_rows, dec_slots;
+};
+
+static size_t activation_count(Config c, int training, int N, int U) {
+    size_t n = 0;
+#define X(name, layers, rows, cols) n += (size_t)(layers) * (size_t)(rows) * (size_t)(cols);
+    ACTIVATIONS(X)
+    if (training) { GRADIENT_ROOM(X) }
+#undef X
+    return n;
+}
+
+size_t gpt2_bytes(Config c, int training, int N, int U) {
+    return sizeof(real) * (gpt2_count(c) * (training ? 4 : 1) + activation_count(c, training, N, U));
+}
+
+GPT2 *gpt2_build(Config c, const float *params, int training) {
+    GPT2 *m = (GPT2 *)xalloc(1, sizeof *m);
+    m->c = c;
+    m->n_params = gpt2_count(c);
+    m->params = (real *)xalloc(m->n_params, sizeof(real));
+    m->w = gpt2_params(c, m->params);
+    if (training) {
+        m->grads = (real *)xalloc(m->n_params, sizeof(real));
+        m->m = (real *)xalloc(m->n_params, sizeof(real));
+        m->v = (real *)xalloc(m->n_params, sizeof(real));
+        m->dw = gpt2_params(c, m->grads);
+    }
+    gpt2_set(m, COPY_PARAMS, params);
+    return m;
+}
+
+void gpt2_free(GPT2 *m) {
+    if (!m) return;
+    free(m->params); free(m->grads); free(m->m); free(m->v);
+    free(m->activations); free(m->room); free(m->cache); free(m->dec); free(m->dec_logits);
+    free(m);
+}
+
+Config gpt2_config(const GPT2 *m) { return m->c; }
+
+static real *copy_which(GPT2 *m, enum Copy what) {
+    real *all[] = {m->params, m->grads, m->m, m->v};
+    return all[what];
+}
+
+void gpt2_get(GPT2 *m, enum Copy what, float *host) {
+    const real *from = copy_which(m, what);
+    for (size_t i = 0; i < m->n_params; i++) host[i] = (float)from[i];
+}
+
+void gpt2_set(GPT2 *m, enum Copy what, const float *host) {
+    real *to = copy_which(m, what);
+    for (size_t i = 0; i < m->n_params; i++) to[i] = (real)host[i];
+}
+
+void gpt2_plan(GPT2 *m, int N, int U) {
+    if (N <= m->N && U <= m->U) return;
+    Config c = m->c;
+    N = m->N = N > m->N ? N : m->N;
+    U = m->U = U > m->U ? U : m->U;
+    free(m->activations);
+    real *p = m->activations = (real *)xalloc(activation_count(c, m->grads != NULL, N, U), sizeof(real));
+#define X(name, layers, rows, cols) m->name = p; p += (size_t)(layers) * (size_t)(rows) * (size_t)(cols);
+    ACTIVATIONS(X)
+    if (m->grads) { GRADIENT_ROOM(X) }
+#undef X
+}
+
+static real *attention_room(GPT2 *m, size_t n) {
+    if (n > m->room_size) {
+        free(m->room);
+        m->room = (real *)xalloc(n, sizeof(real));
+        m->room_size = n;
+    }
+    return m->room;
+}
+
+// One block of the transformer, forward: x -> x + attention(ln1(x)) -> that + mlp(ln2(that)).
+static void block_forward(GPT2 *m, const Batch *b, int l) {
+    Config c = m->c;
+    Params w = m->w;
+    int N = b->N, C = c.C;
+    size_t L = (size_t)l, NC_ = L * (size_t)m->N * (size_t)C, n1 = L * (size_t)m->N, CC = L * (size_t)C * (size_t)C, LC = L * (size_t)C;
+    real *x = m->x + NC_, *next = x + (size_t)m->N * (size_t)C;
+    layernorm_forward(m->ln1 + NC_, m->mean1 + n1, m->rstd1 + n1, x, w.ln1w + LC, w.ln1b + LC, N, C);
+    matmul_forward(m->qkv + 3 * NC_, m->ln1 + NC_, w.qkvw + 3 * CC, w.qkvb + 3 * LC, NULL, N, C, 3 * C);
+    attention_forward(m->att + NC_, m->lse + n1 * (size_t)c.NH, m->qkv + 3 * NC_,
+                      attention_room(m, (size_t)b->Q * (size_t)c.NH * (size_t)c.T), c.T, b, C, c.NH);
+    matmul_forward(m->mid + NC_, m->att + NC_, w.attprojw + CC, w.attprojb + LC, x, N, C, C);
+    layernorm_forward(m->ln2 + NC_, m->mean2 + n1, m->rstd2 + n1, m->mid + NC_, w.ln2w + LC, w.ln2b + LC, N, C);
+    matmul_forward(m->fc + 4 * NC_, m->ln2 + NC_, w.fcw + 4 * CC, w.fcb + 4 * LC, NULL, N, C, 4 * C);
+    gelu_forward(m->gelu + 4 * NC_, m->fc + 4 * NC_, N, 4 * C);
+    matmul_forward(next, m->gelu + 4 * NC_, w.fcprojw + 4 * CC, w.fcprojb + LC, m->mid + NC_, N, 4 * C, C);
+}
+
+// The same block backward; m->dx is the gradient of its output, then of its input.
+static void block_backward(GPT2 *m, const Batch *b, int l) {
+    Config c = m->c;
+    Params w = m->w, d = m->dw;
+    int N = b->N, C = c.C;
+    size_t L = (size_t)l, NC_ = L * (size_t)m->N * (size_t)C, n1 = L * (size_t)m->N, CC = L * (size_t)C * (size_t)C, LC = L * (size_t)C;
+    matmul_backward(m->d4c, d.fcprojw + 4 * CC, d.fcprojb + LC, m->dx, m->gelu + 4 * NC_, w.fcprojw + 4 * CC, N, 4 * C, C);
+    gelu_backward(m->d4c, m->fc + 4 * NC_, N, 4 * C);
+    matmul_backward(m->dc, d.fcw + 4 * CC, d.fcb + 4 * LC, m->d4c, m->ln2 + NC_, w.fcw + 4 * CC, N, C, 4 * C);
+    layernorm_backward(m->dx, d.ln2w + LC, d.ln2b + LC, m->dc, m->mid + NC_, w.ln2w + LC, m->mean2 + n1, m->rstd2 + n1, N, C);
+    matmul_backward(m->dc, d.attprojw + CC, d.attprojb + LC, m->dx, m->att + NC_, w.attprojw + CC, N, C, C);
+    attention_backward(m->d3c, m->dc, m->att + NC_, m->lse + n1 * (size_t)c.NH, m->qkv + 3 * NC_, b, C, c.NH);
+    matmul_backward(m->dc, d.qkvw + 3 * CC, d.qkvb + 3 * LC, m->d3c, m->ln1 + NC_, w.qkvw + 3 * CC, N, C, 3 * C);
+    layernorm_backward(m->dx, d.ln1w + LC, d.ln1b + LC, m->dc, m->x + NC_, w.ln1w + LC, m->mean1 + n1, m->rstd1 + n1, N, C);
+}
+
+void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
+    Config c = m->c;
+    const int *rows = c.reward ? b->last : b->row;
+    int U = c.reward ? b->R : b->U;
+    gpt2_plan(m, b->N, U);
+    embedding_forward(m->x, b->token, b->pos, m->w.wte, m->w.wpe, b->N, c.C);
+    for (int l = 0; l < c.L; l++) block_forward(m, b, l);
+    gather_forward(m->read, m->x + (size_t)c.L * (size_t)m->N * (size_t)c.C, rows, U, c.C);
+    layernorm_forward(m->lnf, m->meanf, m->rstdf, m->read, m->w.lnfw, m->w.lnfb, U, c.C);
+    if (c.reward) head_forward(out, m->lnf, m->w.rewardw, m->w.rewardb, U, c.C);
+    else classifier_forward(out, m->logits, m->lsef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
+}
+
+void gpt2_backward(GPT2 *m, const Batch *b, const real *coef) {
+    Config c = m->c;
+    const int *rows = c.reward ? b->last : b->row;
+    int U = c.reward ? b->R : b->U;
+    if (c.reward) head_backward(m->dlnf, m->dw.rewardw, m->dw.rewardb, coef, m->lnf, m->w.rewardw, U, c.C);
+    else classifier_backward(m->dlnf, m->dw.wte, m->logits, m->lsef, coef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
+    memset(m->dread, 0, (size_t)U * (size_t)c.C * sizeof(real));
+    layernorm_backward(m->dread, m->dw.lnfw, m->dw.lnfb, m->dlnf, m->read, m->w.lnfw, m->meanf, m->rstdf, U, c.C);
+    gather_backward(m->dx, m->dread, rows, U, b->N, c.C);
+    for (int l = c.L - 1; l >= 0; l--) block_backward(m, b, l);
+    embedding_backward(m->dw.wte, m->dw.wpe, m->dx, b->token, b->pos, b->N, c.C);
+}
+
+// ----------------------------------------------------------------------------
+// Decoding over the key/value cache
+
+enum { DECODE_WIDTH = 3 + 3 + 4 }; // x, norm and att (C each), qkv (3C), fc (4C) per token
+
+void gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots) {
+    Config c = m->c;
+    if (n > m->dec_n) {
+        free(m->dec);
+        m->dec = (real *)xalloc((size_t)n * ((size_t)c.C * DECODE_WIDTH + 2), sizeof(real));
+        m->dec_n = n;
+    }
+    if (n_rows > m->dec_rows) {
+        free(m->dec_logits);
+        m->dec_logits = (float *)xalloc((size_t)n_rows * (size_t)c.V, sizeof(float));
+        m->dec_rows = n_rows;
+    }
+    if (slots > m->dec_slots) {
+        free(m->cache);
+        m->cache = (real *)xalloc((size_t)c.L * (size_t)slots, (size_t)c.C * 2 * sizeof(real));
+        m->dec_slots = slots;
+    }
+}
+
+const float *gpt2_decode(GPT2 *m, const Decode *d) {
+    Config c = m->c;
+    Params w = m->w;
+    int n = d->n, C = c.C, longest = 1;
+    size_t nC = (size_t)m->dec_n * (size_t)C;
+    real *x = m->dec, *norm = x + nC, *att = norm + nC, *qkv = att + nC, *fc = qkv + 3 * nC, *mean = fc + 4 * nC;
+    for (int i = 0; i < n; i++) longest = d->len[i] > longest ? d->len[i] : longest;
+    real *room = attention_room(m, (size_t)n * (size_t)c.NH * (size_t)longest);
+    embedding_forward(x, d->token, d->pos, w.wte, w.wpe, n, C);
+    for (int l = 0; l < c.L; l++) {
+        size_t LC = (size_t)l * (size_t)C, CC = LC * (size_t)C;
+        real *cache = m->cache + (size_t)l * (size_t)m->dec_slots * 2 * (size_t)C;
+        layernorm_forward(norm, mean, mean + m->dec_n, x, w.ln1w + LC, w.ln1b + LC, n, C);
+        matmul_forward(qkv, norm, w.qkvw + 3 * CC, w.qkvb + 3 * LC, NULL, n, C, 3 * C);
+        for (int i = 0; i < n; i++)
+            memcpy(cache + (size_t)d->slot[i] * 2 * C, qkv + (size_t)i * 3 * C + C, 2 * (size_t)C * sizeof(real));
+        attention_decode(att, qkv, cache, room, longest, d, C, c.NH);
+        matmul_forward(x, att, w.attprojw + CC, w.attprojb + LC, x, n, C, C);
+        layernorm_forward(norm, mean, mean + m->dec_n, x, w.ln2w + LC, w.ln2b + LC, n, C);
+        matmul_forward(fc, norm, w.fcw + 4 * CC, w.fcb + 4 * LC, NULL, n, C, 4 * C);
+        gelu_forward(fc, fc, n, 4 * C);
+        matmul_forward(x, fc, w.fcprojw + 4 * CC, w.fcprojb + LC, x, n, 4 * C, C);
+    }
+    if (!d->n_rows) return NULL;
+    gather_forward(att, x, d->row, d->n_rows, C);
+    layernorm_forward(norm, mean, mean + m->dec_n, att, w.lnfw, w.lnfb, d->n_rows, C);
+    if (sizeof(real) == sizeof(float))
+        gemm(0, 1, d->n_rows, c.V, C, norm, (size_t)C, w.wte, (size_t)C, 0, (real *)m->dec_logits, (size_t)c.V);
+    else
+        for (int r = 0; r < d->n_rows; r++)
+            for (int v = 0; v < c.V; v++)
+                m->dec_logits[(size_t)r * c.V + v] = (float)dot(norm + (size_t)r * C, w.wte + (size_t)v * C, C);
+    return m->dec_logits;
+}
+
+// ----------------------------------------------------------------------------
+// The optimizer
+
+void gpt2_zero_grad(GPT2 *m) {
+    PARALLEL_FOR
+    for (size_t i = 0; i < m->n_params; i += 4096)
+        memset(m->grads + i, 0, (m->n_params - i < 4096 ? m->n_params - i : 4096) * sizeof(real));
+}
+
+double gpt2_grad_norm(GPT2 *m) {
+    enum { SPAN = 1 << 16 };
+    size_t spans = (m->n_params + SPAN - 1) / SPAN;
+    double *sum = (double *)m->room, total = 0; // a partial sum per span, added in order: the same for any thread count
+    sum = (double *)attention_room(m, spans * sizeof(double) / sizeof(real));
+    PARALLEL_FOR
+    for (size_t s = 0; s < spans; s++) {
+        size_t end = (s + 1) * SPAN < m->n_params ? (s + 1) * SPAN : m->n_params;
+        double part = 0;
+        SIMD_SUM(part)
+        for (size_t i = s * SPAN; i < end; i++) part += (double)m->grads[i] * (double)m->grads[i];
+        sum[s] = part;
+    }
+    for (size_t s = 0; s < spans; s++) total += sum[s];
+    return sqrt(total);
+}
+
+// AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
+// w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), the decay on matrices and embeddings only.
+void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) {
+    real b1 = (real)o.beta1, b2 = (real)o.beta2, gs = (real)grad_scale, eps = (real)o.eps;
+    real lr = (real)(o.lr / (1 - pow(o.beta1, step))), vs = (real)(1 / (1 - pow(o.beta2, step)));
+    Tensor t[N_TENSORS];
+    gpt2_tensors(m->c, t);
+    for (int k = 0; k < N_TENSORS; k++) {
+        real decay = t[k].decay ? (real)(o.lr * o.weight_decay) : 0;
+        real *restrict w = m->params + t[k].at, *restrict mm = m->m + t[k].at, *restrict vv = m->v + t[k].at;
+        const real *restrict g = m->grads + t[k].at;
+        PARALLEL_FOR
+        for (size_t i0 = 0; i0 < t[k].size; i0 += 4096) {
+            size_t i1 = i0 + 4096 < t[k].size ? i0 + 4096 : t[k].size;
+            SIMD
+            for (size_t i = i0; i < i1; i++) {
+                real gi = gs * g[i];
+                mm[i] = b1 * mm[i] + (1 - b1) * gi;
+                vv[i] = b2 * vv[i] + (1 - b2) * gi * gi;
+                w[i] -= lr * mm[i] / (sqrt_real(vv[i] * vs) + eps) + decay * w[i];
+            }
+        }
+    }
+}
+
+// ----------------------------------------------------------------------------
+// The machine
+
+const char *backend_start(int threads) {
+    static char line[128];
+#ifdef _OPENMP
+    if (threads > 0) omp_set_num_threads(threads);
+    n_threads = omp_get_max_threads();
+#else
+    (void)threads;
+#endif
+    snprintf(line, sizeof line, "CPU, %d thread%s, %s, matrix products: %s", n_threads, n_threads == 1 ? "" : "s",
+             sizeof(real) == 4 ? "float32" : "float64", gemm_kind == GEMM_CBLAS ? "CBLAS" : "built in");
+    return line;
+}
+
+#ifndef NO_MAIN // the tests include this file
+int main(int argc, char **argv) { return run_verb(argc, argv); }
+#endif

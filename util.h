@@ -1,0 +1,297 @@
+/*
+util.h: what every other file needs and no paper describes.
+
+  die            one-line error on stderr, exit 1 (the work failed) or 2 (bad command line)
+  xalloc         memory, zeroed, or an error that says how much was asked for
+  In / Out       binary files: reads that check sizes, writes that appear under their name only when whole
+  Rng            seeded random numbers, the same on every machine
+  progress       one updating line on a terminal, plain lines otherwise, with the time left
+
+Used by the CPU build, the CUDA build, the tests and the tools in dev/: the common subset of C11 and C++17.
+*/
+#ifndef UTIL_H
+#define UTIL_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE      // fileno, fsync, clock_gettime under -std=c11
+#endif
+#include <errno.h>       // defines: errno
+#include <inttypes.h>    // defines: PRId64
+#include <math.h>        // defines: sqrt, log, exp, isfinite
+#include <stdarg.h>      // defines: va_list
+#include <stdint.h>      // defines: int32_t, uint16_t, SIZE_MAX
+#include <stdio.h>       // defines: FILE, fprintf
+#include <stdlib.h>      // defines: calloc, free, exit
+#include <string.h>      // defines: memcpy, strcmp, strerror
+#include <sys/stat.h>    // defines: stat, mkdir
+#include <time.h>        // defines: clock_gettime
+#include <unistd.h>      // defines: unlink, isatty, fsync
+
+#define RRHF_PATH_MAX 4096
+
+// ----------------------------------------------------------------------------
+// Errors
+
+enum { EXIT_WORK = 1, EXIT_USAGE = 2 };
+
+// Temporary files now open for writing: removed if the program dies before they are renamed.
+#define OUT_MAX 8
+static char out_tmp[OUT_MAX][RRHF_PATH_MAX];
+
+static inline void out_remove_all(void) {
+    for (int i = 0; i < OUT_MAX; i++) if (out_tmp[i][0]) unlink(out_tmp[i]);
+}
+
+static inline void die_with(int code, const char *fmt, va_list ap) {
+    out_remove_all();
+    fflush(stdout);
+    if (isatty(2)) fprintf(stderr, "\r\033[K"); // wipe a progress line
+    fprintf(stderr, "error: ");
+    vfprintf(stderr, fmt, ap);
+    fprintf(stderr, "\n");
+    exit(code);
+}
+
+// The work failed: name the file or option, what was found, what was expected, what to try.
+__attribute__((format(printf, 1, 2), noreturn, unused))
+static void die(const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    die_with(EXIT_WORK, fmt, ap);
+    va_end(ap);
+    abort(); // not reached: tells the compiler so
+}
+
+// The command line is wrong.
+__attribute__((format(printf, 1, 2), noreturn, unused))
+static void die_usage(const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    die_with(EXIT_USAGE, fmt, ap);
+    va_end(ap);
+    abort();
+}
+
+// ----------------------------------------------------------------------------
+// Memory
+
+// count * size zeroed bytes; dies when they overflow or cannot be had. Free with free().
+static inline void *xalloc(size_t count, size_t size) {
+    if (size && count > SIZE_MAX / size) die("memory: %zu x %zu bytes overflow; is a file's header damaged?", count, size);
+    void *p = calloc(count ? count : 1, size ? size : 1);
+    if (!p) die("memory: no room for %.1f MiB; try a smaller --batch, --micro-batch or model",
+                (double)count * (double)size / 1048576.0);
+    return p;
+}
+
+// Grows *p (elements of the given size) to hold at least `need`, by doubling; *cap is its capacity.
+static inline void xgrow(void **p, size_t *cap, size_t need, size_t size) {
+    if (need <= *cap) return;
+    size_t n = *cap ? *cap : 64;
+    while (n < need) n *= 2;
+    if (n > SIZE_MAX / size) die("memory: %zu x %zu bytes overflow", n, size);
+    void *q = realloc(*p, n * size);
+    if (!q) die("memory: no room for %.1f MiB", (double)n * (double)size / 1048576.0);
+    *p = q;
+    *cap = n;
+}
+
+// ----------------------------------------------------------------------------
+// Reading files: every size is checked against what the file holds before it is used
+
+typedef struct { FILE *f; const char *path; int64_t size, at; } In; // size, at: bytes
+
+static inline In in_open(const char *path) {
+    In in;
+    memset(&in, 0, sizeof in);
+    in.path = path;
+    struct stat st;
+    if (stat(path, &st) != 0) die("%s: %s; check the path", path, strerror(errno));
+    if (!S_ISREG(st.st_mode)) die("%s: not a regular file; a file is expected here", path);
+    in.f = fopen(path, "rb");
+    if (!in.f) die("%s: %s; check the permissions", path, strerror(errno));
+    in.size = (int64_t)st.st_size;
+    return in;
+}
+
+static inline int64_t in_left(const In *in) { return in->size - in->at; }
+
+// Reads exactly `bytes`; `what` names them in the error.
+static inline void in_read(In *in, void *dst, int64_t bytes, const char *what) {
+    if (bytes < 0 || bytes > in_left(in))
+        die("%s: truncated: %s needs %" PRId64 " bytes at offset %" PRId64 ", the file ends %" PRId64
+            " bytes after it; fetch or make the file again", in->path, what, bytes, in->at, in_left(in));
+    if (bytes && fread(dst, 1, (size_t)bytes, in->f) != (size_t)bytes)
+        die("%s: cannot read %s: %s", in->path, what, errno ? strerror(errno) : "unexpected end of file");
+    in->at += bytes;
+}
+
+static inline int32_t in_i32(In *in, const char *what) {
+    int32_t v;
+    in_read(in, &v, 4, what);
+    return v;
+}
+
+// The 256-int header that every format here starts with; checks magic number and version.
+static inline void in_header(In *in, int32_t header[256], int32_t magic, const char *kind) {
+    if (in->size < 1024) die("%s: %" PRId64 " bytes, but a %s starts with a header of 1024", in->path, in->size, kind);
+    in_read(in, header, 1024, "the header");
+    if (header[0] != magic)
+        die("%s: magic number %d, but a %s has %d; is this the right file?", in->path, header[0], kind, magic);
+}
+
+// Closes; dies if bytes are left over.
+static inline void in_close(In *in) {
+    if (in_left(in) != 0) die("%s: %" PRId64 " bytes too many after what its header announces; "
+                              "the file is damaged or of another kind", in->path, in_left(in));
+    fclose(in->f);
+}
+
+// ----------------------------------------------------------------------------
+// Writing files: to NAME.tmp, renamed to NAME when complete, removed when anything fails
+
+typedef struct { FILE *f; char path[RRHF_PATH_MAX]; int slot; } Out;
+
+static inline Out out_open(const char *path) {
+    Out out;
+    memset(&out, 0, sizeof out);
+    if (strlen(path) + 5 > RRHF_PATH_MAX) die("%.60s...: the path is longer than %d bytes", path, RRHF_PATH_MAX - 5);
+    strcpy(out.path, path);
+    while (out.slot < OUT_MAX && out_tmp[out.slot][0]) out.slot++;
+    if (out.slot == OUT_MAX) die("%s: too many files open for writing", path);
+    char *tmp = out_tmp[out.slot];
+    strcpy(tmp, path);
+    strcat(tmp, ".tmp");
+    out.f = fopen(tmp, "wb");
+    if (!out.f) {
+        tmp[0] = 0;
+        die("%s: cannot write: %s; check --out and its permissions", path, strerror(errno));
+    }
+    return out;
+}
+
+static inline void out_write(Out *out, const void *src, size_t bytes) {
+    if (bytes && fwrite(src, 1, bytes, out->f) != bytes)
+        die("%s: cannot write: %s; the file was not replaced", out->path, strerror(errno));
+}
+
+__attribute__((format(printf, 2, 3)))
+static inline void out_printf(Out *out, const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    int n = vfprintf(out->f, fmt, ap);
+    va_end(ap);
+    if (n < 0) die("%s: cannot write: %s; the file was not replaced", out->path, strerror(errno));
+}
+
+// Flushes to the disk and gives the file its final name.
+static inline void out_close(Out *out) {
+    if (fflush(out->f) || fsync(fileno(out->f)) || ferror(out->f))
+        die("%s: cannot write: %s; the file was not replaced", out->path, strerror(errno));
+    if (fclose(out->f)) die("%s: cannot write: %s; the file was not replaced", out->path, strerror(errno));
+    if (rename(out_tmp[out->slot], out->path)) die("%s: cannot rename: %s", out->path, strerror(errno));
+    out_tmp[out->slot][0] = 0;
+}
+
+// Joins DIR/NAME into dst (RRHF_PATH_MAX bytes).
+static inline char *path_join(char *dst, const char *dir, const char *name) {
+    if (snprintf(dst, RRHF_PATH_MAX, "%s/%s", dir, name) >= RRHF_PATH_MAX) die("%.60s...: the path is too long", dir);
+    return dst;
+}
+
+// Makes a directory and its parents; an existing one is fine.
+static inline void make_dir(const char *dir) {
+    char p[RRHF_PATH_MAX];
+    if (!*dir || strlen(dir) >= sizeof p) die("--out '%.60s': not a usable directory name", dir);
+    strcpy(p, dir);
+    for (char *s = p + 1;; s++) {
+        if (*s && *s != '/') continue;
+        char c = *s;
+        *s = 0;
+        if (mkdir(p, 0777) && errno != EEXIST) die("%s: cannot make the directory: %s", p, strerror(errno));
+        *s = c;
+        if (!c) break;
+    }
+    struct stat st;
+    if (stat(dir, &st) || !S_ISDIR(st.st_mode)) die("%s: exists and is not a directory; choose another --out", dir);
+}
+
+// ----------------------------------------------------------------------------
+// Random numbers: splitmix64 (Steele, Lea, Flood 2014), one 64-bit state
+
+typedef struct { uint64_t s; } Rng;
+
+static inline uint64_t rng_u64(Rng *r) {
+    uint64_t z = (r->s += 0x9E3779B97F4A7C15ull);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
+
+// An independent stream for (seed, what, index): shuffles, samples and weights never share one.
+static inline Rng rng_make(uint64_t seed, uint64_t what, uint64_t index) {
+    Rng r = {seed};
+    r.s = rng_u64(&r) ^ (what * 0xD1342543DE82EF95ull);
+    r.s = rng_u64(&r) ^ (index * 0xAF251AF3B0F025B5ull);
+    rng_u64(&r);
+    return r;
+}
+
+enum { RNG_WEIGHTS = 1, RNG_SHUFFLE, RNG_SAMPLE, RNG_DEMO }; // the `what` of each stream
+
+static inline double rng_uniform(Rng *r) { return (double)(rng_u64(r) >> 11) * 0x1p-53; } // in [0, 1)
+static inline int rng_below(Rng *r, int n) { return (int)(rng_uniform(r) * n); }          // in 0..n-1
+
+static inline double rng_normal(Rng *r) { // Box-Muller, one of the two
+    double u = 1.0 - rng_uniform(r), v = rng_uniform(r);
+    return sqrt(-2.0 * log(u)) * cos(6.283185307179586 * v);
+}
+
+// A permutation of 0..n-1 (Fisher-Yates).
+static inline void rng_shuffle(Rng *r, int *a, int n) {
+    for (int i = 0; i < n; i++) a[i] = i;
+    for (int i = n - 1; i > 0; i--) {
+        int j = rng_below(r, i + 1), t = a[i];
+        a[i] = a[j];
+        a[j] = t;
+    }
+}
+
+// ----------------------------------------------------------------------------
+// Time and progress
+
+static inline double now_s(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+typedef struct { const char *label; double start, shown; int64_t first; } Progress;
+
+static inline Progress progress_start(const char *label, int64_t first) {
+    Progress p = {label, now_s(), 0, first};
+    return p;
+}
+
+// Call after each unit of work: `done` of `total`, and anything worth seeing beside it.
+__attribute__((format(printf, 4, 5)))
+static inline void progress(Progress *p, int64_t done, int64_t total, const char *fmt, ...) {
+    int tty = isatty(2), last = done >= total;
+    double t = now_s();
+    if (!last && t - p->shown < (tty ? 0.2 : 10.0)) return;
+    p->shown = t;
+    double left = done > p->first ? (t - p->start) / (double)(done - p->first) * (double)(total - done) : 0;
+    char extra[256];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(extra, sizeof extra, fmt, ap);
+    va_end(ap);
+    fprintf(stderr, "%s%-8s %*" PRId64 "/%" PRId64 "  %s", tty ? "\r\033[K" : "", p->label,
+            total > 9999 ? 6 : 4, done, total, extra);
+    if (last) fprintf(stderr, "  (%.1f s)\n", t - p->start);
+    else if (left < 90) fprintf(stderr, "  %.0f s left%s", left, tty ? "" : "\n");
+    else fprintf(stderr, "  %.0f min left%s", left / 60, tty ? "" : "\n");
+    fflush(stderr);
+}
+
+#endif

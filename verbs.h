@@ -1,0 +1,829 @@
+/*
+verbs.h: the command line, and the six verbs sft, reward, sample, score, train, eval; with none, the demo.
+
+Every verb reads the files of dataloader.h and model.h and leaves files of the same formats in --out, so each can be
+run alone. The same code drives the CPU and the CUDA build.
+*/
+#ifndef VERBS_H
+#define VERBS_H
+
+#include <stddef.h>      // defines: offsetof
+#include "util.h"        // defines: die, die_usage, Out, Rng
+#include "model.h"       // defines: Config, checkpoint_read, the backend contract
+#include "dataloader.h"  // defines: Ranked
+#include "tokenizer.h"   // defines: Tokenizer
+#include "rrhf.h"        // defines: Train, train_loop, rrhf_loss
+#include "reward.h"      // defines: Reward
+#include "sampler.h"     // defines: Sampling, sample
+#include "eval.h"        // defines: Figure, eval_mean, eval_perplexity
+#include "dev/plot.h"    // defines: plot_png
+#include "dev/demo.h"    // defines: demo_review
+
+// ----------------------------------------------------------------------------
+// Options: one table makes the struct, the parser, the defaults and --help
+
+enum OptionType { OPTION_STR, OPTION_INT, OPTION_NUM, OPTION_CHOICE };
+
+// X(type, field, default, least, most, verbs, help). The option's name is the field's with '-' for '_'. verbs: who
+// reads it, by first letter, a = sample, c = score. CHOICE: the help begins with the choices.
+#define OPTIONS(X)                                                                                                        \
+    X(STR, model, NULL, 0, 0, "sracte", "FILE: checkpoint to start from (sft without one: random weights)")               \
+    X(STR, tokenizer, NULL, 0, 0, "sracte", "FILE: vocabulary; needed wherever text is shown")                            \
+    X(STR, data, NULL, 0, 0, "sracte", "FILE: ranked responses (sft: or a token stream)")                                 \
+    X(STR, out, "out", 0, 0, "sracte", "DIR: where results go")                                                           \
+    X(INT, seed, "1337", 0, 2147483647, "sracte", "same seed, same result")                                               \
+    X(INT, threads, "0", 0, 4096, "sracte", "CPU threads, 0 = all")                                                       \
+    X(CHOICE, dtype, "fp32", 0, 0, "sracte", "fp32|bf16: arithmetic of the network (this build: fp32)")                   \
+    X(INT, layers, "4", 1, 1024, "s", "blocks of a model made from random weights")                                       \
+    X(INT, heads, "4", 1, 1024, "s", "attention heads of such a model")                                                   \
+    X(INT, channels, "256", 1, 65536, "s", "channels of such a model")                                                    \
+    X(INT, context, "128", 2, 65536, "s", "longest sequence of such a model, in tokens")                                  \
+    X(INT, batch, "64", 1, 1000000, "srt", "queries per optimizer step")                                                  \
+    X(INT, micro_batch, "0", 0, 1000000, "srt", "queries at once, 0 = about 2,048 tokens; lowers memory only")            \
+    X(INT, epochs, "3", 1, 1000000, "srt", "passes over the data")                                                        \
+    X(INT, steps, "0", 0, 2147483647, "srt", "stop after this many optimizer steps; the schedule still spans --epochs")   \
+    X(NUM, lr, "2e-5", 0, 1e3, "srt", "learning rate at its highest")                                                     \
+    X(NUM, warmup, "0.03", 0, 1, "srt", "fraction of the steps over which it rises")                                      \
+    X(CHOICE, schedule, "linear", 0, 0, "srt", "linear|cosine|constant: how it falls to 0 afterwards")                    \
+    X(NUM, weight_decay, "0", 0, 1e3, "srt", "decoupled, on matrices and embeddings only")                                \
+    X(NUM, grad_clip, "0", 0, 1e30, "srt", "largest L2 norm of the gradient, 0 = any")                                    \
+    X(NUM, beta1, "0.9", 0, 0.999999999, "srt", "AdamW's first moment")                                                   \
+    X(NUM, beta2, "0.999", 0, 0.999999999, "srt", "AdamW's second moment")                                                \
+    X(NUM, eps, "1e-8", 0, 1, "srt", "AdamW's epsilon")                                                                   \
+    X(INT, shuffle, "1", 0, 1, "srt", "1 = a new order of the queries each epoch")                                        \
+    X(NUM, rank_weight, "1", 0, 1e9, "t", "weight of the ranking loss")                                                   \
+    X(NUM, ft_weight, "1", 0, 1e9, "st", "weight of the fine-tuning loss")                                                \
+    X(CHOICE, ft_reduction, "sum", 0, 0, "st", "sum|mean: over the best response's tokens (the paper: sum)")              \
+    X(NUM, length_penalty, "1", 0, 10, "cte", "alpha: p_i = log P / n_i^alpha")                                           \
+    X(NUM, margin, "0", 0, 1e9, "t", "lambda: margin per place between two rewards")                                      \
+    X(INT, max_query_tokens, "0", 0, 65536, "sracte", "cut queries on the left, 0 = not")                                 \
+    X(INT, max_response_tokens, "0", 0, 65536, "sracte", "cut responses on the right, 0 = not")                           \
+    X(CHOICE, policy, "P", 0, 0, "at", "P|SP|S: the data's own responses, with samples, samples only (sample: SP)")       \
+    X(INT, num_return, "4", 1, 4096, "ae", "completions sampled per query")                                               \
+    X(NUM, temperature, "1", 0, 1e3, "ate", "of sampling; 0 = greedy")                                                    \
+    X(INT, top_k, "0", 0, 65536, "ate", "sample among the k most probable tokens, 0 = all")                               \
+    X(NUM, top_p, "1", 0, 1, "ate", "sample among the most probable tokens that make up p")                               \
+    X(INT, max_new_tokens, "48", 1, 65536, "ate", "longest completion")                                                   \
+    X(STR, reward, NULL, 0, 0, "cte", "FILE: a reward model")                                                             \
+    X(STR, reference, NULL, 0, 0, "e", "FILE: the starting policy: perplexity, best-of-n and KL are measured on it")      \
+    X(STR, eval_data, NULL, 0, 0, "t", "FILE: held-out queries; with --reward, the reward's curve during training")       \
+    X(INT, eval_every, "0", 0, 2147483647, "t", "optimizer steps between points of that curve, 0 = ten points in all")    \
+    X(INT, eval_queries, "0", 0, 2147483647, "te", "use only the first so many held-out queries, 0 = all")                \
+    X(STR, resume, NULL, 0, 0, "srt", "DIR: go on from its state.bin, bit for bit")                                       \
+    X(INT, checkpoint_every, "0", 0, 2147483647, "srt", "optimizer steps between checkpoints, 0 = at the end only")       \
+    X(INT, explain, "-1", -1, 2147483647, "t", "show the loss at work on query N, before and after one step; save nothing")
+
+#define OPTION_TYPE_STR const char *
+#define OPTION_TYPE_INT int
+#define OPTION_TYPE_NUM double
+#define OPTION_TYPE_CHOICE int
+#define X(type, field, def, least, most, verbs, help) OPTION_TYPE_##type field; int field##_given;
+typedef struct { OPTIONS(X) const char *program; } Options;
+#undef X
+
+typedef struct {
+    const char *field, *def, *verbs, *help;
+    enum OptionType type;
+    double least, most;
+    size_t at, given_at;
+} OptionRow;
+
+#define X(type, field, def, least, most, verbs, help) \
+    {#field, def, verbs, help, OPTION_##type, least, most, offsetof(Options, field), offsetof(Options, field##_given)},
+static const OptionRow option_rows[] = {OPTIONS(X)};
+#undef X
+enum { N_OPTIONS = sizeof option_rows / sizeof *option_rows };
+
+static const char *const verb_names[] = {"sft", "reward", "sample", "score", "train", "eval"};
+static const char verb_letters[] = "sracte";
+enum { N_VERBS = 6 };
+
+static inline const char *option_name(const OptionRow *row) { // "--max-new-tokens"
+    static char name[64];
+    snprintf(name, sizeof name, "--%s", row->field);
+    for (char *s = name + 2; *s; s++) if (*s == '_') *s = '-';
+    return name;
+}
+
+static inline int choice_parse(const OptionRow *row, const char *value) {
+    const char *s = row->help;
+    for (int i = 0;; i++) {
+        size_t n = strcspn(s, "|:");
+        if (strlen(value) == n && !memcmp(s, value, n)) return i;
+        if (s[n] == ':') return -1;
+        s += n + 1;
+    }
+}
+
+static inline void option_set(Options *o, const OptionRow *row, const char *value) {
+    char *at = (char *)o + row->at, *end;
+    errno = 0;
+    if (row->type == OPTION_STR) *(const char **)(void *)at = value;
+    else if (row->type == OPTION_CHOICE) {
+        int i = choice_parse(row, value);
+        if (i < 0) die_usage("%s '%s': expected one of %.*s", option_name(row), value, (int)strcspn(row->help, ":"), row->help);
+        *(int *)(void *)at = i;
+    } else {
+        double v = row->type == OPTION_INT ? (double)strtoll(value, &end, 10) : strtod(value, &end);
+        if (end == value || *end || errno || !(v >= row->least && v <= row->most))
+            die_usage("%s '%s': expected %s from %g to %g", option_name(row), value,
+                      row->type == OPTION_INT ? "a whole number" : "a number", row->least, row->most);
+        if (row->type == OPTION_INT) *(int *)(void *)at = (int)v;
+        else *(double *)(void *)at = v;
+    }
+}
+
+static inline const OptionRow *option_find(const char *arg) {
+    for (int i = 0; i < N_OPTIONS; i++) if (!strcmp(arg, option_name(&option_rows[i]))) return &option_rows[i];
+    return NULL;
+}
+
+static inline void usage(FILE *f) {
+    fprintf(f, "usage: train_rrhf [sft|reward|sample|score|train|eval] [--option value ...]\n\n"
+               "  (none)  the whole story on made-up reviews, under two minutes\n"
+               "  sft     fine-tune, or pretrain, on responses or a token stream\n"
+               "  reward  train a reward model: from labels (k = 1) or from preferences (k > 1)\n"
+               "  sample  complete every query of --data          -> sampled.bin, samples.txt\n"
+               "  score   rewards by --reward -> scored.bin; without one p_i by the policy itself, on stdout\n"
+               "  train   RRHF on scored responses                -> policy.bin, log.csv, curves.png, samples.txt\n"
+               "  eval    reward, perplexity, best-of-n, accuracy, diversity of a policy -> eval.csv\n\n"
+               "example: train_rrhf train --model sft.bin --data scored.bin --tokenizer tokenizer.bin --lr 1e-4 --out out\n\n");
+    for (int i = 0; i < N_OPTIONS; i++) {
+        const OptionRow *row = &option_rows[i];
+        fprintf(f, "  %-22s %s%s%s%s\n", option_name(row), row->help, row->def ? " [" : "", row->def ? row->def : "", row->def ? "]" : "");
+    }
+}
+
+// Fills *o from the command line; returns the verb's index, -1 for none.
+static inline int options_parse(Options *o, int argc, char **argv) {
+    int verb = -1, i = 1;
+    memset(o, 0, sizeof *o);
+    o->program = argv[0];
+    for (int k = 0; k < N_OPTIONS; k++) if (option_rows[k].def) option_set(o, &option_rows[k], option_rows[k].def);
+    if (argc > 1 && argv[1][0] != '-') {
+        for (int v = 0; v < N_VERBS; v++) if (!strcmp(argv[1], verb_names[v])) verb = v;
+        if (verb < 0) die_usage("'%s': expected one of sft, reward, sample, score, train, eval; see --help", argv[1]);
+        i = 2;
+    }
+    for (; i < argc; i += 2) {
+        if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
+            usage(stdout);
+            exit(0);
+        }
+        const OptionRow *row = option_find(argv[i]);
+        if (!row) die_usage("'%s': no such option; see --help", argv[i]);
+        if (i + 1 >= argc) die_usage("%s: expected a value after it", argv[i]);
+        option_set(o, row, argv[i + 1]);
+        *(int *)(void *)((char *)o + row->given_at) = 1;
+        if (verb >= 0 && !strchr(row->verbs, verb_letters[verb]))
+            fprintf(stderr, "note: %s has no effect on %s\n", argv[i], verb_names[verb]);
+    }
+    if (o->dtype) die_usage("--dtype bf16: this build computes in fp32 only");
+    return verb;
+}
+
+// ----------------------------------------------------------------------------
+// What several verbs need
+
+static inline const char *need(const char *value, const char *option, const char *verb) {
+    if (!value) die_usage("%s: needed by %s; see --help", option, verb);
+    return value;
+}
+
+enum { MODEL_POLICY, MODEL_REWARD, MODEL_ANY };
+
+static inline GPT2 *model_open(const char *path, const char *option, int kind, int training) {
+    Config c;
+    float *params = checkpoint_read(path, &c);
+    if (kind != MODEL_ANY && c.reward != (kind == MODEL_REWARD))
+        die("%s %s: a %s, expected a %s", option, path, c.reward ? "reward model" : "policy", c.reward ? "policy" : "reward model");
+    GPT2 *m = gpt2_build(c, params, training);
+    free(params);
+    return m;
+}
+
+static inline Ranked data_open(const Options *o, const char *path, Config c, const char *verb) {
+    int stream = data_magic(path) == STREAM_MAGIC;
+    int chunk = o->max_response_tokens && o->max_response_tokens < c.T ? o->max_response_tokens + 1 : c.T;
+    if (stream && strcmp(verb, "sft")) die("%s: a token stream; %s needs a ranked-responses file", path, verb);
+    Ranked d = stream ? stream_read(path, chunk) : ranked_read(path);
+    ranked_limit(&d, o->max_query_tokens, o->max_response_tokens);
+    ranked_check(&d, path, c.V, c.T);
+    return d;
+}
+
+// The tokenizer, if one was given; it must suit the model.
+static inline Tokenizer *tokenizer_open(const Options *o, Config c) {
+    if (!o->tokenizer) return NULL;
+    Tokenizer *t = (Tokenizer *)xalloc(1, sizeof *t);
+    *t = tokenizer_read(o->tokenizer);
+    if (t->V != c.V) die("--tokenizer %s: %d tokens, but the model has %d; use the model's own", o->tokenizer, t->V, c.V);
+    return t;
+}
+
+static inline void tokenizer_shut(Tokenizer *t) {
+    if (t) tokenizer_free(t);
+    free(t);
+}
+
+// Without a tokenizer the vocabulary's last id is taken for end-of-text, as it is in GPT-2's.
+static inline Sampling sampling(const Options *o, Config c, const Tokenizer *t) {
+    Sampling s;
+    memset(&s, 0, sizeof s);
+    s.num_return = o->num_return;
+    s.max_new_tokens = o->max_new_tokens;
+    s.top_k = o->top_k;
+    s.top_p = o->top_p;
+    s.temperature = o->temperature;
+    s.eot = t ? t->eot : c.V - 1;
+    s.seed = (uint64_t)o->seed;
+    return s;
+}
+
+// Text on one line: what breaks lines becomes a space.
+static inline void print_text(Out *out, const Tokenizer *t, const uint16_t *ids, int n) {
+    size_t len;
+    char *text = tokenizer_text(t, ids, (size_t)n, &len);
+    for (size_t i = 0; i < len; i++) if ((unsigned char)text[i] < 32) text[i] = ' ';
+    out_write(out, text, len);
+    out_printf(out, "\n");
+    free(text);
+}
+
+// The first n queries, shallow: shares the arrays of d.
+static inline Ranked ranked_head(const Ranked *d, int n) {
+    Ranked h = *d;
+    if (n > 0 && n < d->Q) h.Q = n, h.R = d->first[n];
+    return h;
+}
+
+static inline void banner(const Options *o, GPT2 *m, const Ranked *d, const char *verb, int training) {
+    Config c = gpt2_config(m);
+    int bound[4], micro = o->micro_batch ? o->micro_batch : micro_batch_auto(d, training ? o->batch : d->Q);
+    batch_bounds(d, micro, bound);
+    fprintf(stderr, "%-8s %s: %d layers, %d channels, %d heads, context %d, vocabulary %d, %.1fM parameters; "
+            "%d queries, %d responses; %.0f MiB\n", verb, c.reward ? "reward model" : "policy", c.L, c.C, c.NH, c.T, c.V,
+            (double)gpt2_count(c) / 1e6, d->Q, d->R, (double)gpt2_bytes(c, training, bound[0], c.reward ? bound[3] : bound[1]) / 1048576);
+}
+
+// ----------------------------------------------------------------------------
+// Training: sft, reward and train are one loop
+
+static inline Train train_options(const Options *o, const char *label) {
+    Train t;
+    enum Schedule schedules[] = {SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT};
+    memset(&t, 0, sizeof t);
+    t.label = label;
+    t.data = o->data;
+    t.resume = o->resume;
+    t.out = o->resume && !o->out_given ? o->resume : o->out;
+    t.seed = (uint64_t)o->seed;
+    t.batch = o->batch, t.micro_batch = o->micro_batch, t.epochs = o->epochs, t.steps = o->steps;
+    t.shuffle = o->shuffle, t.checkpoint_every = o->checkpoint_every;
+    t.schedule = schedules[o->schedule];
+    t.warmup = o->warmup, t.grad_clip = o->grad_clip;
+    t.adam.lr = o->lr, t.adam.beta1 = o->beta1, t.adam.beta2 = o->beta2, t.adam.eps = o->eps;
+    t.adam.weight_decay = o->weight_decay;
+    t.objective.rank_weight = o->rank_weight, t.objective.ft_weight = o->ft_weight;
+    t.objective.length_penalty = o->length_penalty, t.objective.margin = o->margin;
+    t.objective.ft_mean = o->ft_reduction;
+    t.loss = rrhf_loss;
+    return t;
+}
+
+// The reward's curve during training: mean reward of one fresh completion of each held-out query.
+typedef struct {
+    GPT2 *m;
+    Reward *reward;
+    Ranked data;
+    Sampling sampling;
+    int every, last, n;
+    size_t cap;
+    double *point;       // (n, 3): step, mean, standard error
+    const char *out;
+} Curve;
+
+static inline void curve_write(const Curve *c) {
+    char path[RRHF_PATH_MAX];
+    Out out = out_open(path_join(path, c->out, "reward.csv"));
+    out_printf(&out, "step,reward,stderr,queries\n");
+    for (int i = 0; i < c->n; i++)
+        out_printf(&out, "%.0f,%.6g,%.6g,%d\n", c->point[3 * i], c->point[3 * i + 1], c->point[3 * i + 2], c->data.Q);
+    out_close(&out);
+}
+
+// A resumed run keeps the points that were there.
+static inline void curve_read(Curve *c, int step) {
+    char path[RRHF_PATH_MAX], line[256];
+    FILE *f = fopen(path_join(path, c->out, "reward.csv"), "r");
+    double v[3];
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "%lf,%lf,%lf", v, v + 1, v + 2) == 3 && v[0] <= step) {
+            xgrow((void **)&c->point, &c->cap, (size_t)(3 * c->n + 3), sizeof(double));
+            memcpy(c->point + 3 * c->n++, v, sizeof v);
+        }
+    if (f) fclose(f);
+}
+
+static inline void curve_point(void *context, int step) {
+    Curve *c = (Curve *)context;
+    if (step % c->every && step != c->last) return;
+    Ranked d = sample(c->m, &c->data, c->sampling, 0, "");
+    reward_score(c->reward, &d, "");
+    double *value = (double *)xalloc((size_t)d.R, sizeof *value);
+    for (int r = 0; r < d.R; r++) value[r] = d.score[r];
+    Figure f = eval_mean(&d, value, NULL);
+    xgrow((void **)&c->point, &c->cap, (size_t)(3 * c->n + 3), sizeof(double));
+    double *p = c->point + 3 * c->n++;
+    p[0] = step, p[1] = f.mean, p[2] = f.err;
+    curve_write(c);
+    free(value);
+    ranked_free(&d);
+}
+
+// curves.png: the paper's Figure 3, losses and reward over optimizer steps.
+static inline int curves_draw(const char *out, const Log *log, const Curve *curve) {
+    char path[RRHF_PATH_MAX];
+    int n = log->n, points = curve ? curve->n : 0;
+    double *x = (double *)xalloc((size_t)n * 5 + (size_t)points * 3, sizeof *x), *rank = x + n, *ft = rank + n, *rank_s = ft + n,
+           *ft_s = rank_s + n, *cx = ft_s + n, *cy = cx + points, *ce = cy + points;
+    for (int i = 0; i < n; i++) x[i] = log->row[i].step, rank[i] = log->row[i].rank_loss, ft[i] = log->row[i].ft_loss;
+    for (int i = 0; i < points; i++) cx[i] = curve->point[3 * i], cy[i] = curve->point[3 * i + 1], ce[i] = curve->point[3 * i + 2];
+    int window = n / 15 > 1 ? n / 15 : 1, has_rank = 0;
+    plot_smooth(rank_s, rank, n, window);
+    plot_smooth(ft_s, ft, n, window);
+    for (int i = 0; i < n; i++) has_rank |= rank[i] != 0;
+    PlotSeries loss[4] = {plot_series("fine-tuning loss", x, ft_s, n, PLOT_LINE, 0), plot_series(NULL, x, ft, n, PLOT_LINE | PLOT_FAINT, 0),
+                          plot_series("ranking loss (right)", x, rank_s, n, PLOT_LINE, 1), plot_series(NULL, x, rank, n, PLOT_LINE | PLOT_FAINT, 1)};
+    loss[2].right = loss[3].right = 1;
+    PlotSeries reward = plot_series(NULL, cx, cy, points, PLOT_LINE | PLOT_POINTS, 2);
+    reward.yerr = ce;
+    PlotPanel p[2];
+    memset(p, 0, sizeof p);
+    p[0].title = "Losses", p[0].label[PLOT_X] = p[1].label[PLOT_X] = "optimizer step";
+    p[0].label[PLOT_LEFT] = "fine-tuning loss, per response", p[0].label[PLOT_RIGHT] = has_rank ? "ranking loss" : NULL;
+    p[0].series = loss, p[0].n_series = has_rank ? 4 : 2;
+    p[1].title = "Reward of fresh completions", p[1].label[PLOT_LEFT] = "mean reward, one standard error";
+    p[1].series = &reward, p[1].n_series = 1;
+    int drawn = plot_png(path_join(path, out, "curves.png"), p, points ? 2 : 1, points ? 1400 : 800, 520);
+    free(x);
+    return drawn;
+}
+
+// Completions of the first queries, before and after training; written to samples.txt in the end.
+enum { SHOWN = 8 };
+
+static inline void samples_write(const Options *o, const char *dir, const Tokenizer *t, const Ranked *before, const Ranked *after, int scored) {
+    char path[RRHF_PATH_MAX];
+    (void)o;
+    Out out = out_open(path_join(path, dir, "samples.txt"));
+    for (int q = 0; q < after->Q; q++) {
+        out_printf(&out, "--- query %d\n", q);
+        print_text(&out, t, after->tokens + after->query_at[q], after->query_len[q]);
+        const Ranked *both[2] = {before, after};
+        for (int i = 0; i < 2; i++)
+            for (int r = both[i] ? both[i]->first[q] : 0; both[i] && r < both[i]->first[q + 1]; r++) {
+                out_printf(&out, "%s", !before ? both[i]->source[r] == SOURCE_DATA ? "data:  " : "sample:" : i ? "after: " : "before:");
+                if (scored) out_printf(&out, " [%.3f]", both[i]->score[r]);
+                print_text(&out, t, both[i]->tokens + both[i]->resp_at[r], both[i]->resp_len[r]);
+            }
+    }
+    out_close(&out);
+}
+
+static inline Ranked samples_take(GPT2 *m, const Ranked *d, Sampling s, Reward *reward) {
+    Ranked h = ranked_head(d, SHOWN), out;
+    s.num_return = 1;
+    out = sample(m, &h, s, 0, "");
+    if (reward) reward_score(reward, &out, "");
+    return out;
+}
+
+static inline int resumable_exit(const Options *o, const Train *t, const char *verb, int stopped) {
+    if (stopped)
+        fprintf(stderr, "\ninterrupted; everything is saved in %s. To go on: the same command with --resume %s\n"
+                "(%s %s ... --resume %s)\n", t->out, t->out, o->program, verb, t->out);
+    return stopped;
+}
+
+static inline int verb_sft(const Options *o) {
+    need(o->data, "--data", "sft");
+    GPT2 *m;
+    if (o->model) m = model_open(o->model, "--model", MODEL_POLICY, 1);
+    else {
+        Config c;
+        memset(&c, 0, sizeof c);
+        c.T = o->context, c.L = o->layers, c.NH = o->heads, c.C = o->channels;
+        if (c.C % c.NH) die_usage("--channels %d: expected a multiple of --heads %d", c.C, c.NH);
+        if (o->tokenizer) {
+            Tokenizer t = tokenizer_read(o->tokenizer);
+            c.V = t.V;
+            tokenizer_free(&t);
+        } else if (data_magic(o->data) == RANKED_MAGIC) {
+            Ranked d = ranked_read(o->data);
+            c.V = d.V;
+            ranked_free(&d);
+        } else die_usage("--tokenizer: needed to size a new model's vocabulary; or give --model");
+        c.Vp = (c.V + 127) / 128 * 128;
+        float *params = (float *)xalloc(gpt2_count(c), sizeof *params);
+        gpt2_random(c, (uint64_t)o->seed, params);
+        m = gpt2_build(c, params, 1);
+        free(params);
+    }
+    Ranked d = data_open(o, o->data, gpt2_config(m), "sft");
+    for (int q = 0; q < d.Q; q++)
+        if (d.first[q + 1] - d.first[q] != 1)
+            die("%s: query %d has %d responses; sft takes one each (train ranks several)", o->data, q, d.first[q + 1] - d.first[q]);
+    Train t = train_options(o, "sft");
+    Log log = {NULL, 0, 0};
+    make_dir(t.out);
+    banner(o, m, &d, "sft", 1);
+    int stopped = train_loop(m, &d, &t, &log);
+    curves_draw(t.out, &log, NULL);
+    free(log.row);
+    gpt2_free(m);
+    ranked_free(&d);
+    return resumable_exit(o, &t, "sft", stopped);
+}
+
+// A policy becomes a reward model by growing a scalar head, zero at first.
+static inline int verb_reward(const Options *o) {
+    Config c;
+    float *params = checkpoint_read(need(o->model, "--model", "reward"), &c);
+    Ranked d = data_open(o, need(o->data, "--data", "reward"), c, "reward");
+    int labels = reward_data_is_labels(&d, o->data);
+    if (!c.reward) {
+        size_t old = gpt2_count(c);
+        c.reward = 1;
+        float *grown = (float *)xalloc(gpt2_count(c), sizeof *grown);
+        memcpy(grown, params, old * sizeof *grown);
+        free(params);
+        params = grown;
+    }
+    c.logistic = labels;
+    GPT2 *m = gpt2_build(c, params, 1);
+    free(params);
+    Train t = train_options(o, "reward");
+    Log log = {NULL, 0, 0};
+    t.loss = labels ? logistic_loss : pairwise_loss;
+    make_dir(t.out);
+    banner(o, m, &d, "reward", 1);
+    int stopped = train_loop(m, &d, &t, &log);
+    free(log.row);
+    gpt2_free(m);
+    ranked_free(&d);
+    return resumable_exit(o, &t, "reward", stopped);
+}
+
+// The loss at work on one query, in the words of rrhf.h.
+static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ranked *d, int q, const Tokenizer *tok, const char *when) {
+    batch_pack(&s->b, d, &q, 1);
+    gpt2_forward(m, &s->b, s->out);
+    batch_values(&s->b, 0, s->out, s->value);
+    int k = s->b.R, wrong = 0, best = 0;
+    const float *r = s->b.score;
+    Loss l = t->loss(&t->objective, k, s->value, s->b.resp_len, r, s->p, s->dc);
+    for (int i = 0; i < k; i++) if (r[i] > r[best]) best = i;
+    printf("%s\n  i  reward r_i  tokens n_i    log P(y_i|x)         p_i    coefficient c_i\n", when);
+    for (int i = 0; i < k; i++)
+        printf("%3d  %10.4g  %10d  %14.6f  %10.6f  %17.9f%s\n", i, r[i], s->b.resp_len[i], s->value[i], s->p[i], s->dc[i],
+               i == best ? "  best: imitated" : "");
+    for (int i = 0; i < k; i++)
+        for (int j = 0; j < k; j++) {
+            if (!(r[i] < r[j])) continue;
+            double gap = t->objective.margin != 0 ? t->objective.margin * rrhf_gap(k, r, r[i], r[j]) : 0;
+            double hinge = s->p[i] - s->p[j] + gap;
+            wrong += s->p[i] >= s->p[j];
+            printf("  pair r_%d < r_%d: hinge max(0, p_%d - p_%d%s) = %.6f%s\n", i, j, i, j, gap != 0 ? " + margin" : "",
+                   hinge > 0 ? hinge : 0, s->p[i] >= s->p[j] ? "   out of order" : "");
+        }
+    printf("  %d pair%s out of order; L_rank %.6f, L_ft %.6f, L %.6f\n\n", wrong, wrong == 1 ? "" : "s", l.rank, l.ft, l.loss);
+    (void)tok;
+}
+
+static inline int explain(const Options *o, GPT2 *m, const Ranked *d, const Tokenizer *tok) {
+    int q = o->explain;
+    if (q >= d->Q) die_usage("--explain %d: the data have queries 0 to %d", q, d->Q - 1);
+    Ranked one;
+    memset(&one, 0, sizeof one);
+    one.V = d->V;
+    ranked_query(&one, d->tokens + d->query_at[q], d->query_len[q]);
+    for (int r = d->first[q]; r < d->first[q + 1]; r++)
+        ranked_response(&one, d->tokens + d->resp_at[r], d->resp_len[r], d->score[r], d->source[r]);
+    Train t = train_options(o, "explain");
+    t.micro_batch = 1;
+    StepRoom s = step_room(m, &one, 1);
+    printf("query %d of %s, %d responses\n", q, o->data, one.R);
+    for (int r = -1; tok && r < one.R; r++) {
+        size_t len;
+        char *text = r < 0 ? tokenizer_text(tok, one.tokens + one.query_at[0], (size_t)one.query_len[0], &len)
+                           : tokenizer_text(tok, one.tokens + one.resp_at[r], (size_t)one.resp_len[r], &len);
+        for (size_t i = 0; i < len; i++) if ((unsigned char)text[i] < 32) text[i] = ' ';
+        if (r < 0) printf("  x   %.*s\n", (int)len, text);
+        else printf("  y_%-2d%.*s\n", r, (int)len, text);
+        free(text);
+    }
+    printf("\n");
+    explain_table(&t, &s, m, &one, 0, tok, "before the step");
+    double norm;
+    int64_t tokens = 0;
+    int zero = 0;
+    train_step(m, &t, &s, &one, &zero, 1, t.adam.lr, 1, &norm, &tokens);
+    char when[128];
+    snprintf(when, sizeof when, "after one AdamW step on this query alone, lr %g, gradient norm %.6g", t.adam.lr, norm);
+    explain_table(&t, &s, m, &one, 0, tok, when);
+    step_room_free(&s);
+    ranked_free(&one);
+    return 0;
+}
+
+static inline Curve curve_open(const Options *o, const Train *t, GPT2 *m, Reward *reward, const Ranked *d, const Ranked *held, Sampling s) {
+    Curve c;
+    int total = train_steps(t, d);
+    memset(&c, 0, sizeof c);
+    c.m = m, c.reward = reward, c.sampling = s, c.out = t->out;
+    c.data = ranked_head(held, o->eval_queries);
+    c.sampling.num_return = 1;
+    c.last = t->steps && t->steps < total ? t->steps : total;
+    c.every = o->eval_every ? o->eval_every : (c.last + 9) / 10;
+    return c;
+}
+
+static inline int verb_train(const Options *o) {
+    if (o->policy) die_usage("--policy: train takes P, the responses of --data as they are; make others with sample and score");
+    GPT2 *m = model_open(need(o->model, "--model", "train"), "--model", MODEL_POLICY, 1);
+    Config c = gpt2_config(m);
+    Ranked d = data_open(o, need(o->data, "--data", "train"), c, "train"), held;
+    Tokenizer *tok = tokenizer_open(o, c);
+    if (o->explain >= 0) return explain(o, m, &d, tok);
+    Train t = train_options(o, "train");
+    Log log = {NULL, 0, 0};
+    Reward reward = {NULL, NULL}, *rm = NULL;
+    Curve curve;
+    memset(&curve, 0, sizeof curve);
+    memset(&held, 0, sizeof held);
+    make_dir(t.out);
+    if (o->reward) reward = reward_open(o->reward), rm = &reward;
+    if (o->eval_data) held = data_open(o, o->eval_data, c, "train");
+    if (o->eval_data && rm) {
+        curve = curve_open(o, &t, m, rm, &d, &held, sampling(o, c, tok));
+        if (t.resume) curve_read(&curve, 2147483647);
+        t.after = curve_point;
+        t.context = &curve;
+    }
+    banner(o, m, &d, "train", 1);
+    Ranked before, after;
+    const Ranked *shown = o->eval_data ? &held : &d;
+    if (tok) before = samples_take(m, shown, sampling(o, c, tok), rm);
+    int stopped = train_loop(m, &d, &t, &log);
+    if (tok) {
+        after = samples_take(m, shown, sampling(o, c, tok), rm);
+        samples_write(o, t.out, tok, &before, &after, rm != NULL);
+        ranked_free(&before);
+        ranked_free(&after);
+    }
+    if (!curves_draw(t.out, &log, curve.n ? &curve : NULL))
+        fprintf(stderr, "curves.png: not drawn; install stb_image_write (Debian: libstb-dev) and make again\n");
+    free(log.row);
+    free(curve.point);
+    ranked_free(&d);
+    ranked_free(&held);
+    if (rm) reward_close(rm);
+    tokenizer_shut(tok);
+    gpt2_free(m);
+    return resumable_exit(o, &t, "train", stopped);
+}
+
+// ----------------------------------------------------------------------------
+// sample and score
+
+static inline int verb_sample(const Options *o) {
+    char path[RRHF_PATH_MAX];
+    GPT2 *m = model_open(need(o->model, "--model", "sample"), "--model", MODEL_POLICY, 0);
+    Config c = gpt2_config(m);
+    Ranked d = data_open(o, need(o->data, "--data", "sample"), c, "sample");
+    Tokenizer *tok = tokenizer_open(o, c);
+    if (o->policy_given && o->policy == 0) die_usage("--policy P: nothing to sample; choose SP or S");
+    make_dir(o->out);
+    banner(o, m, &d, "sample", 0);
+    Ranked out = sample(m, &d, sampling(o, c, tok), !o->policy_given || o->policy == 1, "sample");
+    ranked_write(path_join(path, o->out, "sampled.bin"), &out);
+    printf("%s\n", path);
+    if (tok) {
+        Ranked shown = ranked_head(&out, SHOWN);
+        samples_write(o, o->out, tok, NULL, &shown, 0);
+    }
+    ranked_free(&d);
+    ranked_free(&out);
+    tokenizer_shut(tok);
+    gpt2_free(m);
+    return 0;
+}
+
+// p_i of every response under a policy (equation 1).
+static inline void policy_scores(GPT2 *m, const Ranked *d, double length_penalty, const char *label, double *p) {
+    evaluate_all(m, d, label, p);
+    for (int r = 0; r < d->R; r++) p[r] /= pow(d->resp_len[r], length_penalty);
+}
+
+static inline int verb_score(const Options *o) {
+    char path[RRHF_PATH_MAX];
+    const char *data = need(o->data, "--data", "score");
+    Reward reward = {NULL, NULL};
+    GPT2 *m = NULL;
+    Config c;
+    if (o->reward) reward = reward_open(o->reward), c = gpt2_config(reward.model);
+    else m = model_open(need(o->model, "--model (or --reward)", "score"), "--model", MODEL_POLICY, 0), c = gpt2_config(m);
+    Ranked d = data_open(o, data, c, "score");
+    banner(o, m ? m : reward.model, &d, "score", 0);
+    if (m) {
+        double *p = (double *)xalloc((size_t)d.R, sizeof *p);
+        policy_scores(m, &d, o->length_penalty, "score", p);
+        for (int q = 0; q < d.Q; q++)
+            for (int r = d.first[q]; r < d.first[q + 1]; r++)
+                if (printf("%d %d %.9g %d %.9g\n", q, r - d.first[q], p[r], d.resp_len[r], d.score[r]) < 0) break;
+        if (fflush(stdout) || ferror(stdout)) die("stdout: cannot write: %s", strerror(errno));
+        for (int r = 0; r < d.R; r++) d.score[r] = (float)p[r];
+        free(p);
+    } else reward_score(&reward, &d, "score");
+    if (!m || o->out_given) {
+        make_dir(o->out);
+        ranked_write(path_join(path, o->out, "scored.bin"), &d);
+        if (!m) printf("%s\n", path);
+    }
+    ranked_free(&d);
+    gpt2_free(m);
+    reward_close(&reward);
+    return 0;
+}
+
+// ----------------------------------------------------------------------------
+// eval
+
+typedef struct { const char *name; Figure reward, perplexity, accuracy, length, kl; double distinct1, distinct2; } EvalRow;
+
+enum { EVAL_ROWS = 3 };
+
+static inline void figure_print(FILE *f, const char *fmt, Figure v) {
+    char cell[64];
+    if (v.n == 0) snprintf(cell, sizeof cell, "-");
+    else snprintf(cell, sizeof cell, fmt, v.mean, v.err);
+    fprintf(f, "  %-17s", cell);
+}
+
+static inline void eval_print(FILE *f, const EvalRow *rows, int n, int queries, int k, int has_reference) {
+    fprintf(f, "\n%-10s  %-17s  %-17s  %-17s  %-17s  %-17s  %s\n", "policy", "reward", "perplexity", "tokens", "KL to start",
+            "accuracy of p_i", "distinct-1/2");
+    for (int i = 0; i < n; i++) {
+        fprintf(f, "%-10s", rows[i].name);
+        figure_print(f, "%.3f +- %.3f", rows[i].reward);
+        figure_print(f, "%.2f +- %.2f", rows[i].perplexity);
+        figure_print(f, "%.1f +- %.1f", rows[i].length);
+        figure_print(f, "%.2f +- %.2f", rows[i].kl);
+        figure_print(f, "%.3f +- %.3f", rows[i].accuracy);
+        fprintf(f, "  %.3f / %.3f\n", rows[i].distinct1, rows[i].distinct2);
+    }
+    fprintf(f, "%d held-out queries, %d completions each; +- one standard error over queries; perplexity under %s\n", queries, k,
+            has_reference ? "the start" : "the policy itself");
+}
+
+static inline void eval_csv(const char *dir, const EvalRow *rows, int n) {
+    char path[RRHF_PATH_MAX];
+    Out out = out_open(path_join(path, dir, "eval.csv"));
+    out_printf(&out, "policy,figure,mean,stderr,n\n");
+    for (int i = 0; i < n; i++) {
+        const char *names[] = {"reward", "perplexity", "tokens", "kl", "accuracy"};
+        Figure f[] = {rows[i].reward, rows[i].perplexity, rows[i].length, rows[i].kl, rows[i].accuracy};
+        for (int j = 0; j < 5; j++)
+            if (f[j].n) out_printf(&out, "%s,%s,%.6g,%.6g,%d\n", rows[i].name, names[j], f[j].mean, f[j].err, f[j].n);
+        out_printf(&out, "%s,distinct-1,%.6g,,\n%s,distinct-2,%.6g,,\n", rows[i].name, rows[i].distinct1, rows[i].name, rows[i].distinct2);
+    }
+    out_close(&out);
+}
+
+// The completions d of one policy as a row; logp (R) under that policy, ref (R) under the reference.
+static inline EvalRow eval_row(const char *name, const Ranked *d, const double *logp, const double *ref, const int *best, int has_reward) {
+    EvalRow row;
+    memset(&row, 0, sizeof row);
+    row.name = name;
+    double *v = (double *)xalloc((size_t)d->R, sizeof *v);
+    for (int r = 0; r < d->R; r++) v[r] = d->score[r];
+    if (has_reward) row.reward = eval_mean(d, v, best);
+    for (int r = 0; r < d->R; r++) v[r] = d->resp_len[r];
+    row.length = eval_mean(d, v, best);
+    for (int r = 0; logp && r < d->R; r++) v[r] = logp[r] - ref[r];
+    if (logp) row.kl = eval_mean(d, v, best);
+    row.perplexity = eval_perplexity(d, ref, best);
+    row.distinct1 = eval_distinct(d, 1, best);
+    row.distinct2 = eval_distinct(d, 2, best);
+    free(v);
+    return row;
+}
+
+// Accuracy of p_i as a reward model on pairs whose order is known.
+static inline Figure eval_pairs(GPT2 *m, const Ranked *d, double length_penalty) {
+    double *p = (double *)xalloc((size_t)d->R, sizeof *p);
+    policy_scores(m, d, length_penalty, "", p);
+    Figure f = eval_accuracy(d, d->score, p);
+    free(p);
+    return f;
+}
+
+static inline int eval_policy(const Options *o, GPT2 *m, const Ranked *data) {
+    Config c = gpt2_config(m);
+    Tokenizer *tok = tokenizer_open(o, c);
+    Reward reward = {NULL, NULL}, *rm = NULL;
+    GPT2 *ref = o->reference ? model_open(o->reference, "--reference", MODEL_POLICY, 0) : NULL;
+    if (ref && gpt2_config(ref).V != c.V) die("--reference %s: vocabulary %d, the policy has %d", o->reference, gpt2_config(ref).V, c.V);
+    if (o->reward) reward = reward_open(o->reward), rm = &reward;
+    EvalRow rows[EVAL_ROWS];
+    char best_name[32];
+    int n = 0, pairs = 0;
+    Ranked start, fresh;
+    memset(&start, 0, sizeof start);
+    Sampling s = sampling(o, c, tok);
+    fresh = sample(m, data, s, 0, "policy");
+    if (rm) reward_score(rm, &fresh, "reward");
+    double *logp = (double *)xalloc((size_t)fresh.R, sizeof *logp), *other = (double *)xalloc((size_t)fresh.R, sizeof *other);
+    if (ref) {
+        start = sample(ref, data, s, 0, "start");
+        if (rm) reward_score(rm, &start, "reward");
+        int *best = (int *)xalloc((size_t)start.Q, sizeof(int));
+        for (int q = 0; q < start.Q; q++)
+            for (int r = best[q] = start.first[q]; r < start.first[q + 1]; r++)
+                if (start.score[r] > start.score[best[q]]) best[q] = r;
+        evaluate_all(ref, &start, "", other);
+        rows[n++] = eval_row("start", &start, NULL, other, NULL, rm != NULL);
+        snprintf(best_name, sizeof best_name, "best-of-%d", o->num_return);
+        if (rm) rows[n++] = eval_row(best_name, &start, NULL, other, best, 1);
+        free(best);
+    }
+    evaluate_all(m, &fresh, "", logp);
+    if (ref) evaluate_all(ref, &fresh, "", other);
+    rows[n++] = eval_row("policy", &fresh, ref ? logp : NULL, ref ? other : logp, NULL, rm != NULL);
+    for (int q = 0; q < data->Q; q++)
+        for (int r = data->first[q]; r < data->first[q + 1]; r++) pairs |= data->score[r] != data->score[data->first[q]];
+    const Ranked *judged = pairs ? data : rm ? (ref ? &start : &fresh) : NULL; // pairs given, or made by the reward
+    if (judged) rows[n - 1].accuracy = eval_pairs(m, judged, o->length_penalty);
+    if (judged && ref) rows[0].accuracy = eval_pairs(ref, judged, o->length_penalty);
+    make_dir(o->out);
+    eval_csv(o->out, rows, n);
+    eval_print(stdout, rows, n, data->Q, o->num_return, ref != NULL);
+    if (tok) {
+        Ranked a = ranked_head(&start, SHOWN), b = ranked_head(&fresh, SHOWN);
+        samples_write(o, o->out, tok, ref ? &a : NULL, &b, rm != NULL);
+    }
+    free(logp);
+    free(other);
+    ranked_free(&fresh);
+    ranked_free(&start);
+    gpt2_free(ref);
+    if (rm) reward_close(rm);
+    tokenizer_shut(tok);
+    return 0;
+}
+
+// How often a reward model agrees with labels (k = 1) or with the order of pairs.
+static inline int eval_reward(const Options *o, GPT2 *m, const Ranked *d) {
+    int labels = reward_data_is_labels(d, o->data);
+    double *z = (double *)xalloc((size_t)d->R, sizeof *z);
+    evaluate_all(m, d, "reward", z);
+    Figure f;
+    if (labels) {
+        for (int r = 0; r < d->R; r++) z[r] = (z[r] > 0) == (d->score[r] > 0.5f);
+        f = figure_mean(z, d->R);
+    } else f = eval_accuracy(d, d->score, z);
+    printf("reward model: accuracy %.4f +- %.4f on %d %s\n", f.mean, f.err, f.n, labels ? "labels" : "queries with pairs");
+    make_dir(o->out);
+    char path[RRHF_PATH_MAX];
+    Out out = out_open(path_join(path, o->out, "eval.csv"));
+    out_printf(&out, "policy,figure,mean,stderr,n\nreward model,accuracy,%.6g,%.6g,%d\n", f.mean, f.err, f.n);
+    out_close(&out);
+    free(z);
+    return 0;
+}
+
+static inline int verb_eval(const Options *o) {
+    GPT2 *m = model_open(need(o->model, "--model", "eval"), "--model", MODEL_ANY, 0);
+    Config c = gpt2_config(m);
+    Ranked d = data_open(o, need(o->data, "--data", "eval"), c, "eval"), head = ranked_head(&d, o->eval_queries);
+    int rc = c.reward ? eval_reward(o, m, &head) : eval_policy(o, m, &head);
+    ranked_free(&d);
+    gpt2_free(m);
+    return rc;
+}
+
+#include "dev/story.h"   // defines: verb_demo, the whole story on made-up reviews
+
+// ----------------------------------------------------------------------------
+// The entry
+
+static inline int run_verb(int argc, char **argv) {
+    static int (*const verbs[N_VERBS])(const Options *) = {verb_sft, verb_reward, verb_sample, verb_score, verb_train, verb_eval};
+    Options o;
+    int verb = options_parse(&o, argc, argv);
+    fprintf(stderr, "%s\n", backend_start(o.threads));
+    return verb < 0 ? verb_demo(&o) : verbs[verb](&o);
+}
+
+#endif
