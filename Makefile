@@ -4,12 +4,13 @@
 # NO_OMP=1, NO_STB=1. make CC=clang CFLAGS_EXTRA='-Wall -Wextra' builds without a warning.
 
 CC     = gcc
-CFLAGS = -std=c11 -O3 -march=native -fno-math-errno -fno-trapping-math
+CFLAGS = -std=c11 -O3 -march=native -fopenmp-simd -fno-math-errno -fno-trapping-math
 LDLIBS = -lm
 HEADERS = util.h model.h dataloader.h tokenizer.h rrhf.h sampler.h reward.h eval.h verbs.h $(wildcard dev/*.h)
 
-# builds: does a program with these headers and flags compile and link?  $(call builds,headers,flags)
-builds = $(shell printf '$(foreach h,$(1),\#include <$(h)>\n)int main(void){return 0;}\n' | \
+# builds: does a program with this header and these flags compile and link?  $(call builds,header,flags)
+hash := \#
+builds = $(shell printf '$(hash)include <$(1)>\nint main(void){return 0;}\n' | \
            $(CC) -x c - -o /dev/null $(2) 2>/dev/null && echo yes)
 
 ifndef NO_OMP # on a Mac: brew install libomp

@@ -302,8 +302,8 @@ static inline void merge_word(Tokenizer *t, const char *s, size_t n, Tokens *out
     for (uint32_t i = 0; i < n; i++) {
         Piece one = {i ? i - 1 : 0, i + 1, t->byte_id[(uint8_t)s[i]], -1};
         if (one.id < 0)
-            die("tokenizer: the text has byte 0x%02X, but the vocabulary of %d tokens has none for it; use one with "
-                "all 256 bytes", (uint8_t)s[i], t->V);
+            die("tokenizer: the text has byte 0x%02X, but the vocabulary of %d tokens has none for it; use "
+                "one with all 256 bytes", (uint8_t)s[i], t->V);
         p[i] = one;
     }
     for (uint32_t i = 0; i + 1 < n; i++) heap_n = merge_offer(t, s, (uint32_t)n, i, heap_n);

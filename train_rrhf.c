@@ -291,59 +291,78 @@ static void matmul_backward(real *dx, real *dw, real *dbias, const real *dout, c
 
 // Attention over the two intervals of dataloader.h, per head: with s_j = q_n . k_j / sqrt(hs) for every j that n sees,
 // out_n = sum_j softmax(s)_j v_j. Saves only lse_n = log sum_j exp(s_j); the backward recomputes the softmax from it.
-// out (N,C), lse (N,NH), qkv (N,3C), room (tasks, longest sequence): scores of one row
+// out (N,C), lse (N,NH), qkv (N,3C), s: room for the scores of one row.
+// A task is one head of one query's rows [n0, n1). It is inlined with hs a constant for GPT-2's head sizes, so that
+// its inner loops become straight vector code.
+static inline __attribute__((always_inline)) void attention_forward_head(real *out, real *lse, const real *qkv, real *s,
+        const Batch *b, int n0, int n1, int h, int C, int NH, const int hs) {
+    real scale = 1 / sqrt_real((real)hs);
+    for (int n = n0; n < n1; n++) {
+        const real *q = qkv + (size_t)n * 3 * C + h * hs;
+        real *o = out + (size_t)n * C + h * hs, max = 0, sum = 0;
+        int m = 0;
+        for (int j = b->a0[n]; j <= n; j = j + 1 == b->a1[n] ? b->b0[n] : j + 1) {
+            s[m] = scale * dot(q, qkv + (size_t)j * 3 * C + C + h * hs, hs);
+            max = m == 0 || s[m] > max ? s[m] : max;
+            m++;
+        }
+        SIMD_SUM(sum)
+        for (int i = 0; i < m; i++) sum += s[i] = exp_real(s[i] - max);
+        for (int i = 0; i < hs; i++) o[i] = 0;
+        for (int i = 0, j = b->a0[n]; i < m; i++, j = j + 1 == b->a1[n] ? b->b0[n] : j + 1)
+            axpy(o, s[i] / sum, qkv + (size_t)j * 3 * C + 2 * C + h * hs, hs);
+        lse[(size_t)n * NH + h] = max + (real)log(sum);
+    }
+}
+
 static void attention_forward(real *out, real *lse, const real *qkv, real *room, int room_size, const Batch *b, int C, int NH) {
     int hs = C / NH;
-    real scale = 1 / sqrt_real((real)hs);
     PARALLEL_FOR2
     for (int g = 0; g < b->Q; g++)
         for (int h = 0; h < NH; h++) {
             real *s = room + (size_t)(g * NH + h) * (size_t)room_size;
-            for (int n = b->group[g]; n < b->group[g + 1]; n++) {
-                const real *q = qkv + (size_t)n * 3 * C + h * hs;
-                real *o = out + (size_t)n * C + h * hs, max = 0, sum = 0;
-                int m = 0;
-                for (int j = b->a0[n]; j <= n; j = j + 1 == b->a1[n] ? b->b0[n] : j + 1) {
-                    s[m] = scale * dot(q, qkv + (size_t)j * 3 * C + C + h * hs, hs);
-                    max = m == 0 || s[m] > max ? s[m] : max;
-                    m++;
-                }
-                SIMD_SUM(sum)
-                for (int i = 0; i < m; i++) sum += s[i] = exp_real(s[i] - max);
-                for (int i = 0; i < hs; i++) o[i] = 0;
-                for (int i = 0, j = b->a0[n]; i < m; i++, j = j + 1 == b->a1[n] ? b->b0[n] : j + 1)
-                    axpy(o, s[i] / sum, qkv + (size_t)j * 3 * C + 2 * C + h * hs, hs);
-                lse[(size_t)n * NH + h] = max + (real)log(sum);
-            }
+            int n0 = b->group[g], n1 = b->group[g + 1];
+            if (hs == 64) attention_forward_head(out, lse, qkv, s, b, n0, n1, h, C, NH, 64);
+            else if (hs == 32) attention_forward_head(out, lse, qkv, s, b, n0, n1, h, C, NH, 32);
+            else attention_forward_head(out, lse, qkv, s, b, n0, n1, h, C, NH, hs);
         }
 }
 
 // With p_j = exp(s_j - lse), dp_j = dout . v_j and D = dout . out = sum_j p_j dp_j:
 // ds_j = p_j (dp_j - D); dq = sum_j ds_j k_j / sqrt(hs), dk_j += ds_j q / sqrt(hs), dv_j += p_j dout.
 // dqkv (N,3C) is overwritten. A task owns one head of one query's rows, so no two tasks add to the same place.
+static inline __attribute__((always_inline)) void attention_backward_head(real *dqkv, const real *dout, const real *out,
+        const real *lse, const real *qkv, const Batch *b, int n0, int n1, int h, int C, int NH, const int hs) {
+    real scale = 1 / sqrt_real((real)hs);
+    for (int n = n0; n < n1; n++) {
+        const real *q = qkv + (size_t)n * 3 * C + h * hs, *go = dout + (size_t)n * C + h * hs;
+        real *dq = dqkv + (size_t)n * 3 * C + h * hs, l = lse[(size_t)n * NH + h];
+        real D = dot(go, out + (size_t)n * C + h * hs, hs);
+        for (int j = b->a0[n]; j <= n; j = j + 1 == b->a1[n] ? b->b0[n] : j + 1) {
+            const real *k = qkv + (size_t)j * 3 * C + C + h * hs, *v = k + C;
+            real *dk = dqkv + (size_t)j * 3 * C + C + h * hs, *dv = dk + C;
+            real p = exp_real(scale * dot(q, k, hs) - l);
+            real ds = scale * p * (dot(go, v, hs) - D);
+            axpy(dq, ds, k, hs);
+            axpy(dk, ds, q, hs);
+            axpy(dv, p, go, hs);
+        }
+    }
+}
+
 static void attention_backward(real *dqkv, const real *dout, const real *out, const real *lse, const real *qkv,
                                const Batch *b, int C, int NH) {
     int hs = C / NH;
-    real scale = 1 / sqrt_real((real)hs);
     PARALLEL_FOR
     for (int n = 0; n < b->N; n++) memset(dqkv + (size_t)n * 3 * C, 0, (size_t)C * 3 * sizeof *dqkv);
     PARALLEL_FOR2
     for (int g = 0; g < b->Q; g++)
-        for (int h = 0; h < NH; h++)
-            for (int n = b->group[g]; n < b->group[g + 1]; n++) {
-                const real *q = qkv + (size_t)n * 3 * C + h * hs, *go = dout + (size_t)n * C + h * hs;
-                real *dq = dqkv + (size_t)n * 3 * C + h * hs, l = lse[(size_t)n * NH + h];
-                real D = dot(go, out + (size_t)n * C + h * hs, hs);
-                for (int j = b->a0[n]; j <= n; j = j + 1 == b->a1[n] ? b->b0[n] : j + 1) {
-                    const real *k = qkv + (size_t)j * 3 * C + C + h * hs, *v = k + C;
-                    real *dk = dqkv + (size_t)j * 3 * C + C + h * hs, *dv = dk + C;
-                    real p = exp_real(scale * dot(q, k, hs) - l);
-                    real ds = scale * p * (dot(go, v, hs) - D);
-                    axpy(dq, ds, k, hs);
-                    axpy(dk, ds, q, hs);
-                    axpy(dv, p, go, hs);
-                }
-            }
+        for (int h = 0; h < NH; h++) {
+            int n0 = b->group[g], n1 = b->group[g + 1];
+            if (hs == 64) attention_backward_head(dqkv, dout, out, lse, qkv, b, n0, n1, h, C, NH, 64);
+            else if (hs == 32) attention_backward_head(dqkv, dout, out, lse, qkv, b, n0, n1, h, C, NH, 32);
+            else attention_backward_head(dqkv, dout, out, lse, qkv, b, n0, n1, h, C, NH, hs);
+        }
 }
 
 // The same attention for one new token each, over a list of cache slots.

@@ -1,0 +1,1 @@
+static inline int verb_demo(const Options *o) { (void)o; return 0; }

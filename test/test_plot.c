@@ -1,0 +1,267 @@
+/*
+test_plot.c: dev/plot.h. Round ticks, the alphabet, awkward data, labels that keep clear of each other, and
+the file itself (signature, size, nothing left behind). Best under -fsanitize=address,undefined.
+
+  cc -O1 -g -fsanitize=address,undefined -DHAVE_STB -I/usr/include/stb -o test_plot test/test_plot.c -lm
+  ./test_plot
+*/
+#include "../dev/plot.h"  // defines: plot_png
+#include "test.h"         // defines: check, check_dies, test_summary
+
+#define PATH "/tmp/test_plot.png"
+
+// ----------------------------------------------------------------------------
+// Ticks
+
+static int is_round(double step) {
+    double m = step / pow(10, floor(log10(step) + 1e-9));
+    return fabs(m - 1) < 1e-6 || fabs(m - 2) < 1e-6 || fabs(m - 5) < 1e-6;
+}
+
+static int covers(double step, double lo, double hi, int n) {
+    double start = floor(lo / step + 1e-6) * step;
+    return start <= lo + 1e-5 * step && start + (n + 1e-5) * step >= hi;
+}
+
+static void test_ticks(void) {
+    static const double range[8][2] = {{0, 1}, {0.539, 0.99}, {-3, 7}, {1e-7, 3e-7}, {0, 2340}, {-1e9, 3e9},
+                                       {31.6, 35.8}, {1e299, 9e299}};
+    for (int r = 0; r < 8; r++) {
+        double lo = range[r][0], hi = range[r][1], start;
+        int ok = 1;
+        for (int n = 2; n <= 8; n++) {
+            double step = plot_step(lo, hi, n, &start), mantissa = step / pow(10, floor(log10(step) + 1e-9));
+            double smaller = step * (fabs(mantissa - 5) < 1e-6 ? 0.4 : 0.5); // 5 -> 2, 2 -> 1, 1 -> 0.5
+            ok = ok && is_round(step) && covers(step, lo, hi, n) && !covers(smaller, lo, hi, n);
+            ok = ok && fabs(start / step - floor(start / step + 0.5)) < 1e-6;
+        }
+        check(ok, "ticks of %g .. %g: the smallest 1, 2 or 5 x 10^k that covers, from a multiple", lo, hi);
+    }
+}
+
+static void test_numbers(void) {
+    static const struct { double lo, step; int i; const char *text; } want[8] = {
+        {0, 0.2, 3, "0.6"}, {-0.2, 0.1, 2, "0.0"}, {0, 50, 8, "400"}, {-3e-5, 1e-5, 5, "2e-5"},
+        {-1e9, 1e9, 1, "0"}, {0, 5e6, 3, "1.5e7"}, {31, 1, 5, "36"}, {0.535, 0.005, 1, "0.540"}
+    };
+    for (int k = 0; k < 8; k++) {
+        PlotAxis a = {want[k].lo, want[k].lo + 8 * want[k].step, want[k].step, 0, 1, 8};
+        char s[32];
+        const char *got = plot_number(&a, want[k].i, s), *expected = want[k].text;
+        check(!strcmp(got, expected), "tick %g + %d x %g reads %s", a.lo, want[k].i, a.step, got);
+    }
+}
+
+// ----------------------------------------------------------------------------
+// Text
+
+// Pairs of digits on the grid; a line has two points or more, a curve three.
+static int glyph_ok(const char *g) {
+    while (*g) {
+        int n = 0, curve = *g == '~';
+        for (g += curve; *g && *g != ' '; n++, g += 2) {
+            if (!g[1] || g[1] == ' ') return 0;
+            int x = plot_digit(g[0]), y = plot_digit(g[1]);
+            if (x < 0 || x > 14 || y < 0 || y > 18) return 0;
+        }
+        if (n < 2 + curve || n > 16) return 0;
+        if (*g) g++;
+    }
+    return 1;
+}
+
+static void test_text(void) {
+    int good = 0;
+    for (int ch = 32; ch < 127; ch++) {
+        good += glyph_ok(plot_font[ch - 32]) && (ch == ' ' || *plot_font[ch - 32]);
+        for (int k = 33; k < ch; k++) good -= !strcmp(plot_font[ch - 32], plot_font[k - 32]);
+    }
+    check(good == 95, "alphabet: %d of 95 characters are well formed and unlike any other", good);
+    char s[128], longer[300];
+    memset(longer, 'w', sizeof longer);
+    longer[299] = 0;
+    double w = plot_text_width(plot_fit(s, longer, 10, 100), 10);
+    check(w <= 100 && strstr(s, "w..."), "a label of 299 letters is cut to %.0f of 100 pixels", w);
+    check(!strcmp(plot_fit(s, "short", 10, 100), "short"), "a short label is left alone");
+    plot_fit(s, "abcdef", 10, 0);
+    check(strlen(s) <= 3, "a label without room is \"%s\"", s);
+    double other = plot_text_width("\xc3\xa9", 14), question = plot_text_width("?", 14);
+    check(other == question, "a letter that the alphabet lacks is as wide as '?': %g", other);
+}
+
+// ----------------------------------------------------------------------------
+// Pictures
+
+enum { BLUE, RED, DARK }; // palette colours 0 and 1, and the ink of text and numbers
+
+// Pixels of a hue, in a box.
+static long count_in(const PlotCanvas *c, int hue, int x0, int y0, int x1, int y1) {
+    long n = 0;
+    for (int y = y0; y < y1; y++) for (int x = x0; x < x1; x++) {
+        const unsigned char *p = &c->rgb[3 * ((size_t)y * c->w + x)];
+        if (hue == DARK) n += p[0] < 96 && p[1] < 96 && p[2] < 96;
+        else n += hue == RED ? p[0] > p[2] + 60 : p[2] > p[0] + 60;
+    }
+    return n;
+}
+
+static long count(const PlotCanvas *c, int hue) { return count_in(c, hue, 0, 0, c->w, c->h); }
+
+static PlotPanel panel(const PlotSeries *s, int n) {
+    PlotPanel p;
+    memset(&p, 0, sizeof p);
+    p.title = "title", p.label[PLOT_X] = "x", p.label[PLOT_LEFT] = "left", p.label[PLOT_RIGHT] = "right";
+    p.series = s, p.n_series = n;
+    return p;
+}
+
+// Draws one series on its own; `least` is how many pixels of its colour must show.
+static void try_series(const char *what, const double *x, const double *y, const double *err, int n,
+                       long least) {
+    PlotSeries s = plot_series("name", x, y, n, PLOT_LINE | PLOT_POINTS, 1);
+    s.xerr = s.yerr = err;
+    PlotPanel p = panel(&s, 1);
+    PlotCanvas c = plot_render(&p, 1, 400, 300), tiny = plot_render(&p, 1, 32, 32);
+    long red = count(&c, RED), dark = count(&c, DARK);
+    check(red >= least && dark > 200, "%s: %ld pixels in its colour, %ld of text", what, red, dark);
+    plot_free(&c);
+    plot_free(&tiny);
+}
+
+static void test_awkward(void) {
+    static const double x[4] = {0, 1, 2, 3}, up[4] = {1, 2, 3, 4}, same[4] = {7, 7, 7, 7}, zero[4] = {0};
+    static const double gap[4] = {1, NAN, -INFINITY, 4}, none[4] = {NAN, NAN, NAN, NAN};
+    static const double huge[4] = {-1e299, 1e299, 1e308, 0}, small[4] = {1e-280, 2e-280, 5e-324, 0};
+    static const double least[4] = {5e-324, 0, 5e-324, 0};
+    static const double close[4] = {1e6, 1e6 + 1e-4, 1e6, 1e6}, err[4] = {0.1, NAN, 0, INFINITY};
+    try_series("a line", x, up, NULL, 4, 300);
+    try_series("error bars, some not finite", x, up, err, 4, 300);
+    try_series("no points", x, up, NULL, 0, 20); // the legend's sample
+    try_series("one point", x, up, NULL, 1, 40);
+    try_series("a constant", x, same, NULL, 4, 300);
+    try_series("zeros", x, zero, err, 4, 300);
+    try_series("one x", same, up, NULL, 4, 200);
+    try_series("gaps", x, gap, NULL, 4, 60);
+    try_series("nothing but gaps", none, none, NULL, 4, 20);
+    try_series("huge values", x, huge, NULL, 4, 60);
+    try_series("tiny values", x, small, NULL, 4, 60);
+    try_series("the smallest number", x, least, NULL, 4, 300);
+    try_series("a range below the resolution", x, close, NULL, 4, 300);
+}
+
+static void test_gap(void) { // the line is not drawn across a NaN
+    static const double x[3] = {0, 1, 2}, y[3] = {0, NAN, 2}, whole[3] = {0, 1, 2};
+    PlotSeries s = plot_series(NULL, x, y, 3, PLOT_LINE, 1);
+    PlotPanel p = panel(&s, 1);
+    PlotCanvas with = plot_render(&p, 1, 400, 300);
+    s.y = whole;
+    PlotCanvas without = plot_render(&p, 1, 400, 300);
+    long a = count(&with, RED), b = count(&without, RED);
+    check(a > 0 && a < 20 && b > 300, "a gap breaks the line: %ld pixels, %ld without the gap", a, b);
+    plot_free(&with);
+    plot_free(&without);
+}
+
+static void test_labels(void) { // a second label leaves the first one whole
+    static const double x[2] = {1, 1}, y[2] = {1, 1};
+    static const char *const first[1] = {"MMMMMM"}, *const second[1] = {"WWWWWW"};
+    PlotSeries s[2];
+    for (int k = 0; k < 2; k++) s[k] = plot_series(NULL, x, y, 1, PLOT_POINTS, k);
+    PlotPanel p = panel(s, 2);
+    s[0].label = first;
+    PlotCanvas one = plot_render(&p, 1, 400, 300);
+    s[1].label = second;
+    PlotCanvas two = plot_render(&p, 1, 400, 300);
+    long a = count(&one, BLUE), b = count(&two, BLUE), c = count(&two, RED) - count(&one, RED);
+    check(a > 50 && a == b && c > 50, "two labels at one point: %ld and %ld pixels, alone %ld", b, c, a);
+    plot_free(&one);
+    plot_free(&two);
+}
+
+static void test_legend(void) { // a falling line leaves it the top right corner, a rising one the top left
+    static const double x[2] = {0, 1}, fall[2] = {1, 0}, rise[2] = {0, 1};
+    for (int k = 0; k < 2; k++) {
+        PlotSeries s = plot_series("a legend", x, k ? rise : fall, 2, PLOT_LINE, 1);
+        PlotPanel p = panel(&s, 1);
+        PlotCanvas c = plot_render(&p, 1, 400, 300);
+        long left = count_in(&c, DARK, 60, 32, 220, 100), right = count_in(&c, DARK, 220, 32, 380, 100);
+        int ok = k ? left > 20 && !right : right > 20 && !left;
+        check(ok, "legend of a %s line: %ld pixels left, %ld right", k ? "rising" : "falling", left, right);
+        plot_free(&c);
+    }
+}
+
+static void test_smooth(void) {
+    static const double v[6] = {1, 3, NAN, 5, 7, 9};
+    double s[6];
+    plot_smooth(s, v, 6, 3);
+    check(s[0] == 2 && s[1] == 2 && isnan(s[2]) && s[3] == 6 && s[4] == 7 && s[5] == 8,
+          "moving average of 3: %g %g %g %g %g %g", s[0], s[1], s[2], s[3], s[4], s[5]);
+}
+
+// ----------------------------------------------------------------------------
+// File
+
+#ifdef HAVE_STB
+static size_t slurp(unsigned char *buf, size_t max) {
+    FILE *f = fopen(PATH, "rb");
+    size_t n = f ? fread(buf, 1, max, f) : 0;
+    if (f) fclose(f);
+    return n;
+}
+
+static void to_nowhere(const void *path) {
+    PlotPanel p = panel(NULL, 0);
+    plot_png((const char *)path, &p, 1, 100, 100);
+}
+
+static void too_large(const void *path) {
+    PlotPanel p = panel(NULL, 0);
+    plot_png((const char *)path, &p, 1, 100000, 100);
+}
+
+static void test_file(void) {
+    static const double x[3] = {0, 1, 2}, y[3] = {3, 1, 2};
+    static const unsigned char start[26] = {
+        0x89, 'P', 'N', 'G', 13, 10, 26, 10, 0, 0, 0, 13, 'I', 'H', 'D', 'R',
+        0, 0, 2, 0x8A, 0, 0, 1, 0x40, 8, 2 // 650 x 320, 8 bits, RGB
+    };
+    enum { MAX = 1 << 20 };
+    unsigned char *a = (unsigned char *)xalloc(MAX, 1), *b = (unsigned char *)xalloc(MAX, 1);
+    PlotSeries s[2] = {plot_series("a", x, y, 3, PLOT_LINE, 0), plot_series("b", x, x, 3, PLOT_DASHED, 1)};
+    s[1].right = 1;
+    PlotPanel p[2] = {panel(s, 2), panel(s, 1)};
+    int made = plot_png(PATH, p, 2, 650, 320);
+    size_t n = slurp(a, MAX);
+    check(made == 1 && n > 2000, "plot_png: returns %d, %zu bytes", made, n);
+    int ends = n > 38 && !memcmp(a, start, 26) && !memcmp(a + n - 8, "IEND", 4);
+    check(ends, "PNG: signature, 650 x 320 RGB, its end");
+    plot_png(PATH, p, 2, 650, 320);
+    check(slurp(b, MAX) == n && !memcmp(a, b, n), "PNG: drawn again, the same bytes");
+    check(access(PATH ".tmp", F_OK) != 0, "PNG: no temporary file is left");
+    unlink(PATH);
+    check_dies("unwritable path", to_nowhere, "/no/such/dir/curves.png", "/no/such/dir/curves.png");
+    check_dies("too large", too_large, PATH, "100000 x 100");
+    check(access(PATH, F_OK) != 0, "a refused plot leaves no file");
+    free(a);
+    free(b);
+}
+#else
+static void test_file(void) {
+    PlotPanel p = panel(NULL, 0);
+    check(plot_png(PATH, &p, 1, 100, 100) == 0, "plot_png: returns 0 without stb_image_write");
+}
+#endif
+
+int main(void) {
+    test_ticks();
+    test_numbers();
+    test_text();
+    test_awkward();
+    test_gap();
+    test_labels();
+    test_legend();
+    test_smooth();
+    test_file();
+    return test_summary();
+}
