@@ -41,6 +41,18 @@ dev/convert: dev/convert.c $(HEADERS)
 dev/imdb: dev/imdb.c $(HEADERS)
 	$(CC) $(CFLAGS) $(CFLAGS_EXTRA) -o $@ dev/imdb.c $(LDLIBS)
 
+# Tests: each is one program (or script) that prints a line per check and ends with "N passed, N failed".
+TEST_FLAGS = $(CFLAGS) -O2 $(OPTIONS) -DNO_MAIN
+TESTS = $(addprefix test/test_,tokenizer plot rrhf gradients model model_double reference sampler convert)
+test/test_gradients test/test_model_double: TEST_FLAGS += -DREAL=double
+test/test_model_double: test/test_model.c
+test/test_%: test/test_%.c train_rrhf.c test/test.h $(HEADERS)
+	$(CC) $(TEST_FLAGS) -o $@ $(filter test/%.c,$^) $(BLAS) $(LDLIBS)
+
+# The number of passed and failed checks of all tests; the last line is the sum.
+test: train_rrhf dev/convert $(TESTS)
+	@bash test/run.sh $(TESTS) "bash test/test_cli.sh"
+
 clean:
 	rm -f train_rrhf train_rrhfcu dev/convert dev/imdb $(TESTS)
 

@@ -2,34 +2,55 @@
 sampler.h: sampling policies over a key/value cache. Sees logits and the cache, nothing else.
 
   Ranked sample(GPT2 *m, const Ranked *queries, Sampling s, int keep_own, const char *label)
+  Ranked beam_search(GPT2 *m, const Ranked *queries, Beaming b, int keep_own, const char *label)
 
-returns the same queries, each with its own responses (keep_own) followed by s.num_return sampled ones, scores 0.
-A completion ends with the end-of-text token, which it keeps, or after max_new_tokens.
+Both return the same queries, each with its own responses (keep_own, scores 0) followed by s.num_return new ones. A
+response ends with the end-of-text token, which it keeps, or after max_new_tokens. label: of the progress line, or "".
+
+sample        temperature, top-k, top-p; scores 0. Completion c of query q draws from its own random stream
+              (seed, q, c).
+beam_search   the num_beams most probable beginnings go on together; the best num_return come back, best first, with
+              the score of the search. num_beam_groups > 1 is diverse beam search: groups choose one after another, and
+              a token costs diversity_penalty for each time that earlier groups have just chosen it. No randomness.
+              A query has fewer responses only where fewer than num_return texts exist.
 
 The cache is a row of slots, one token's keys and values each, and a sequence is a list of slots (model.h, Decode).
-The query is computed once and named by all its completions. Completion c of query q draws from its own random
-stream (seed, q, c): the texts do not depend on how many run at once.
+The query is computed once and named by all its sequences; a beam that forks copies its list, never the cache.
+Queries run in waves. How many run at once changes neither texts nor scores (a BLAS may round the scores differently).
 */
 #ifndef SAMPLER_H
 #define SAMPLER_H
 
-#include "util.h"        // defines: die, Rng, Progress
+#include "util.h"        // defines: die, die_usage, Rng, Progress
 #include "model.h"       // defines: GPT2, Decode
 #include "dataloader.h"  // defines: Ranked
+#ifdef _OPENMP
+#include <omp.h>         // defines: omp_get_max_threads, omp_get_thread_num
+#endif
 
-enum Source { SOURCE_DATA, SOURCE_SAMPLE }; // the `source` of a response in a ranked file
+enum Source { SOURCE_DATA, SOURCE_SAMPLE, SOURCE_BEAM, SOURCE_DIVERSE }; // the `source` of a response in a ranked file
 
 typedef struct {
     int num_return, max_new_tokens;
-    int top_k;              // 0 = all
-    double top_p;           // 1 = all
-    double temperature;     // 0 = greedy
-    int eot;                // end-of-text id, -1 = none
+    int top_k;                // 0 = all
+    double top_p;             // 1 = all
+    double temperature;       // 0 = greedy
+    int eot;                  // end-of-text id, -1 = none
     uint64_t seed;
 } Sampling;
 
+typedef struct {
+    int num_beams;            // per query; 1 = greedy
+    int num_beam_groups;      // divides num_beams; 1 = plain beam search
+    double diversity_penalty; // >= 0; nothing to one group
+    double length_penalty;    // a response's score is its log-probability / length^this
+    int num_return;           // 1 .. num_beams
+    int max_new_tokens;
+    int eot;                  // end-of-text id, -1 = none
+} Beaming;
+
 // ----------------------------------------------------------------------------
-// Choosing one token
+// The most probable tokens
 
 typedef struct { float logit; int id; } Candidate;
 
@@ -38,18 +59,18 @@ static inline int compare_candidates(const void *a, const void *b) { // by logit
     return x->logit != y->logit ? (x->logit < y->logit ? 1 : -1) : x->id - y->id;
 }
 
-// Restores the heap property (smallest logit on top) below i.
+// Restores the heap property (the candidate that comes last on top) below i.
 static inline void heap_sink(Candidate *h, int n, int i) {
     for (int child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && h[child + 1].logit < h[child].logit) child++;
-        if (h[i].logit <= h[child].logit) return;
+        if (child + 1 < n && compare_candidates(&h[child + 1], &h[child]) > 0) child++;
+        if (compare_candidates(&h[i], &h[child]) >= 0) return;
         Candidate t = h[i];
         h[i] = h[child];
         h[child] = t;
     }
 }
 
-// The k largest logits, in no order; room (k).
+// The k largest logits, of equal ones the lower ids, in no order; k = 0: all. room (k, or V)
 static inline int top_k_candidates(Candidate *room, const float *logits, int V, int k) {
     if (k <= 0 || k > V) k = V;
     for (int v = 0; v < k; v++) room[v].logit = logits[v], room[v].id = v;
@@ -64,23 +85,32 @@ static inline int top_k_candidates(Candidate *room, const float *logits, int V, 
     return k;
 }
 
+// ----------------------------------------------------------------------------
+// Choosing one token at random
+
+// Of n candidates whose `logit` is by now a weight, the smallest set that holds top_p of their total: the heaviest, in
+// order, at least one. Returns how many, and their total.
+static inline int top_p_candidates(Candidate *room, int n, double top_p, double *total) {
+    // Weights below the average of what may be left out sum to less than that: no need to sort them.
+    double enough = top_p * *total, least = (*total - enough) / n;
+    int heavy = 0, kept = 0;
+    for (int i = 0; i < n; i++) if (room[i].logit >= least) room[heavy++] = room[i];
+    qsort(room, (size_t)heavy, sizeof *room, compare_candidates);
+    *total = room[kept++].logit;
+    while (kept < heavy && *total < enough) *total += room[kept++].logit;
+    return kept;
+}
+
 // Draws from softmax(logits / temperature) cut to the top k, then to the smallest set of the most probable tokens
 // whose probability reaches top_p (Hugging Face's order). room (top_k, or V)
 static inline int sample_token(const float *logits, int V, Sampling s, Rng *rng, Candidate *room) {
     int n = top_k_candidates(room, logits, V, s.temperature > 0 ? s.top_k : 1);
     if (n == 1) return room[0].id;
     float max = room[0].logit;
-    double total = 0, cut;
-    if (s.top_p < 1) qsort(room, (size_t)n, sizeof *room, compare_candidates);
+    double total = 0;
     for (int i = 0; i < n; i++) max = room[i].logit > max ? room[i].logit : max;
     for (int i = 0; i < n; i++) total += room[i].logit = (float)exp((room[i].logit - max) / s.temperature);
-    cut = s.top_p * total;
-    if (s.top_p < 1) {
-        int kept = 0;
-        for (total = 0; kept < n && total < cut;) total += room[kept++].logit;
-        n = kept ? kept : 1;
-        if (!kept) total = room[0].logit;
-    }
+    if (s.top_p < 1) n = top_p_candidates(room, n, s.top_p, &total);
     double u = rng_uniform(rng) * total;
     for (int i = 0; i < n - 1; i++)
         if ((u -= room[i].logit) < 0) return room[i].id;
@@ -88,147 +118,487 @@ static inline int sample_token(const float *logits, int V, Sampling s, Rng *rng,
 }
 
 // ----------------------------------------------------------------------------
-// A wave: some queries with all their completions, advanced together
+// Beam search: one group's step
+//
+// The semantics are those of Hugging Face generate (transformers 4.46, early_stopping = False; test/test_sampler.c
+// compares). A group of g beams looks at its 2g best continuations. Of these, end-of-text makes a finished response, a
+// hypothesis, if it is among the g best; the first g others are the next beams. The group keeps its g best hypotheses
+// and is done when it has g and none of its beams, if ended now, would beat the worst of them. Beams still open after
+// max_new_tokens are hypotheses too. In short:
+//   - a score is sum log P / n^length_penalty, n = tokens of the response, its end-of-text included;
+//   - the diversity penalty is part of log P: it stays in the beam's sum and in the final score;
+//   - a group that is done counts as choosing end-of-text with each of its beams (generate pads with it, given a
+//     vocabulary like GPT-2's without a padding token).
+// Temperature, top-k and top-p have no part in it: generate warps logits only where it samples (do_sample), and it
+// refuses to sample with groups. The authors do not sample: the paper's temperature of 0.8 for diverse beams changes
+// nothing.
+
+typedef struct { double sum; int beam, token; } Continuation; // sum: of log P, penalties included
+
+static inline int compare_continuations(const void *a, const void *b) { // by sum, descending; then by beam, token
+    const Continuation *x = (const Continuation *)a, *y = (const Continuation *)b;
+    if (x->sum != y->sum) return x->sum < y->sum ? 1 : -1;
+    return x->beam != y->beam ? x->beam - y->beam : x->token - y->token;
+}
+
+static inline double log_sum_exp(const float *logits, int V) {
+    float max = logits[0];
+    double sum = 0;
+    for (int v = 1; v < V; v++) max = logits[v] > max ? logits[v] : max;
+    for (int v = 0; v < V; v++) sum += expf(logits[v] - max);
+    return max + log(sum);
+}
+
+// The `want` best continuations of n beams, best first; returns how many there are (n V may be fewer). sum (n) is the
+// beams' own, row (n) their rows of logits. Each of the n_chosen tokens in chosen costs `penalty` as often as it is
+// there. room (want + n_chosen, or V), all (n (want + n_chosen))
+static inline int beam_continuations(Continuation *all, int want, const float *logits, int V, const double *sum,
+                                     const int *row, int n, const int *chosen, int n_chosen, double penalty,
+                                     Candidate *room) {
+    int found = 0;
+    for (int b = 0; b < n; b++) {
+        const float *x = logits + (size_t)row[b] * (size_t)V;
+        double base = sum[b] - log_sum_exp(x, V);
+        // The penalty lowers at most n_chosen tokens: before it, the best `want` were among the best want + n_chosen.
+        int k = top_k_candidates(room, x, V, want + n_chosen);
+        for (int i = 0; i < k; i++) {
+            Continuation *c = &all[found++];
+            c->sum = base + room[i].logit;
+            c->beam = b;
+            c->token = room[i].id;
+            for (int j = 0; j < n_chosen; j++) if (chosen[j] == c->token) c->sum -= penalty;
+        }
+    }
+    qsort(all, (size_t)found, sizeof *all, compare_continuations);
+    return found < want ? found : want;
+}
+
+typedef struct { double score; int len; uint16_t *text; } Hypothesis; // text (max_new_tokens)
 
 typedef struct {
-    Decode d;
+    int live, done;          // beams now, at most g: 1 at the start; done = 1: its hypotheses are final
+    double *sum;             // (g) each beam's log P so far, penalties included
+    int *parent, *token;     // (g) the beam that it continues, and with what
+    int n;                   // hypotheses
+    Hypothesis *hyp;         // (g), oldest first
+} Group;
+
+static inline int group_worst(const Group *g) { // the oldest of equals
+    int worst = 0;
+    for (int i = 1; i < g->n; i++) if (g->hyp[i].score < g->hyp[worst].score) worst = i;
+    return worst;
+}
+
+// Makes room for a hypothesis; returns where its text goes, NULL if the group has g that are as good.
+static inline uint16_t *group_keep(Group *g, int size, double score, int len) {
+    Hypothesis *h = &g->hyp[g->n];
+    if (g->n == size) {
+        int worst = group_worst(g);
+        if (!(score > g->hyp[worst].score)) return NULL;
+        uint16_t *text = g->hyp[worst].text;
+        h = &g->hyp[size - 1];
+        memmove(g->hyp + worst, g->hyp + worst + 1, (size_t)(size - 1 - worst) * sizeof *h);
+        h->text = text;
+    } else g->n++;
+    h->score = score;
+    h->len = len;
+    return h->text;
+}
+
+static inline double beam_score(double sum, int len, double length_penalty) { return sum / pow(len, length_penalty); }
+
+// ----------------------------------------------------------------------------
+// A wave: some queries with all their sequences, advanced together
+
+static int wave_sequences = 256; // at once, roughly: enough to fill the matrix products (a test changes it)
+
+typedef struct {
+    Decode d;               // its list is (S, stride)
+    int *spare;             // (S, stride) the lists of forked beams
     int S, stride, slots;   // sequences, room for a sequence's list, slots in use
-    int *list_len;          // (S)  tokens so far
-    int *new_len, *done;    // (S)  tokens sampled; 1 = ended
-    uint16_t *text;         // (S, max_new)
-    int *alive, *from;      // (S)  the sequences that go on, and the logits row of each
-    Rng *rng;               // (S)
-    Candidate *room;        // (S, room_size)
-    int room_size;          // top_k, or V
+    uint16_t *token;        // (slots) what each slot holds: a sequence's text is its list
+    int *list_len;          // (S)  tokens so far, the query's included
+    int *from;              // (S)  the row of logits that a sequence goes on from
 } Wave;
 
-static inline Wave wave_make(GPT2 *m, int S, int tokens, int query_tokens, Sampling s) {
+static inline int longest_query(const Ranked *d) {
+    int longest = 1;
+    for (int q = 0; q < d->Q; q++) longest = d->query_len[q] > longest ? d->query_len[q] : longest;
+    return longest;
+}
+
+// How many queries go at once, each with k sequences? Bounded by sequences, by query tokens and by the cache's memory.
+static inline int wave_queries(Config c, const Ranked *d, int k, int max_new_tokens) {
+    enum { TOKENS = 4096, CACHE_MIB = 1024 };
+    int longest = longest_query(d), n = d->Q;
+    if (max_new_tokens < 1 || longest > c.T - max_new_tokens)
+        die("--max-new-tokens %d: with queries of up to %d tokens this exceeds the model's %d; "
+            "cut with --max-query-tokens", max_new_tokens, longest, c.T);
+    double slots = CACHE_MIB * 1048576.0 / (2.0 * c.L * c.C * (double)sizeof(real));
+    double fit = slots / (longest + (double)k * max_new_tokens);
+    if (n > wave_sequences / k) n = wave_sequences / k;
+    if (n > TOKENS / longest) n = TOKENS / longest;
+    if (n > fit) n = (int)fit;
+    return n > 1 ? n : 1;
+}
+
+static inline Wave wave_make(GPT2 *m, const Ranked *d, int n, int k, int max_new_tokens) {
     Wave w;
-    int V = gpt2_config(m).V;
     memset(&w, 0, sizeof w);
-    w.S = S;
-    w.stride = gpt2_config(m).T;
-    w.d.list = (int *)xalloc((size_t)S * (size_t)w.stride, sizeof(int));
+    int longest = longest_query(d), tokens = n * (longest > k ? longest : k);
+    w.S = n * k;
+    w.stride = longest + max_new_tokens;
+    size_t S = (size_t)w.S, slots = (size_t)n * (size_t)longest + S * (size_t)max_new_tokens;
+    if (slots > INT32_MAX || S * (size_t)w.stride > INT32_MAX)
+        die("%d responses of %d tokens to a query are too many at once; ask for fewer", k, max_new_tokens);
+    w.d.list = (int *)xalloc(S * (size_t)w.stride, sizeof(int));
+    w.spare = (int *)xalloc(S * (size_t)w.stride, sizeof(int));
     int **arrays[] = {&w.d.token, &w.d.pos, &w.d.slot, &w.d.at, &w.d.len, &w.d.row};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) *arrays[i] = (int *)xalloc((size_t)tokens, sizeof(int));
-    w.list_len = (int *)xalloc((size_t)S, sizeof(int));
-    w.new_len = (int *)xalloc((size_t)S, sizeof(int));
-    w.done = (int *)xalloc((size_t)S, sizeof(int));
-    w.alive = (int *)xalloc((size_t)S, sizeof(int));
-    w.rng = (Rng *)xalloc((size_t)S, sizeof(Rng));
-    w.text = (uint16_t *)xalloc((size_t)S * (size_t)s.max_new_tokens, sizeof(uint16_t));
-    w.from = (int *)xalloc((size_t)S, sizeof(int));
-    w.room_size = s.top_k > 0 && s.top_k < V ? s.top_k : V;
-    w.room = (Candidate *)xalloc((size_t)S * (size_t)w.room_size, sizeof(Candidate));
-    gpt2_decode_plan(m, tokens, S, query_tokens + S * s.max_new_tokens);
+    w.token = (uint16_t *)xalloc(slots, sizeof(uint16_t));
+    w.list_len = (int *)xalloc(S, sizeof(int));
+    w.from = (int *)xalloc(S, sizeof(int));
+    gpt2_decode_plan(m, tokens, w.S, (int)slots);
     return w;
 }
 
 static inline void wave_free(Wave *w) {
     free(w->d.list); free(w->d.token); free(w->d.pos); free(w->d.slot); free(w->d.at); free(w->d.len); free(w->d.row);
-    free(w->list_len); free(w->new_len); free(w->done); free(w->alive); free(w->from); free(w->rng); free(w->text); free(w->room);
+    free(w->spare); free(w->token); free(w->list_len); free(w->from);
 }
 
-// Adds one token at the end of sequence s; returns its index in the decode batch.
-static inline int wave_feed(Wave *w, int s, int token) {
-    int i = w->d.n++;
-    w->d.token[i] = token;
-    w->d.pos[i] = w->list_len[s];
-    w->d.slot[i] = w->d.list[s * w->stride + w->list_len[s]++] = w->slots++;
+// Adds one token at the end of sequence s.
+static inline void wave_append(Wave *w, int s, int token) {
+    w->token[w->slots] = (uint16_t)token;
+    w->d.list[s * w->stride + w->list_len[s]++] = w->slots++;
+}
+
+// Puts the last token of sequence s into the next decode; wanted: and goes on from its logits.
+static inline void wave_feed(Wave *w, int s, int wanted) {
+    int i = w->d.n++, len = w->list_len[s], slot = w->d.list[s * w->stride + len - 1];
+    w->d.token[i] = w->token[slot];
+    w->d.pos[i] = len - 1;
+    w->d.slot[i] = slot;
     w->d.at[i] = s * w->stride;
-    w->d.len[i] = w->list_len[s];
-    return i;
+    w->d.len[i] = len;
+    if (!wanted) return;
+    w->from[s] = w->d.n_rows;
+    w->d.row[w->d.n_rows++] = i;
 }
 
-// The queries go in once each; their completions share the slots. Logits row j belongs to query j of the wave.
+// Queries q0 .. q0+n-1 go in once each; the k sequences of query j, j k .. j k + k-1, share its slots.
 static inline const float *wave_prefill(Wave *w, GPT2 *m, const Ranked *d, int q0, int n, int k) {
     w->slots = w->d.n = w->d.n_rows = 0;
     memset(w->list_len, 0, (size_t)w->S * sizeof(int));
     for (int j = 0; j < n; j++) {
         int s = j * k, len = d->query_len[q0 + j];
-        for (int t = 0; t < len; t++) wave_feed(w, s, d->tokens[d->query_at[q0 + j] + t]);
-        w->d.row[w->d.n_rows++] = w->d.n - 1;
-        for (int c = 1; c < k; c++) {
-            memcpy(w->d.list + (s + c) * w->stride, w->d.list + s * w->stride, (size_t)len * sizeof(int));
-            w->list_len[s + c] = len;
+        for (int t = 0; t < len; t++) {
+            wave_append(w, s, d->tokens[d->query_at[q0 + j] + t]);
+            wave_feed(w, s, t + 1 == len);
+        }
+        for (int c = s + 1; c < s + k; c++) {
+            memcpy(w->d.list + c * w->stride, w->d.list + s * w->stride, (size_t)len * sizeof(int));
+            w->list_len[c] = len;
+            w->from[c] = w->from[s];
         }
     }
     return gpt2_decode(m, &w->d);
 }
 
-// Draws the next token of each sequence alive[i] from logits row from[i].
-static inline void wave_draw(Wave *w, const float *logits, int V, int n, Sampling s) {
+// The tokens of sequence s from place `start` on; returns their number.
+static inline int wave_text(const Wave *w, int s, int start, uint16_t *text) {
+    int n = w->list_len[s] - start;
+    for (int t = 0; t < n; t++) text[t] = w->token[w->d.list[s * w->stride + start + t]];
+    return n;
+}
+
+// Starts a query of the result: its tokens, and its own responses if they are to stay.
+static inline void policy_query(Ranked *out, const Ranked *d, int q, int keep_own) {
+    ranked_query(out, d->tokens + d->query_at[q], d->query_len[q]);
+    for (int r = d->first[q]; keep_own && r < d->first[q + 1]; r++)
+        ranked_response(out, d->tokens + d->resp_at[r], d->resp_len[r], 0, d->source[r]);
+}
+
+static inline int thread_count(void) {
 #ifdef _OPENMP
-#pragma omp parallel for schedule(static)
+    return omp_get_max_threads();
+#else
+    return 1;
 #endif
-    for (int i = 0; i < n; i++) {
-        int q = w->alive[i];
-        int t = sample_token(logits + (size_t)w->from[i] * (size_t)V, V, s, &w->rng[q], w->room + (size_t)q * (size_t)w->room_size);
-        w->text[q * s.max_new_tokens + w->new_len[q]++] = (uint16_t)t;
-        w->done[q] = t == s.eot || w->new_len[q] == s.max_new_tokens;
+}
+
+static inline size_t thread_index(void) {
+#ifdef _OPENMP
+    return (size_t)omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+// ----------------------------------------------------------------------------
+// The sampling policy
+
+typedef struct {
+    Rng *rng;               // (S)
+    int *next, *done;       // (S) the token drawn; 1 = ended
+    uint16_t *text;         // (max_new_tokens)
+    Candidate *room;        // (threads, room_size)
+    size_t room_size;       // top_k, or V
+} Draws;
+
+static inline Draws draws_make(int S, int V, Sampling s) {
+    Draws a;
+    a.rng = (Rng *)xalloc((size_t)S, sizeof(Rng));
+    a.next = (int *)xalloc((size_t)S, sizeof(int));
+    a.done = (int *)xalloc((size_t)S, sizeof(int));
+    a.text = (uint16_t *)xalloc((size_t)s.max_new_tokens, sizeof(uint16_t));
+    a.room_size = (size_t)(s.top_k > 0 && s.top_k < V ? s.top_k : V);
+    a.room = (Candidate *)xalloc((size_t)thread_count() * a.room_size, sizeof(Candidate));
+    return a;
+}
+
+static inline void draws_free(Draws *a) {
+    free(a->rng); free(a->next); free(a->done); free(a->text); free(a->room);
+}
+
+// Draws the next token of each of S sequences that has not ended.
+static inline void draws_step(Draws *a, const Wave *w, const float *logits, int V, int S, Sampling s) {
+#ifdef _OPENMP
+#pragma omp parallel for schedule(dynamic, 4)
+#endif
+    for (int i = 0; i < S; i++) {
+        const float *row = logits + (size_t)w->from[i] * (size_t)V;
+        if (!a->done[i]) a->next[i] = sample_token(row, V, s, &a->rng[i], a->room + thread_index() * a->room_size);
     }
 }
 
 // Completes queries q0 .. q0+n-1 of d, k completions each.
-static inline void wave_run(Wave *w, GPT2 *m, const Ranked *d, int q0, int n, Sampling s) {
-    int k = s.num_return, V = gpt2_config(m).V;
+static inline void sample_wave(Draws *a, Wave *w, GPT2 *m, const Ranked *d, int q0, int n, Sampling s) {
+    int k = s.num_return, S = n * k, V = gpt2_config(m).V;
     const float *logits = wave_prefill(w, m, d, q0, n, k);
-    for (int i = 0; i < n * k; i++) {
-        w->alive[i] = i;
-        w->new_len[i] = 0;
-        w->rng[i] = rng_make(s.seed, RNG_SAMPLE, (uint64_t)q0 * (uint64_t)k + (uint64_t)i);
+    for (int i = 0; i < S; i++) {
+        a->done[i] = 0;
+        a->rng[i] = rng_make(s.seed, RNG_SAMPLE, (uint64_t)q0 * (uint64_t)k + (uint64_t)i);
     }
-    for (int i = 0; i < n * k; i++) w->from[i] = i / k; // all completions of a query start from its one row
-    wave_draw(w, logits, V, n * k, s);
-    for (;;) {
-        int alive = 0;
-        w->d.n = 0;
-        for (int i = 0; i < n * k; i++) {
-            if (w->done[i]) continue;
-            w->d.row[alive] = wave_feed(w, i, w->text[i * s.max_new_tokens + w->new_len[i] - 1]);
-            w->alive[alive] = i;
-            w->from[alive] = alive;
-            alive++;
+    for (int len = 1;; len++) {
+        draws_step(a, w, logits, V, S, s);
+        w->d.n = w->d.n_rows = 0;
+        for (int i = 0; i < S; i++) {
+            if (a->done[i]) continue;
+            wave_append(w, i, a->next[i]);
+            a->done[i] = a->next[i] == s.eot || len == s.max_new_tokens;
+            if (!a->done[i]) wave_feed(w, i, 1);
         }
-        if (!alive) break;
-        w->d.n_rows = alive;
+        if (!w->d.n) return;
         logits = gpt2_decode(m, &w->d);
-        wave_draw(w, logits, V, alive, s);
     }
 }
 
-// ----------------------------------------------------------------------------
-// The policy
-
 static inline Ranked sample(GPT2 *m, const Ranked *d, Sampling s, int keep_own, const char *label) {
-    enum { SEQUENCES = 256, TOKENS = 4096 }; // at once, roughly: enough to fill the matrix products
     Config c = gpt2_config(m);
     Ranked out;
     memset(&out, 0, sizeof out);
     out.V = c.V;
-    int k = s.num_return, longest = 1;
-    for (int q = 0; q < d->Q; q++) longest = d->query_len[q] > longest ? d->query_len[q] : longest;
-    if (s.max_new_tokens < 1 || longest + s.max_new_tokens > c.T)
-        die("--max-new-tokens %d: with queries of up to %d tokens this exceeds the model's %d; cut with --max-query-tokens",
-            s.max_new_tokens, longest, c.T);
-    int n = SEQUENCES / k < TOKENS / longest ? SEQUENCES / k : TOKENS / longest;
-    n = n < 1 ? 1 : n > d->Q ? d->Q : n;
-    int most = n * (longest > k ? longest : k);
-    Wave w = wave_make(m, n * k, most, n * longest, s);
+    int k = s.num_return, n = wave_queries(c, d, k, s.max_new_tokens);
+    Wave w = wave_make(m, d, n, k, s.max_new_tokens);
+    Draws a = draws_make(w.S, c.V, s);
     Progress bar = progress_start(label, 0);
     for (int q0 = 0; q0 < d->Q; q0 += n) {
         int now = d->Q - q0 < n ? d->Q - q0 : n;
-        wave_run(&w, m, d, q0, now, s);
+        sample_wave(&a, &w, m, d, q0, now, s);
         for (int j = 0; j < now; j++) {
-            int q = q0 + j;
-            ranked_query(&out, d->tokens + d->query_at[q], d->query_len[q]);
-            for (int r = d->first[q]; keep_own && r < d->first[q + 1]; r++)
-                ranked_response(&out, d->tokens + d->resp_at[r], d->resp_len[r], 0, d->source[r]);
-            for (int i = j * k; i < (j + 1) * k; i++)
-                ranked_response(&out, w.text + i * s.max_new_tokens, w.new_len[i], 0, SOURCE_SAMPLE);
+            policy_query(&out, d, q0 + j, keep_own);
+            for (int i = j * k; i < (j + 1) * k; i++) {
+                int len = wave_text(&w, i, d->query_len[q0 + j], a.text);
+                ranked_response(&out, a.text, len, 0, SOURCE_SAMPLE);
+            }
         }
         if (*label) progress(&bar, q0 + now, d->Q, "queries");
     }
+    draws_free(&a);
+    wave_free(&w);
+    return out;
+}
+
+// ----------------------------------------------------------------------------
+// The beam search policy. Beam i of group g of query j is sequence j num_beams + g size + i.
+
+typedef struct {
+    Beaming b;
+    int size, V;            // beams of a group
+    Group *group;           // (queries, num_beam_groups)
+    double *sum;            // (S) the groups' arrays
+    int *parent, *token;
+    Hypothesis *hyp;
+    uint16_t *text;         // (S, max_new_tokens) the hypotheses' texts
+    int want;               // continuations that a group looks at
+    size_t room_size, all_size;
+    Candidate *room;        // (threads, room_size)
+    Continuation *all;      // (threads, all_size)
+    int *chosen;            // (threads, num_beams)
+} Beams;
+
+static inline Beams beams_make(int n, int V, Beaming b) {
+    Beams s;
+    size_t S = (size_t)n * (size_t)b.num_beams, threads = (size_t)thread_count();
+    int G = b.num_beam_groups;
+    s.b = b;
+    s.V = V;
+    s.size = b.num_beams / G;
+    s.want = 2 * s.size; // each beam ends at most once: at least `size` of them go on
+    s.group = (Group *)xalloc((size_t)n * (size_t)G, sizeof(Group));
+    s.sum = (double *)xalloc(S, sizeof(double));
+    s.parent = (int *)xalloc(S, sizeof(int));
+    s.token = (int *)xalloc(S, sizeof(int));
+    s.hyp = (Hypothesis *)xalloc(S, sizeof(Hypothesis));
+    s.text = (uint16_t *)xalloc(S * (size_t)b.max_new_tokens, sizeof(uint16_t));
+    s.room_size = (size_t)(s.want + b.num_beams < V ? s.want + b.num_beams : V);
+    s.all_size = s.room_size * (size_t)s.size;
+    s.room = (Candidate *)xalloc(threads * s.room_size, sizeof(Candidate));
+    s.all = (Continuation *)xalloc(threads * s.all_size, sizeof(Continuation));
+    s.chosen = (int *)xalloc(threads * (size_t)b.num_beams, sizeof(int));
+    for (int i = 0; i < n * G; i++) {
+        s.group[i].sum = s.sum + i * s.size;
+        s.group[i].parent = s.parent + i * s.size;
+        s.group[i].token = s.token + i * s.size;
+        s.group[i].hyp = s.hyp + i * s.size;
+    }
+    for (size_t i = 0; i < S; i++) s.hyp[i].text = s.text + i * (size_t)b.max_new_tokens;
+    return s;
+}
+
+static inline void beams_free(Beams *s) {
+    free(s->group); free(s->sum); free(s->parent); free(s->token); free(s->hyp); free(s->text); free(s->room);
+    free(s->all); free(s->chosen);
+}
+
+// One group's step. s0: its first sequence; start: where responses start in the list; len: a response's length now.
+static inline void group_step(const Beams *s, Group *g, const Wave *w, const float *logits, int s0, int start, int len,
+                              const int *chosen, int n_chosen) {
+    size_t thread = thread_index();
+    Continuation *all = s->all + thread * s->all_size;
+    int next = 0, n = beam_continuations(all, s->want, logits, s->V, g->sum, w->from + s0, g->live, chosen, n_chosen,
+                                         s->b.diversity_penalty, s->room + thread * s->room_size);
+    for (int rank = 0; rank < n && next < s->size; rank++) {
+        Continuation c = all[rank];
+        if (c.token != s->b.eot) {
+            g->sum[next] = c.sum;
+            g->parent[next] = c.beam;
+            g->token[next++] = c.token;
+        } else if (rank < s->size) {
+            uint16_t *text = group_keep(g, s->size, beam_score(c.sum, len, s->b.length_penalty), len);
+            if (text) text[wave_text(w, s0 + c.beam, start, text)] = (uint16_t)c.token;
+        }
+    }
+    g->live = next;
+    g->done = !next || (g->n == s->size &&
+                        g->hyp[group_worst(g)].score >= beam_score(all[0].sum, len, s->b.length_penalty));
+}
+
+// The groups of query j choose one after another.
+static inline void query_step(const Beams *s, const Wave *w, const float *logits, int j, int start, int len) {
+    int K = s->b.num_beams, G = s->b.num_beam_groups, n_chosen = 0;
+    int *chosen = s->chosen + thread_index() * (size_t)K;
+    for (int i = 0; i < G; i++) {
+        Group *g = &s->group[j * G + i];
+        int idle = g->done;
+        if (!idle) group_step(s, g, w, logits, j * K + i * s->size, start, len, chosen, n_chosen);
+        for (int b = 0; b < (idle ? s->size : g->live); b++) chosen[n_chosen++] = idle ? s->b.eot : g->token[b];
+    }
+}
+
+// Every beam of the n queries takes its parent's list and its own token. The last time the open beams are hypotheses.
+static inline void beams_fork(Beams *s, Wave *w, const Ranked *d, int q0, int n, int len) {
+    int G = s->b.num_beam_groups, last = len == s->b.max_new_tokens;
+    for (int i = 0; i < n * G; i++)
+        for (int b = 0; !s->group[i].done && b < s->group[i].live; b++) {
+            int child = i * s->size + b, parent = i * s->size + s->group[i].parent[b];
+            size_t own = (size_t)(d->query_len[q0 + i / G] + len - 1);
+            memcpy(w->spare + child * w->stride, w->d.list + parent * w->stride, own * sizeof(int));
+        }
+    int *forked = w->spare;
+    w->spare = w->d.list;
+    w->d.list = forked;
+    w->d.n = w->d.n_rows = 0;
+    for (int i = 0; i < n * G; i++) {
+        Group *g = &s->group[i];
+        for (int b = 0; !g->done && b < g->live; b++) {
+            int child = i * s->size + b, start = d->query_len[q0 + i / G];
+            w->list_len[child] = start + len - 1;
+            wave_append(w, child, g->token[b]);
+            if (!last) wave_feed(w, child, 1);
+            uint16_t *text = last ? group_keep(g, s->size, beam_score(g->sum[b], len, s->b.length_penalty), len) : NULL;
+            if (text) wave_text(w, child, start, text);
+        }
+    }
+}
+
+// Searches for queries q0 .. q0+n-1 of d.
+static inline void beam_wave(Beams *s, Wave *w, GPT2 *m, const Ranked *d, int q0, int n) {
+    const float *logits = wave_prefill(w, m, d, q0, n, s->b.num_beams);
+    for (int i = 0; i < n * s->b.num_beam_groups; i++) {
+        s->group[i].live = 1; // all beams of a group would start the same
+        s->group[i].done = s->group[i].n = 0;
+        s->group[i].sum[0] = 0;
+    }
+    for (int len = 1;; len++) {
+#ifdef _OPENMP
+#pragma omp parallel for schedule(dynamic, 1)
+#endif
+        for (int j = 0; j < n; j++) query_step(s, w, logits, j, d->query_len[q0 + j], len);
+        beams_fork(s, w, d, q0, n, len);
+        if (!w->d.n) return;
+        logits = gpt2_decode(m, &w->d);
+    }
+}
+
+// The num_return best hypotheses of query j, best first, of equals the latest.
+static inline void beams_take(const Beams *s, int j, Ranked *out) {
+    int G = s->b.num_beam_groups;
+    for (int r = 0; r < s->b.num_return; r++) {
+        Hypothesis *best = NULL;
+        for (int i = j * G; i < (j + 1) * G; i++)
+            for (int h = 0; h < s->group[i].n; h++) {
+                Hypothesis *x = &s->group[i].hyp[h];
+                if (x->len && (!best || x->score >= best->score)) best = x;
+            }
+        if (!best) return;
+        ranked_response(out, best->text, best->len, (float)best->score, G > 1 ? SOURCE_DIVERSE : SOURCE_BEAM);
+        best->len = 0; // taken
+    }
+}
+
+static inline void beaming_check(Beaming b) {
+    if (b.num_beams < 1 || b.num_beam_groups < 1 || b.num_beams % b.num_beam_groups)
+        die_usage("--num-beam-groups %d: must divide --num-beams %d", b.num_beam_groups, b.num_beams);
+    if (b.num_return < 1 || b.num_return > b.num_beams)
+        die_usage("--num-return %d: a search with %d beams returns 1 to %d; raise --num-beams",
+                  b.num_return, b.num_beams, b.num_beams);
+    if (b.num_beam_groups > 1 && !(b.diversity_penalty > 0))
+        die_usage("--diversity-penalty %g: with %d groups it must be above 0, or all of them find the same",
+                  b.diversity_penalty, b.num_beam_groups);
+}
+
+static inline Ranked beam_search(GPT2 *m, const Ranked *d, Beaming b, int keep_own, const char *label) {
+    beaming_check(b);
+    Config c = gpt2_config(m);
+    Ranked out;
+    memset(&out, 0, sizeof out);
+    out.V = c.V;
+    int n = wave_queries(c, d, b.num_beams, b.max_new_tokens);
+    Wave w = wave_make(m, d, n, b.num_beams, b.max_new_tokens);
+    Beams s = beams_make(n, c.V, b);
+    Progress bar = progress_start(label, 0);
+    for (int q0 = 0; q0 < d->Q; q0 += n) {
+        int now = d->Q - q0 < n ? d->Q - q0 : n;
+        beam_wave(&s, &w, m, d, q0, now);
+        for (int j = 0; j < now; j++) {
+            policy_query(&out, d, q0 + j, keep_own);
+            beams_take(&s, j, &out);
+        }
+        if (*label) progress(&bar, q0 + now, d->Q, "queries");
+    }
+    beams_free(&s);
     wave_free(&w);
     return out;
 }

@@ -48,8 +48,9 @@ static inline real exp_real(real x) {
     float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;
     float e = 1.0f + r * (1.0f + r * (0.5f + r * (1.0f / 6 + r * (1.0f / 24 + r * (1.0f / 120 +
               r * (1.0f / 720 + r * (1.0f / 5040)))))));
-    union { float f; int32_t i; } two;
-    two.i = ((int32_t)n + 127) << 23;
+    union { float f; uint32_t i; } two;
+    two.f = shifted;                               // its low 9 bits are n's; 2^n has n + 127 for an exponent
+    two.i = (two.i + 127) << 23;                   // unsigned: defined for a NaN too, which e carries on
     return (real)(e * two.f);
 }
 
@@ -756,6 +757,7 @@ double gpt2_grad_norm(GPT2 *m) {
 // w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), the decay on matrices and embeddings only.
 void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) {
     real b1 = (real)o.beta1, b2 = (real)o.beta2, gs = (real)grad_scale, eps = (real)o.eps;
+    real a1 = (real)(1 - o.beta1), a2 = (real)(1 - o.beta2); // before rounding: 1 - 0.999f is off by 1e-5
     real lr = (real)(o.lr / (1 - pow(o.beta1, step))), vs = (real)(1 / (1 - pow(o.beta2, step)));
     Tensor t[N_TENSORS];
     gpt2_tensors(m->c, t);
@@ -769,8 +771,8 @@ void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) {
             SIMD
             for (size_t i = i0; i < i1; i++) {
                 real gi = gs * g[i];
-                mm[i] = b1 * mm[i] + (1 - b1) * gi;
-                vv[i] = b2 * vv[i] + (1 - b2) * gi * gi;
+                mm[i] = b1 * mm[i] + a1 * gi;
+                vv[i] = b2 * vv[i] + a2 * gi * gi;
                 w[i] -= lr * mm[i] / (sqrt_real(vv[i] * vs) + eps) + decay * w[i];
             }
         }

@@ -78,7 +78,7 @@ enum OptionType { OPTION_STR, OPTION_INT, OPTION_NUM, OPTION_CHOICE };
 #define OPTION_TYPE_NUM double
 #define OPTION_TYPE_CHOICE int
 #define X(type, field, def, least, most, verbs, help) OPTION_TYPE_##type field; int field##_given;
-typedef struct { OPTIONS(X) const char *program; } Options;
+typedef struct { OPTIONS(X) const char *program, *names[2]; } Options; // names: of the start and the policy, in tables
 #undef X
 
 typedef struct {
@@ -159,6 +159,7 @@ static inline int options_parse(Options *o, int argc, char **argv) {
     int verb = -1, i = 1;
     memset(o, 0, sizeof *o);
     o->program = argv[0];
+    o->names[0] = "start", o->names[1] = "policy";
     for (int k = 0; k < N_OPTIONS; k++) if (option_rows[k].def) option_set(o, &option_rows[k], option_rows[k].def);
     if (argc > 1 && argv[1][0] != '-') {
         for (int v = 0; v < N_VERBS; v++) if (!strcmp(argv[1], verb_names[v])) verb = v;
@@ -753,14 +754,14 @@ static inline int eval_policy(const Options *o, GPT2 *m, const Ranked *data) {
             for (int r = best[q] = start.first[q]; r < start.first[q + 1]; r++)
                 if (start.score[r] > start.score[best[q]]) best[q] = r;
         evaluate_all(ref, &start, "", other);
-        rows[n++] = eval_row("start", &start, NULL, other, NULL, rm != NULL);
+        rows[n++] = eval_row(o->names[0], &start, NULL, other, NULL, rm != NULL);
         snprintf(best_name, sizeof best_name, "best-of-%d", o->num_return);
         if (rm) rows[n++] = eval_row(best_name, &start, NULL, other, best, 1);
         free(best);
     }
     evaluate_all(m, &fresh, "", logp);
     if (ref) evaluate_all(ref, &fresh, "", other);
-    rows[n++] = eval_row("policy", &fresh, ref ? logp : NULL, ref ? other : logp, NULL, rm != NULL);
+    rows[n++] = eval_row(o->names[1], &fresh, ref ? logp : NULL, ref ? other : logp, NULL, rm != NULL);
     for (int q = 0; q < data->Q; q++)
         for (int r = data->first[q]; r < data->first[q + 1]; r++) pairs |= data->score[r] != data->score[data->first[q]];
     const Ranked *judged = pairs ? data : rm ? (ref ? &start : &fresh) : NULL; // pairs given, or made by the reward
@@ -813,13 +814,14 @@ static inline int verb_eval(const Options *o) {
     return rc;
 }
 
-#include "dev/story.h"   // defines: verb_demo, the whole story on made-up reviews
-
 // ----------------------------------------------------------------------------
 // The entry
 
+static int (*const verbs[N_VERBS])(const Options *) = {verb_sft, verb_reward, verb_sample, verb_score, verb_train, verb_eval};
+
+#include "dev/story.h"   // defines: verb_demo, the whole story on made-up reviews
+
 static inline int run_verb(int argc, char **argv) {
-    static int (*const verbs[N_VERBS])(const Options *) = {verb_sft, verb_reward, verb_sample, verb_score, verb_train, verb_eval};
     Options o;
     int verb = options_parse(&o, argc, argv);
     fprintf(stderr, "%s\n", backend_start(o.threads));

@@ -1,9 +1,10 @@
 /*
 convert.c: this program's files from and to the formats that others use.
 
-    make dev/convert          (needs libcjson-dev; by hand: gcc -O2 -o dev/convert dev/convert.c -lcjson -lm)
+    make dev/convert      (needs libcjson-dev; by hand: gcc -O2 -o dev/convert dev/convert.c -lcjson -lm)
 
-    dev/convert ranked  IN.jsonl OUT.bin --tokenizer T [--eos 0|1] [--max-query-tokens N] [--max-response-tokens N]
+    dev/convert ranked  IN.jsonl OUT.bin --tokenizer T [--eos 0|1]
+                        [--max-query-tokens N] [--max-response-tokens N]
     dev/convert jsonl   IN.bin OUT.jsonl --tokenizer T
     dev/convert from-hf DIR OUT_PREFIX              writes OUT_PREFIX.model.bin and OUT_PREFIX.tokenizer.bin
     dev/convert to-hf   MODEL.bin TOKENIZER.bin DIR
@@ -14,19 +15,19 @@ Two more keys are optional, with an entry per response each: "sources" (0 = the 
 policy) and "eos" (1: end-of-text ends the response, 0: it does not; stronger than --eos). `jsonl` writes them
 only where they say something: a source that is not 0, a response without end-of-text. Other keys are ignored.
 A text has no zero character: \u0000 is refused.
-    ranked -> jsonl -> ranked gives the same file, if nothing was cut. Not every run of tokens is what its text
-encodes to, so a file of sampled responses may come back in other tokens. What no JSON text can hold, bytes that
-are not UTF-8 (half a character, say) and zeros, `jsonl` writes as U+FFFD and says how many. Text that spells
-<|endoftext|> is text, never the token; `jsonl` says if the token stands anywhere but at a response's end.
+    ranked -> jsonl -> ranked gives the same file if nothing was cut. Not every run of tokens is what its text
+encodes to, so a file of sampled responses may come back in other tokens. Bytes that JSON cannot hold, those
+that are not UTF-8 (half a character, say) and zeros, `jsonl` writes as U+FFFD and says how many. Text that
+spells <|endoftext|> is text, never the token; `jsonl` says if the token stands elsewhere than at an end.
 
 Hugging Face directories: config.json, model.safetensors, vocab.json, merges.txt (and, written only,
-tokenizer_config.json, for AutoTokenizer). Only what is exactly this program's GPT-2 is taken: tanh GELU, LayerNorm
-eps 1e-5, classifier tied to wte, no added tokens, one file of weights in F32, F16 or BF16. Their matrices are
-(in, out), ours (out, in); their vocabulary is not padded, ours to a multiple of 128 with zero rows.
-    Our encoder knows no list of merges: a token's id is its rank, and any neighbours that spell it may join. Theirs
-joins only the pairs listed in merges.txt, in its order. The two agree when each token's bytes, under the merges
-of lower rank alone, come to exactly two pieces: these are then the only neighbours that ever spell it. So that
-is what both directions demand, and the pairs are what merges.txt lists in order of id.
+tokenizer_config.json, for AutoTokenizer). Only what is exactly this program's GPT-2 is taken: tanh GELU,
+LayerNorm eps 1e-5, classifier tied to wte, no added tokens, one file of weights in F32, F16 or BF16. Their
+matrices are (in, out), ours (out, in); their vocabulary is not padded, ours to a multiple of 128, zero rows.
+    Our encoder knows no list of merges: a token's id is its rank, and any neighbours that spell it may join.
+Theirs joins only the pairs listed in merges.txt, in its order. The two agree when each token's bytes, under
+the merges of lower rank alone, come to exactly two pieces: these are then the only neighbours that ever spell
+it. So that is what both directions demand, and the pairs are what merges.txt lists in order of id.
 
 Outputs appear under their names when complete. Exit code 0: done, 1: the work failed, 2: bad command line.
 */
@@ -36,6 +37,8 @@ Outputs appear under their names when complete. Exit code 0: done, 1: the work f
 #include "../tokenizer.h"  // defines: Tokenizer, tokenizer_encode, tokenizer_text, kind_at, merge_word
 #include <cjson/cJSON.h>   // defines: cJSON, cJSON_Parse*
 #include <float.h>         // defines: FLT_MAX
+
+#define COUNT(a) (sizeof (a) / sizeof *(a))
 
 typedef struct {
     const char *path[3];                  // the positional arguments
@@ -71,24 +74,24 @@ static const char *json_kind(const cJSON *j) {
     }
 }
 
-// Up to 24 printable bytes of s, for an error message: a static buffer.
+// Up to 40 printable bytes of s on one line, for an error message. Two static buffers take turns.
 static const char *excerpt(const char *s) {
-    static char buf[25];
+    static char buf[2][41];
+    static int turn;
+    char *d = buf[turn ^= 1];
     int n = 0;
-    for (; n < 24 && s[n] && s[n] != '\n'; n++) buf[n] = s[n] >= 32 && s[n] < 127 ? s[n] : '?';
-    buf[n] = 0;
-    return buf;
+    for (; n < 40 && s[n] && s[n] != '\n'; n++) d[n] = s[n] >= 32 && s[n] < 127 ? s[n] : '?';
+    d[n] = 0;
+    return d;
 }
 
 // Parses text, which must be one object and nothing after it.
 static cJSON *json_object(Where w, const char *text) {
-    const char *end = text;
+    const char *end = text, *hint = "expected one complete object";
     cJSON *j = cJSON_ParseWithOpts(text, &end, 1);
-    if (!j) {
-        int nan = strchr("NnIi", *end) != NULL && *end;
-        die_at(w, "not JSON from byte %td on, at '%s'; %s", end - text + 1, excerpt(end),
-               nan ? "JSON has no NaN and no Infinity: leave these responses out" : "expected one complete object");
-    }
+    if (!j && (strncmp(end, "NaN", 3) == 0 || strncmp(end + (*end == '-'), "Inf", 3) == 0))
+        hint = "JSON has no NaN and no Infinity: leave these responses out";
+    if (!j) die_at(w, "not JSON from byte %td on, at '%s'; %s", end - text + 1, excerpt(end), hint);
     if (!cJSON_IsObject(j)) die_at(w, "found %s, expected an object {...}", json_kind(j));
     return j;
 }
@@ -156,10 +159,11 @@ static long json_string(Out *out, const Tokenizer *t, const char *s, size_t n) {
 
 // What cJSON would let through: zeros (a string would end there) and bytes that are not UTF-8.
 static void line_check(Where w, const Tokenizer *t, const char *s, size_t n) {
-    if (strlen(s) != n) die_at(w, "a zero byte at %zu, expected UTF-8 text; convert the file (UTF-16?)", strlen(s) + 1);
+    if (strlen(s) != n)
+        die_at(w, "a zero byte at %zu, expected UTF-8 text; convert the file (UTF-16?)", strlen(s) + 1);
     for (size_t i = 0, len; i < n; i += len)
         if (!(len = utf8_char(t, s + i, n - i)))
-            die_at(w, "byte 0x%02X at %zu is not UTF-8; convert the file (iconv -t UTF-8)", (uint8_t)s[i], i + 1);
+            die_at(w, "byte 0x%02X at %zu is not UTF-8; convert the file (iconv)", (uint8_t)s[i], i + 1);
     for (const char *e = s; (e = strchr(e, '\\')) && e[1]; e += 2) // an escape is at least two bytes
         if (strncmp(e, "\\u0000", 6) == 0)
             die_at(w, "the escape \\u0000 at byte %td; a text has no zero character: remove it", e - s + 1);
@@ -173,7 +177,7 @@ static void text_encode(Where w, Tokenizer *t, const char *text, Tokens *ids, co
     size_t n = strlen(text);
     for (size_t k = 0; k < n; k++)
         if (t->byte_id[(uint8_t)text[k]] < 0)
-            die_at(w, "%s has byte 0x%02X, for which the vocabulary of %d has no token; use another tokenizer",
+            die_at(w, "%s has byte 0x%02X, for which the vocabulary of %d has no token; use one with all 256",
                    name, (uint8_t)text[k], t->V);
     ids->n = 0;
     tokenizer_encode(t, text, n, ids);
@@ -188,7 +192,7 @@ static void ids_append(Tokens *ids, int id) {
 static float score_value(Where w, const cJSON *v, int i) {
     if (!cJSON_IsNumber(v)) die_at(w, "score %d is %s, expected a number", i, json_kind(v));
     if (!(fabs(v->valuedouble) <= FLT_MAX))
-        die_at(w, "score %d is %g, expected a finite float32 (at most %g)", i, v->valuedouble, (double)FLT_MAX);
+        die_at(w, "score %d is %g, expected a finite float32, up to %g", i, v->valuedouble, (double)FLT_MAX);
     return (float)v->valuedouble;
 }
 
@@ -205,7 +209,7 @@ static int option_value(Where w, const cJSON *v, const char *key, int i, int hi,
 static const cJSON *line_array(Where w, const cJSON *j, const char *key, int k, int optional) {
     const cJSON *v = json_get(w, j, key, cJSON_Array, optional);
     if (v && cJSON_GetArraySize(v) != k)
-        die_at(w, "%d responses but %d entries in \"%s\", expected one per response", k, cJSON_GetArraySize(v), key);
+        die_at(w, "%d responses but %d entries in \"%s\", expected as many", k, cJSON_GetArraySize(v), key);
     return v ? v->child : NULL;
 }
 
@@ -225,10 +229,10 @@ static void line_append(Where w, const cJSON *j, Ranked *d, Tokenizer *t, Tokens
         if (!cJSON_IsString(y)) die_at(w, "response %d is %s, expected a string", i, json_kind(y));
         text_encode(w, t, y->valuestring, ids, "response", i);
         if (option_value(w, eos, "eos", i, 1, eos_default)) {
-            if (t->eot < 0) die_at(w, "response %d ends with end-of-text, which the tokenizer has not; use --eos 0", i);
+            if (t->eot < 0) die_at(w, "response %d: \"eos\" 1, but the tokenizer has no end-of-text", i);
             ids_append(ids, t->eot);
         }
-        if (ids->n == 0) die_at(w, "response %d is empty, expected at least one token; --eos 1 gives it one", i);
+        if (ids->n == 0) die_at(w, "response %d is empty, expected a token; --eos 1 gives it one", i);
         int from = option_value(w, source, "sources", i, INT32_MAX, 0);
         ranked_response(d, ids->id, (int)ids->n, score_value(w, score, i), from);
         if (source) source = source->next;
@@ -239,7 +243,7 @@ static void line_append(Where w, const cJSON *j, Ranked *d, Tokenizer *t, Tokens
 static void convert_ranked(const Args *a) {
     Tokenizer t = tokenizer_read(a->tokenizer);
     if (a->eos && t.eot < 0)
-        die("%s: no end-of-text token, but --eos 1 (the default) ends responses with it; use --eos 0", a->tokenizer);
+        die("%s: no end-of-text token, but --eos 1, the default, needs one; use --eos 0", a->tokenizer);
     In in = in_open(a->path[0]);
     Ranked d = {.V = t.V};
     Where w = {a->path[0], 0};
@@ -311,9 +315,11 @@ static void convert_jsonl(const Args *a) {
     for (int q = 0; q < d.Q; q++) lines_query(&l, &d, q);
     out_close(&l.out);
     printf("%s: %d queries, %d responses\n", a->path[1], d.Q, d.R);
-    if (l.lost) fprintf(stderr, "note: %s: %ld bytes are not UTF-8 text; U+FFFD stands for each\n", a->path[1], l.lost);
-    if (l.inner_eot) fprintf(stderr, "note: %s: %ld end-of-text tokens that do not end a response became plain text\n",
-                             a->path[1], l.inner_eot);
+    if (l.lost)
+        fprintf(stderr, "note: %s: U+FFFD stands for %ld bytes that are not UTF-8\n", a->path[1], l.lost);
+    if (l.inner_eot)
+        fprintf(stderr, "note: %s: %ld end-of-text tokens that do not end a response became plain text\n",
+                a->path[1], l.inner_eot);
     ranked_free(&d);
     tokenizer_free(&t);
 }
@@ -351,8 +357,8 @@ static Slice *slices_make(Config c, int *n) {
     for (int i = 0; i < N_TENSORS; i++)
         for (int l = 0; l < t[i].layers; l++) {
             size_t k = 0;
-            while (k < sizeof hf_tensor / sizeof *hf_tensor && strcmp(hf_tensor[k].name, t[i].name)) k++;
-            if (k == sizeof hf_tensor / sizeof *hf_tensor) die("convert: %s has no Hugging Face name", t[i].name);
+            while (k < COUNT(hf_tensor) && strcmp(hf_tensor[k].name, t[i].name)) k++;
+            if (k == COUNT(hf_tensor)) die("tensor %s has no Hugging Face name; see hf_tensor", t[i].name);
             const HfTensor *h = &hf_tensor[k];
             Slice *s = &all[(*n)++];
             if (h->in_block) snprintf(s->name, sizeof s->name, "h.%d.%s", l, h->hf);
@@ -365,17 +371,17 @@ static Slice *slices_make(Config c, int *n) {
     return all;
 }
 
-// Their shape: 1 or 2 dimensions.
+// Their shape; returns the number of dimensions: embeddings and weights have 2, LayerNorms and biases 1.
 static int slice_shape(const Slice *s, int64_t shape[2]) {
-    int matrix = s->rows > 1 || strncmp(s->name, "w", 1) == 0; // wte and wpe are matrices even with one row
-    shape[0] = !matrix ? s->cols : s->transpose ? s->cols : s->rows;
+    int matrix = s->transpose || strcmp(s->name, "wte.weight") == 0 || strcmp(s->name, "wpe.weight") == 0;
+    shape[0] = s->transpose || !matrix ? s->cols : s->rows;
     shape[1] = s->transpose ? s->rows : s->cols;
     return matrix ? 2 : 1;
 }
 
-static void transpose(float *out, const float *in, int rows, int cols) { // in (rows, cols), out (cols, rows)
-    for (int r = 0; r < rows; r++)
-        for (int c = 0; c < cols; c++) out[(size_t)c * (size_t)rows + (size_t)r] = in[(size_t)r * (size_t)cols + (size_t)c];
+static void transpose(float *out, const float *in, size_t rows, size_t cols) { // in (rows, cols)
+    for (size_t r = 0; r < rows; r++)
+        for (size_t c = 0; c < cols; c++) out[c * rows + r] = in[r * cols + c];
 }
 
 // GPT-2 writes each byte as one visible character: itself if it is one in Latin-1, else from U+0100 on.
@@ -406,8 +412,8 @@ static char *letters(char dst[LETTERS_MAX], const char *bytes, size_t n) {
 static size_t letters_bytes(char dst[TOKEN_BYTES_MAX], const char *s, size_t n) {
     size_t m = 0;
     for (size_t i = 0; i < n; i++) {
-        int c = (uint8_t)s[i], b = 0;
-        if ((c & 0xE0) == 0xC0 && i + 1 < n && (s[i + 1] & 0xC0) == 0x80) c = (c & 0x1F) << 6 | (s[++i] & 0x3F);
+        int c = (uint8_t)s[i], b = 0, two = (c & 0xE0) == 0xC0 && i + 1 < n && (s[i + 1] & 0xC0) == 0x80;
+        if (two) c = (c & 0x1F) << 6 | (s[++i] & 0x3F);
         else if (c >= 0x80) return 0;
         while (b < 256 && alphabet[b] != c) b++;
         if (b == 256 || m == TOKEN_BYTES_MAX) return 0;
@@ -434,15 +440,17 @@ static void merge_pair(Tokenizer *low, const Tokenizer *t, const char *path, int
     char text[LETTERS_MAX];
     for (size_t i = 0; i < n; i++)
         if (t->byte_id[(uint8_t)s[i]] < 0)
-            die("%s: token %d ('%s') has byte 0x%02X, which is no token of its own; no merges make it", path, id,
+            die("%s: token %d ('%s') has byte 0x%02X, which is no token: no merges make it", path, id,
                 letters(text, s, n), (uint8_t)s[i]);
-    for (int k = low->V; k < id; k++) tokenizer_add(low, t->bytes + t->at[k], t->at[k + 1] - t->at[k], k == t->eot);
+    for (int k = low->V; k < id; k++)
+        tokenizer_add(low, t->bytes + t->at[k], t->at[k + 1] - t->at[k], k == t->eot);
     xgrow((void **)&pair->id, &pair->cap, n, sizeof(uint16_t));
     pair->n = 0;
     merge_word(low, s, n, pair);
     if (pair->n != 2)
-        die("%s: token %d ('%s') comes to %zu pieces under the tokens of lower id, expected 2: no list of merges "
-            "makes it, so the two formats cannot both hold this vocabulary", path, id, letters(text, s, n), pair->n);
+        die("%s: token %d ('%s') comes to %zu pieces under the tokens of lower id, expected 2: no list of "
+            "merges makes it, so only one of the formats can hold this vocabulary", path, id,
+            letters(text, s, n), pair->n);
 }
 
 // ----------------------------------------------------------------------------
@@ -460,10 +468,12 @@ static int config_int(Where w, const cJSON *j, const char *key, const char *othe
 // Settings under which a model of the same shapes computes something else.
 static void config_check(Where w, const cJSON *j, int C) {
     const cJSON *v = json_get(w, j, "model_type", cJSON_String, 1);
-    if (v && strcmp(v->valuestring, "gpt2")) die_at(w, "\"model_type\" is '%.60s', expected 'gpt2'", v->valuestring);
+    if (v && strcmp(v->valuestring, "gpt2"))
+        die_at(w, "\"model_type\" is '%s', expected 'gpt2'", excerpt(v->valuestring));
     v = json_get(w, j, "activation_function", cJSON_String, 1);
     if (v && strcmp(v->valuestring, "gelu_new") && strcmp(v->valuestring, "gelu_pytorch_tanh"))
-        die_at(w, "\"activation_function\" is '%.60s', expected 'gelu_new': no other is implemented", v->valuestring);
+        die_at(w, "\"activation_function\" is '%s', expected 'gelu_new': no other is implemented",
+               excerpt(v->valuestring));
     v = json_get(w, j, "layer_norm_epsilon", cJSON_Number, 1);
     if (v && fabs(v->valuedouble - 1e-5) > 1e-11)
         die_at(w, "\"layer_norm_epsilon\" is %g, expected 1e-05: no other is implemented", v->valuedouble);
@@ -474,10 +484,11 @@ static void config_check(Where w, const cJSON *j, int C) {
         {"scale_attn_weights", 1}, {"scale_attn_by_inverse_layer_idx", 0}, {"add_cross_attention", 0},
         {"tie_word_embeddings", 1},
     };
-    for (size_t i = 0; i < sizeof flag / sizeof *flag; i++) {
+    for (size_t i = 0; i < COUNT(flag); i++) {
         v = cJSON_GetObjectItemCaseSensitive(j, flag[i].key);
         if (v && cJSON_IsTrue(v) != flag[i].want)
-            die_at(w, "\"%s\" is not %s: no other is implemented", flag[i].key, flag[i].want ? "true" : "false");
+            die_at(w, "\"%s\" is not %s: no other is implemented", flag[i].key,
+                   flag[i].want ? "true" : "false");
     }
 }
 
@@ -508,15 +519,16 @@ static Tokenizer vocab_read(const char *path, int V) {
                cJSON_GetArraySize(j), V);
     for (cJSON *v = j->child; v; v = v->next) {
         int64_t id = json_whole(v, 0, V - 1);
-        if (id < 0) die_at(w, "the id of '%.60s' is no whole number from 0 to %d", v->string, V - 1);
-        if (token[id]) die_at(w, "'%.60s' and '%.60s' both have id %d", token[id]->string, v->string, (int)id);
+        if (id < 0) die_at(w, "the id of '%s' is no whole number from 0 to %d", excerpt(v->string), V - 1);
+        if (token[id]) die_at(w, "'%s' and '%s' both have id %d, expected an id for each",
+                              excerpt(token[id]->string), excerpt(v->string), (int)id);
         token[id] = v;
     }
     Tokenizer t = tokenizer_make(V, (size_t)V * TOKEN_BYTES_MAX);
     for (int i = 0; i < V; i++) {
         size_t n = letters_bytes(bytes, token[i]->string, strlen(token[i]->string));
-        if (n == 0) die_at(w, "token %d '%.60s': expected 1 to %d characters of GPT-2's byte alphabet; "
-                           "added tokens are not supported", i, token[i]->string, TOKEN_BYTES_MAX);
+        if (n == 0) die_at(w, "token %d '%s': expected 1 to %d characters of GPT-2's byte alphabet; "
+                           "added tokens are not supported", i, excerpt(token[i]->string), TOKEN_BYTES_MAX);
         tokenizer_add(&t, bytes, n, n == 13 && memcmp(bytes, "<|endoftext|>", 13) == 0);
     }
     cJSON_Delete(j);
@@ -540,11 +552,10 @@ static int merge_line(Where w, const Tokenizer *t, const char *line, size_t n, s
     return id;
 }
 
-static void merges_gap(Where w, const Tokenizer *t, int from, int to) { // tokens without a merge
-    char text[LETTERS_MAX];
-    for (int k = from; k < to; k++)
-        if (needs_merge(t, k)) die_at(w, "no merge makes token %d ('%s'); added tokens are not supported", k,
-                                      letters(text, t->bytes + t->at[k], t->at[k + 1] - t->at[k]));
+// The first token from `from` on that is made by a merge, `to` if there is none before it.
+static int merge_next(const Tokenizer *t, int from, int to) {
+    while (from < to && !needs_merge(t, from)) from++;
+    return from;
 }
 
 // Does merges.txt say what the ids say? (See the head comment.)
@@ -553,7 +564,7 @@ static void merges_check(const char *path, const Tokenizer *t) {
     Tokens pair = {0, 0, 0};
     Where w = {path, 0};
     char *text = read_text(path);
-    int last = -1;
+    int next = merge_next(t, 0, t->V);
     for (char *line = text, *end; *line; line = end + (*end != 0)) {
         size_t first, n = strcspn(line, "\n");
         end = line + n;
@@ -561,17 +572,16 @@ static void merges_check(const char *path, const Tokenizer *t) {
         if (n && line[n - 1] == '\r') n--;
         if (n == 0 || (w.line == 1 && strncmp(line, "#version", 8) == 0)) continue;
         int id = merge_line(w, t, line, n, &first);
-        if (id <= last)
-            die_at(w, "makes token %d after token %d; expected the ids in the order of the merges (GPT-2's are): "
-                   "in this program a token's id is its rank", id, last);
-        merges_gap(w, t, last + 1, id);
+        if (id < next) die_at(w, "makes token %d a second time; expected one merge for each token", id);
+        if (id > next)
+            die_at(w, "makes token %d before there was a merge for %d; expected them in order of id, like "
+                   "GPT-2's: in this program a token's id is its rank", id, next);
         merge_pair(&low, t, path, id, &pair);
         if (t->at[pair.id[0] + 1] - t->at[pair.id[0]] != first)
             die_at(w, "token %d comes to another pair under the merges above; this line never acts", id);
-        last = id;
+        next = merge_next(t, id + 1, t->V);
     }
-    w.line = 0;
-    merges_gap(w, t, last + 1, t->V);
+    if (next < t->V) die("%s: no merge makes token %d; added tokens are not supported", path, next);
     free(text);
     tokens_free(&pair);
     tokenizer_free(&low);
@@ -585,8 +595,8 @@ static Safetensors safetensors_open(const char *path) {
     st.in = in_open(path);
     in_read(&st.in, &n, 8, "the length of the header");
     if (n > (uint64_t)in_left(&st.in)) // also what a file of Git LFS looks like
-        die("%s: a header of %" PRIu64 " bytes, the file has %" PRId64 " more; is it a safetensors file, and whole?",
-            path, n, in_left(&st.in));
+        die("%s: a header of %" PRIu64 " bytes, the file has %" PRId64 " more; is it a safetensors file, and "
+            "whole?", path, n, in_left(&st.in));
     char *text = (char *)xalloc((size_t)n + 1, 1);
     in_read(&st.in, text, (int64_t)n, "the header");
     st.header = json_object((Where){path, 0}, text);
@@ -613,41 +623,48 @@ static void widen(float *buf, size_t n, int bfloat) {
     }
 }
 
-// Reads a tensor of theirs into buf (n elements) after checking all that its entry says.
-static void tensor_read(Safetensors *st, const cJSON *v, const int64_t *shape, int dims, float *buf) {
-    Where w = {st->in.path, 0};
-    const char *name = v->string;
-    const cJSON *dtype = cJSON_GetObjectItemCaseSensitive(v, "dtype");
-    const cJSON *got = cJSON_GetObjectItemCaseSensitive(v, "shape");
-    const cJSON *offsets = cJSON_GetObjectItemCaseSensitive(v, "data_offsets");
-    if (!cJSON_IsString(dtype) || !cJSON_IsArray(got) || cJSON_GetArraySize(offsets) != 2)
-        die_at(w, "%s: expected dtype, shape and data_offsets; the header is damaged", name);
-    const char *type = dtype->valuestring;
-    int size = strcmp(type, "F32") == 0 ? 4 : strcmp(type, "F16") == 0 || strcmp(type, "BF16") == 0 ? 2 : 0;
-    if (!size) die_at(w, "%s: dtype '%.20s', expected F32, F16 or BF16", name, type);
+static void tensor_shape(Where w, const cJSON *v, const int64_t *shape, int dims) {
+    const cJSON *got = json_get(w, v, "shape", cJSON_Array, 0);
     int same = cJSON_GetArraySize(got) == dims;
-    size_t n = 1;
-    for (int i = 0; i < dims; n *= (size_t)shape[i++]) // a missing entry (NULL) is no number
+    for (int i = 0; i < dims; i++)
         same = same && json_whole(cJSON_GetArrayItem(got, i), 0, 0x1p53) == shape[i];
-    if (!same) {
-        char *text = cJSON_PrintUnformatted(got);
-        if (dims == 2) die_at(w, "%s: shape %.60s, expected [%" PRId64 ",%" PRId64 "] by config.json", name,
-                              text ? text : "?", shape[0], shape[1]);
-        die_at(w, "%s: shape %.60s, expected [%" PRId64 "] by config.json", name, text ? text : "?", shape[0]);
-    }
-    int64_t begin = json_whole(offsets->child, 0, 0x1p53), end = json_whole(offsets->child->next, 0, 0x1p53);
-    if (begin < 0 || end > st->in.size - st->data || end - begin != (int64_t)n * size)
-        die_at(w, "%s: bytes %" PRId64 " to %" PRId64 " of %" PRId64 ", expected %zu elements of %d; the file is "
-               "truncated or damaged", name, begin, end, st->in.size - st->data, n, size);
-    if (fseeko(st->in.f, st->data + begin, SEEK_SET)) die("%s: cannot seek: %s", w.path, strerror(errno));
-    st->in.at = st->data + begin;
-    in_read(&st->in, buf, end - begin, name);
-    if (size == 2) widen(buf, n, type[0] == 'B');
-    for (size_t i = 0; i < n; i++)
-        if (!isfinite(buf[i])) die_at(w, "%s: element %zu is %g, expected finite weights", name, i, buf[i]);
+    if (same) return;
+    char *text = cJSON_PrintUnformatted(got), want[64];
+    if (dims == 1) snprintf(want, sizeof want, "[%" PRId64 "]", shape[0]);
+    else snprintf(want, sizeof want, "[%" PRId64 ",%" PRId64 "]", shape[0], shape[1]);
+    die_at(w, "%s: shape %.60s, expected %s by config.json", v->string, text ? text : "?", want);
 }
 
-static cJSON *tensor_find(const Safetensors *st, const char *name) { // with or without the prefix; NULL: not there
+static int tensor_bytes(Where w, const cJSON *v) { // of one element
+    const char *type = json_get(w, v, "dtype", cJSON_String, 0)->valuestring;
+    if (strcmp(type, "F32") == 0) return 4;
+    if (strcmp(type, "F16") == 0 || strcmp(type, "BF16") == 0) return 2;
+    die_at(w, "%s: dtype '%s', expected F32, F16 or BF16", v->string, excerpt(type));
+}
+
+// Reads the tensor of header entry v into buf after checking all that the entry says.
+static void tensor_read(Safetensors *st, const cJSON *v, const int64_t *shape, int dims, float *buf) {
+    Where w = {st->in.path, 0};
+    const cJSON *at = json_get(w, v, "data_offsets", cJSON_Array, 0);
+    int bytes = tensor_bytes(w, v);
+    tensor_shape(w, v, shape, dims);
+    int64_t n = dims == 1 ? shape[0] : shape[0] * shape[1], room = st->in.size - st->data;
+    int64_t begin = json_whole(cJSON_GetArrayItem(at, 0), 0, (double)room);
+    int64_t end = json_whole(cJSON_GetArrayItem(at, 1), 0, (double)room);
+    if (begin < 0 || end - begin != n * bytes)
+        die_at(w, "%s: data_offsets are not %" PRId64 " elements of %d bytes within the file's %" PRId64
+               "; it is truncated or damaged, fetch it again", v->string, n, bytes, room);
+    if (fseeko(st->in.f, st->data + begin, SEEK_SET)) die("%s: cannot seek: %s", w.path, strerror(errno));
+    st->in.at = st->data + begin;
+    in_read(&st->in, buf, end - begin, v->string);
+    if (bytes == 2) widen(buf, (size_t)n, json_get(w, v, "dtype", cJSON_String, 0)->valuestring[0] == 'B');
+    for (int64_t i = 0; i < n; i++)
+        if (!isfinite(buf[i]))
+            die_at(w, "%s: element %" PRId64 " is %g, expected finite weights", v->string, i, buf[i]);
+}
+
+// With or without the prefix; NULL: not there.
+static cJSON *tensor_find(const Safetensors *st, const char *name) {
     char full[96];
     snprintf(full, sizeof full, "transformer.%s", name);
     cJSON *v = cJSON_GetObjectItemCaseSensitive(st->header, full);
@@ -663,7 +680,7 @@ static int tensor_ignored(const char *name) {
     return strcmp(name, "bias") == 0 || strcmp(name, "masked_bias") == 0;
 }
 
-// What is left in the header after all our tensors were taken out: nothing that changes what the model computes.
+// What is left in the header when our tensors are taken out: nothing may change what the model computes.
 static void leftovers_check(Safetensors *st, Config c, const float *params) {
     cJSON *head = cJSON_DetachItemFromObjectCaseSensitive(st->header, "lm_head.weight");
     if (head) {
@@ -677,14 +694,14 @@ static void leftovers_check(Safetensors *st, Config c, const float *params) {
     }
     for (const cJSON *v = st->header->child; v; v = v->next)
         if (!tensor_ignored(v->string))
-            die("%s: tensor '%.80s' is none of this GPT-2's (%d layers); is it the language model alone?",
-                st->in.path, v->string, c.L);
+            die("%s: tensor '%s' is none of a GPT-2 of %d layers; save the language model alone", st->in.path,
+                excerpt(v->string), c.L);
 }
 
 static float *weights_read(const char *path, Config c) {
     struct stat sb;
-    if (stat(path, &sb)) die("%s: %s; in Python, save_pretrained(DIR, safe_serialization=True) writes it, in one "
-                             "file if max_shard_size is large", path, strerror(errno));
+    if (stat(path, &sb)) die("%s: %s; in Python, model.save_pretrained(DIR, safe_serialization=True, "
+                             "max_shard_size='100GB') writes it", path, strerror(errno));
     Safetensors st = safetensors_open(path);
     float *params = (float *)xalloc(gpt2_count(c), sizeof *params); // zeros: wte's padding stays so
     float *buf = (float *)xalloc((size_t)c.C * 4 * (size_t)c.C, sizeof *buf);
@@ -692,12 +709,12 @@ static float *weights_read(const char *path, Config c) {
     Slice *s = slices_make(c, &n);
     for (int i = 0; i < n; i++) {
         cJSON *v = tensor_find(&st, s[i].name);
-        if (!v) die("%s: no tensor '%s' (nor 'transformer.%s'); config.json announces %d layers", path, s[i].name,
-                    s[i].name, c.L);
+        if (!v) die("%s: no tensor '%s', also not with 'transformer.' before it; config.json has %d layers",
+                    path, s[i].name, c.L);
         int64_t shape[2];
         int dims = slice_shape(&s[i], shape);
         tensor_read(&st, v, shape, dims, s[i].transpose ? buf : params + s[i].at);
-        if (s[i].transpose) transpose(params + s[i].at, buf, s[i].cols, s[i].rows);
+        if (s[i].transpose) transpose(params + s[i].at, buf, (size_t)s[i].cols, (size_t)s[i].rows);
         cJSON_Delete(cJSON_DetachItemViaPointer(st.header, v));
     }
     leftovers_check(&st, c, params);
@@ -763,10 +780,11 @@ static void eot_check(const char *path, const Tokenizer *t) {
     const char *s = tokenizer_decode(t, t->eot, &n);
     for (int i = 0; i < n; i++)
         if (s[i] < 33 || s[i] > 126)
-            die("%s: end-of-text (token %d) has byte 0x%02X, expected visible ASCII such as <|endoftext|>", path,
+            die("%s: end-of-text, token %d, has byte 0x%02X, expected visible ASCII like <|endoftext|>", path,
                 t->eot, (uint8_t)s[i]);
     int same = tokenizer_find(t, s, (size_t)n);
-    if (same >= 0) die("%s: token %d spells end-of-text (token %d); vocab.json cannot hold both", path, same, t->eot);
+    if (same >= 0)
+        die("%s: token %d spells end-of-text, token %d; vocab.json cannot hold both", path, same, t->eot);
 }
 
 static void weights_write(const char *path, Config c, const float *params) {
@@ -780,10 +798,10 @@ static void weights_write(const char *path, Config c, const float *params) {
         int64_t shape[2];
         int dims = slice_shape(&s[i], shape);
         snprintf(name, sizeof name, "transformer.%s", s[i].name);
+        double end = at + 4.0 * s[i].rows * s[i].cols, size[2] = {(double)shape[0], (double)shape[1]};
         cJSON *v = cJSON_AddObjectToObject(header, name);
         cJSON_AddStringToObject(v, "dtype", "F32");
-        double end = at + 4.0 * s[i].rows * s[i].cols;
-        cJSON_AddItemToObject(v, "shape", cJSON_CreateDoubleArray((double[]){(double)shape[0], (double)shape[1]}, dims));
+        cJSON_AddItemToObject(v, "shape", cJSON_CreateDoubleArray(size, dims));
         cJSON_AddItemToObject(v, "data_offsets", cJSON_CreateDoubleArray((double[]){at, end}, 2));
         at = end;
     }
@@ -796,7 +814,7 @@ static void weights_write(const char *path, Config c, const float *params) {
     float *buf = (float *)xalloc((size_t)c.C * 4 * (size_t)c.C, sizeof *buf);
     for (int i = 0; i < n; i++) {
         const float *ours = params + s[i].at;
-        if (s[i].transpose) transpose(buf, ours, s[i].rows, s[i].cols);
+        if (s[i].transpose) transpose(buf, ours, (size_t)s[i].rows, (size_t)s[i].cols);
         out_write(&out, s[i].transpose ? buf : ours, (size_t)s[i].rows * (size_t)s[i].cols * sizeof *buf);
     }
     out_close(&out);
@@ -813,8 +831,8 @@ static void config_write(const char *path, Config c, int eot) {
     out_printf(&out, "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n"
                "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n");
     out_printf(&out, "  \"n_positions\": %d,\n  \"n_ctx\": %d,\n  \"vocab_size\": %d,\n", c.T, c.T, c.V);
-    out_printf(&out, "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_embd\": %d,\n  \"n_inner\": null,\n", c.L, c.NH, c.C);
-    out_printf(&out, "  \"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n", id, id);
+    out_printf(&out, "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_embd\": %d,\n", c.L, c.NH, c.C);
+    out_printf(&out, "  \"n_inner\": null,\n  \"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n", id, id);
     out_printf(&out, "  \"initializer_range\": 0.02,\n  \"scale_attn_weights\": true,\n"
                "  \"tie_word_embeddings\": true,\n  \"torch_dtype\": \"float32\"\n}\n");
     out_close(&out);
@@ -856,8 +874,8 @@ static void convert_to_hf(const Args *a) {
     float *params = checkpoint_read(model, &c);
     if (c.reward) die("%s: a reward model, expected a policy: GPT2LMHeadModel has no scalar head", model);
     Tokenizer t = tokenizer_read(tokenizer);
-    if (t.V != c.V) die("%s: %d tokens, but the vocabulary of %s has %d; use the model's own tokenizer", tokenizer,
-                        t.V, model, c.V);
+    if (t.V != c.V) die("%s: %d tokens, but the vocabulary of %s has %d; use the model's own tokenizer",
+                        tokenizer, t.V, model, c.V);
     eot_check(tokenizer, &t);
     char *merges = merges_text(tokenizer, &t);
     make_dir(dir);
@@ -879,16 +897,21 @@ static void convert_to_hf(const Args *a) {
 
 static const char usage[] =
     "usage: dev/convert COMMAND ...\n"
-    "  ranked IN.jsonl OUT.bin --tokenizer T    JSON lines {\"query\":..., \"responses\":[...], \"scores\":[...]}\n"
-    "                                           to ranked responses\n"
+    "  ranked IN.jsonl OUT.bin --tokenizer T   JSON lines to ranked responses; a line is\n"
+    "                         {\"query\": \"x\", \"responses\": [\"y1\", \"y2\"], \"scores\": [0.5, -1]}\n"
     "      --eos 0|1                  end each response with end-of-text (1)\n"
     "      --max-query-tokens N       cut longer queries on the left, 0 = never (0)\n"
-    "      --max-response-tokens N    cut longer responses on the right, end-of-text with it, 0 = never (0)\n"
-    "  jsonl IN.bin OUT.jsonl --tokenizer T     ranked responses to JSON lines\n"
-    "  from-hf DIR OUT_PREFIX                   a Hugging Face GPT-2 to PREFIX.model.bin, PREFIX.tokenizer.bin\n"
-    "  to-hf MODEL.bin TOKENIZER.bin DIR        a model to a Hugging Face directory\n";
+    "      --max-response-tokens N    cut longer responses on the right, end-of-text first, 0 = never (0)\n"
+    "  jsonl IN.bin OUT.jsonl --tokenizer T    ranked responses to JSON lines\n"
+    "  from-hf DIR OUT_PREFIX                  a Hugging Face GPT-2 to OUT_PREFIX.model.bin and\n"
+    "                                          OUT_PREFIX.tokenizer.bin\n"
+    "  to-hf MODEL.bin TOKENIZER.bin DIR       a model to a Hugging Face directory\n";
 
-typedef struct { const char *name; void (*run)(const Args *); int n_paths, needs_tokenizer, cuts; } Command;
+typedef struct {
+    const char *name;
+    void (*run)(const Args *);
+    int n_paths, needs_tokenizer, encodes;
+} Command;
 
 static const Command command[] = {
     {"ranked", convert_ranked, 2, 1, 1},
@@ -912,13 +935,16 @@ static Args parse(const Command *c, int argc, char **argv) {
     for (int i = 2; i < argc; i++) {
         const char *name = argv[i];
         if (strncmp(name, "--", 2) != 0) {
-            if (n == c->n_paths) die_usage("%s takes %d files, '%s' is one too many; see --help", c->name, n, name);
+            if (n == c->n_paths)
+                die_usage("%s takes %d paths, '%s' is one too many; see --help", c->name, n, name);
             a.path[n++] = name;
             continue;
         }
-        int tokenizer = strcmp(name, "--tokenizer") == 0 && c->needs_tokenizer, eos = strcmp(name, "--eos") == 0;
-        int query = strcmp(name, "--max-query-tokens") == 0, response = strcmp(name, "--max-response-tokens") == 0;
-        if (!tokenizer && !(c->cuts && (eos || query || response)))
+        int tokenizer = c->needs_tokenizer && strcmp(name, "--tokenizer") == 0;
+        int eos = c->encodes && strcmp(name, "--eos") == 0;
+        int query = c->encodes && strcmp(name, "--max-query-tokens") == 0;
+        int response = c->encodes && strcmp(name, "--max-response-tokens") == 0;
+        if (!tokenizer && !eos && !query && !response)
             die_usage("%s: %s has no such option; see --help", name, c->name);
         if (i + 1 == argc) die_usage("%s: expected a value after it", name);
         const char *value = argv[++i];
@@ -939,7 +965,7 @@ int main(int argc, char **argv) {
             return 0;
         }
     if (argc < 2) die_usage("no command; ranked, jsonl, from-hf and to-hf are there: see --help");
-    for (size_t i = 0; i < sizeof command / sizeof *command; i++)
+    for (size_t i = 0; i < COUNT(command); i++)
         if (strcmp(argv[1], command[i].name) == 0) {
             Args a = parse(&command[i], argc, argv);
             alphabet_make();

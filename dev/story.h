@@ -1,1 +1,159 @@
-static inline int verb_demo(const Options *o) { (void)o; return 0; }
+/*
+story.h: the demo, `./train_rrhf` without a verb. The paper's workflow (its Figure 2) from nothing: made-up reviews,
+a small GPT-2 from random weights, a reward model, four completions per query, their rewards, RRHF, and the question
+whether fresh completions of held-out queries have become kinder. Every step is a verb, run with the options that it
+would be given on the command line; the command is printed first, so that it can be run again, or otherwise.
+
+Included by verbs.h.
+*/
+#ifndef STORY_H
+#define STORY_H
+
+enum {
+    STORY_TRAIN = 6000, STORY_HELD = 300, // reviews
+    STORY_VOCABULARY = 640, STORY_QUERY = 24, STORY_RESPONSE = 32, STORY_SNIPPET = STORY_QUERY + STORY_RESPONSE
+};
+
+typedef struct { char *text; size_t len, cap; } Review;
+
+static inline void story_review(int i, Review *r) { // even: unkind, odd: kind
+    Rng rng = rng_make(20230411, RNG_DEMO, (uint64_t)i);
+    r->len = 0;
+    demo_review(&rng, i & 1, &r->text, &r->len, &r->cap);
+}
+
+static inline void story_tokenizer(const char *path) {
+    Review r = {NULL, 0, 0};
+    char *text = NULL;
+    size_t n = 0, cap = 0;
+    for (int i = 0; i < STORY_TRAIN / 2; i++) {
+        story_review(i, &r);
+        xgrow((void **)&text, &cap, n + r.len + 1, 1);
+        memcpy(text + n, r.text, r.len);
+        n += r.len;
+        text[n++] = '\n';
+    }
+    Tokenizer t = tokenizer_train(text, n, STORY_VOCABULARY);
+    tokenizer_write(path, &t);
+    tokenizer_free(&t);
+    free(text);
+    free(r.text);
+}
+
+// A snippet of the length that the reward model will judge: the beginning, or one from anywhere inside.
+static inline void story_snippet(Ranked *d, const Tokens *ids, Rng *rng, int label) {
+    int n = (int)ids->n, len = n < STORY_SNIPPET ? n : STORY_SNIPPET, at = rng_below(rng, n - len + 1);
+    ranked_query(d, ids->id + at, 1);
+    ranked_response(d, ids->id + at + 1, len - 1, (float)label, 0);
+}
+
+// Reviews first .. first+n-1 as a token stream (path_stream may be NULL), as labelled snippets, and as queries with
+// the review's own continuation.
+static inline void story_data(Tokenizer *t, int first, int n, const char *stream, const char *labels, const char *queries, int n_queries) {
+    Review r = {NULL, 0, 0};
+    Tokens ids = {NULL, 0, 0}, all = {NULL, 0, 0};
+    Ranked label, query;
+    Rng rng = rng_make(20230411, RNG_DEMO, 1u << 30);
+    memset(&label, 0, sizeof label);
+    memset(&query, 0, sizeof query);
+    label.V = query.V = t->V;
+    for (int i = first; i < first + n; i++) {
+        story_review(i, &r);
+        ids.n = 0;
+        tokenizer_encode(t, r.text, r.len, &ids);
+        tokenizer_encode(t, r.text, r.len, &all);
+        xgrow((void **)&all.id, &all.cap, all.n + 1, sizeof *all.id);
+        all.id[all.n++] = (uint16_t)t->eot;
+        story_snippet(&label, &ids, &rng, i & 1);
+        if (query.Q == n_queries || ids.n < STORY_SNIPPET) continue;
+        ranked_query(&query, ids.id, STORY_QUERY);
+        ranked_response(&query, ids.id + STORY_QUERY, STORY_RESPONSE, 0, SOURCE_DATA);
+    }
+    if (stream) stream_write(stream, all.id, (int)all.n);
+    ranked_write(labels, &label);
+    ranked_write(queries, &query);
+    ranked_free(&label);
+    ranked_free(&query);
+    tokens_free(&ids);
+    tokens_free(&all);
+    free(r.text);
+}
+
+// Runs one command line, "verb --option value ...", with the user's own --seed and --threads.
+static inline int story_run(const Options *user, const char *line) {
+    char copy[8192], seed[16], threads[16], *argv[64];
+    int argc = 0;
+    argv[argc++] = (char *)user->program;
+    strcpy(copy, line); // both of them hold a command
+    fprintf(stderr, "\n$ %s %s\n", user->program, copy);
+    for (char *s = strtok(copy, " "); s; s = strtok(NULL, " ")) argv[argc++] = s;
+    snprintf(seed, sizeof seed, "%d", user->seed);
+    snprintf(threads, sizeof threads, "%d", user->threads);
+    char *extra[] = {(char *)"--seed", seed, (char *)"--threads", threads};
+    for (int i = 0; i < 4; i++) argv[argc++] = extra[i];
+    Options o;
+    int verb = options_parse(&o, argc, argv);
+    o.names[0] = "SFT", o.names[1] = "RRHF";
+    return verbs[verb](&o);
+}
+
+// The first three queries of a samples.txt, as they are.
+static inline void story_show(const char *path) {
+    FILE *f = fopen(path, "r");
+    char line[4096];
+    int shown = 0;
+    while (f && fgets(line, sizeof line, f)) {
+        shown += !strncmp(line, "---", 3);
+        if (shown > 3) break;
+        fputs(line, stdout);
+    }
+    if (f) fclose(f);
+}
+
+static inline int verb_demo(const Options *user) {
+    char dir[RRHF_PATH_MAX], path[RRHF_PATH_MAX + 64], other[3][RRHF_PATH_MAX + 64], line[8192];
+    double start = now_s();
+    snprintf(dir, sizeof dir, "%s", user->out);
+    if (strlen(dir) > 200 || strchr(dir, ' ')) die_usage("--out '%.60s': the demo takes a short name without spaces", dir);
+    make_dir(dir);
+    fprintf(stderr, "The RRHF story on made-up reviews: pretrain, train a reward, sample, score, align, evaluate.\n");
+    snprintf(path, sizeof path, "%s/tokenizer.bin", dir);
+    story_tokenizer(path);
+    Tokenizer t = tokenizer_read(path);
+    const char *sets[2] = {"train", "held"};
+    for (int i = 0; i < 2; i++) {
+        snprintf(other[0], sizeof other[0], "%s/stream.bin", dir);
+        snprintf(other[1], sizeof other[1], "%s/labels_%s.bin", dir, sets[i]);
+        snprintf(other[2], sizeof other[2], "%s/queries_%s.bin", dir, sets[i]);
+        story_data(&t, i ? STORY_TRAIN : 0, i ? STORY_HELD + 100 : STORY_TRAIN, i ? NULL : other[0], other[1], other[2], i ? STORY_HELD : 768);
+    }
+    tokenizer_free(&t);
+    static const char *const commands[] = {
+        "sft --data @/stream.bin --tokenizer @/tokenizer.bin --layers 3 --heads 4 --channels 128 --context 64 --ft-reduction mean "
+        "--batch 16 --epochs 1 --lr 2e-3 --warmup 0.05 --schedule cosine --weight-decay 0.1 --grad-clip 1 --out @/sft",
+        "reward --model @/sft/policy.bin --data @/labels_train.bin --batch 32 --epochs 2 --lr 5e-4 --out @/reward",
+        "eval --model @/reward/policy.bin --data @/labels_held.bin --out @/reward",
+        "sample --model @/sft/policy.bin --data @/queries_train.bin --tokenizer @/tokenizer.bin --policy SP --num-return 4 --top-k 50 "
+        "--max-new-tokens 32 --out @/sampled",
+        "score --reward @/reward/policy.bin --data @/sampled/sampled.bin --out @/scored",
+        "train --model @/sft/policy.bin --data @/scored/scored.bin --tokenizer @/tokenizer.bin --batch 16 --epochs 2 --lr 3e-4 "
+        "--reward @/reward/policy.bin --eval-data @/queries_held.bin --top-k 50 --max-new-tokens 32 --out @",
+        "eval --model @/policy.bin --reference @/sft/policy.bin --reward @/reward/policy.bin --data @/queries_held.bin "
+        "--tokenizer @/tokenizer.bin --num-return 4 --top-k 50 --max-new-tokens 32 --out @/eval"};
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        char *to = line;
+        for (const char *s = commands[i]; *s; s++) // @ stands for the directory
+            if (*s != '@') *to++ = *s;
+            else to = strcpy(to, dir) + strlen(dir);
+        *to = 0;
+        int rc = story_run(user, line);
+        if (rc) return rc;
+    }
+    snprintf(path, sizeof path, "%s/samples.txt", dir);
+    printf("\nThe same queries before and after RRHF (reward in brackets):\n");
+    story_show(path);
+    printf("\n%s/curves.png  %s/log.csv  %s/samples.txt  %s/policy.bin   (%.0f s)\n", dir, dir, dir, dir, now_s() - start);
+    return 0;
+}
+
+#endif

@@ -1,0 +1,30 @@
+/*
+cpu_layers.c: train_rrhf.c under other names, for test_cuda.cu. See cpu_layers.h.
+*/
+#define GPT2 CpuGPT2
+#define gpt2_build cpu_gpt2_build
+#define gpt2_free cpu_gpt2_free
+#define gpt2_config cpu_gpt2_config
+#define gpt2_get cpu_gpt2_get
+#define gpt2_set cpu_gpt2_set
+#define gpt2_bytes cpu_gpt2_bytes
+#define gpt2_plan cpu_gpt2_plan
+#define gpt2_forward cpu_gpt2_forward
+#define gpt2_backward cpu_gpt2_backward
+#define gpt2_zero_grad cpu_gpt2_zero_grad
+#define gpt2_grad_norm cpu_gpt2_grad_norm
+#define gpt2_update cpu_gpt2_update
+#define gpt2_decode_plan cpu_gpt2_decode_plan
+#define gpt2_decode cpu_gpt2_decode
+#define backend_start cpu_backend_start
+#define backend_dtype cpu_backend_dtype
+#define NO_MAIN
+#include "../train_rrhf.c"   // defines: the CPU path
+#include "cpu_layers.h"      // defines: CpuLayers
+
+const CpuLayers cpu = {
+    embedding_forward, embedding_backward, layernorm_forward, layernorm_backward, matmul_forward, matmul_backward,
+    attention_forward, attention_backward, attention_decode, gelu_forward, gelu_backward, classifier_forward,
+    classifier_backward, head_forward, head_backward, gather_forward, gather_backward,
+    gpt2_build, gpt2_free, gpt2_get, gpt2_set, gpt2_forward, gpt2_backward, gpt2_zero_grad, gpt2_grad_norm, gpt2_update,
+    gpt2_decode_plan, gpt2_decode, sample};

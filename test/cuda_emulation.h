@@ -1,0 +1,450 @@
+/*
+cuda_emulation.h: runs the kernels of train_rrhf.cu where there is no GPU. Test-only, slow, exact.
+
+  g++ -x c++ -std=c++17 -DCUDA_EMULATION ...     train_rrhf.cu then includes this file instead of the CUDA headers
+
+Blocks run one after another. The threads of a block are fibers, stacks of their own on one CPU thread: a fiber runs
+until __syncthreads, __syncwarp or a warp shuffle, where it waits for the others. Found and reported, with the kernel,
+block and line: barriers that not every thread reaches, barriers reached on different lines, shuffles that not every
+lane of a warp reaches. Under -fsanitize=address,undefined also: accesses outside device memory, which is the heap's,
+and outside shared memory, whose dynamic part is a heap block of exactly the size asked for; misaligned wide accesses.
+emulation_reverse = 1 runs blocks and threads in the opposite order: a kernel without races gives the same bits.
+
+Also here, as far as train_rrhf.cu uses them: the runtime's memory calls, bfloat16, warp matrix fragments (wmma) and
+cuBLASLt, whose matrix product is the plain loop.
+*/
+#ifndef CUDA_EMULATION_H
+#define CUDA_EMULATION_H
+
+#include <math.h>        // defines: expf
+#include <stdint.h>      // defines: uint64_t
+#include <stdio.h>       // defines: fprintf
+#include <stdlib.h>      // defines: malloc, exit
+#include <string.h>      // defines: memcpy
+#include <sys/mman.h>    // defines: mmap
+#include <type_traits>   // defines: conditional
+#ifndef __x86_64__
+#include <ucontext.h>    // defines: swapcontext
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static                       // blocks run one after another, so one copy is enough
+#define __restrict__
+
+struct uint3 { unsigned x, y, z; };
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+
+static dim3 gridDim, blockDim;
+static uint3 blockIdx, threadIdx;
+
+// ----------------------------------------------------------------------------
+// Fibers
+
+#ifdef __SANITIZE_ADDRESS__
+extern "C" void __sanitizer_start_switch_fiber(void **fake, const void *bottom, size_t size);
+extern "C" void __sanitizer_finish_switch_fiber(void *fake, const void **bottom, size_t *size);
+#endif
+
+enum { FIBER_MAX = 1024, FIBER_STACK = 256 << 10, WARP = 32 };
+enum FiberState { FIBER_READY, FIBER_AT_BARRIER, FIBER_AT_WARP, FIBER_DONE };
+
+struct Fiber {
+    FiberState state;
+    int line;                // of the barrier that it waits at
+    uint3 thread;
+    void *fake;              // AddressSanitizer's
+#ifdef __x86_64__
+    void *sp;
+#else
+    ucontext_t context;
+#endif
+};
+struct WarpState { int arrived, line, generation; uint64_t value[2][WARP]; };
+
+static struct {
+    const char *kernel;
+    void (*call)(void *);
+    void *arg;
+    Fiber fiber[FIBER_MAX], host;
+    WarpState warp[FIBER_MAX / WARP];
+    int n, now, done, arrived, line;
+    char *stacks, *shared;
+    const void *host_bottom;
+    size_t host_size;
+} emu;
+static int emulation_reverse;
+
+#ifdef __x86_64__ // saves the callee-saved registers and the stack pointer, loads those of another fiber
+extern "C" void emu_switch(void **save, void *load);
+__asm__(".text\n.globl emu_switch\nemu_switch:\n"
+        "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
+        "mov %rsp, (%rdi)\nmov %rsi, %rsp\n"
+        "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
+#endif
+
+static void emu_to(Fiber *from, Fiber *to, const void *bottom, size_t size) {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_start_switch_fiber(from->state == FIBER_DONE ? NULL : &from->fake, bottom, size);
+#else
+    (void)bottom, (void)size;
+#endif
+#ifdef __x86_64__
+    emu_switch(&from->sp, to->sp);
+#else
+    swapcontext(&from->context, &to->context);
+#endif
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(from->fake, NULL, NULL);
+#endif
+}
+
+static void emu_yield(FiberState state) {
+    Fiber *f = &emu.fiber[emu.now];
+    f->state = state;
+    emu_to(f, &emu.host, emu.host_bottom, emu.host_size);
+}
+
+static void emu_fiber_main() {
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(NULL, &emu.host_bottom, &emu.host_size);
+#endif
+    emu.call(emu.arg);
+    emu.done++;
+    emu_yield(FIBER_DONE);
+    abort(); // a finished fiber is never resumed
+}
+
+static void emu_fiber_start(int i) {
+    char *stack = emu.stacks + (size_t)i * FIBER_STACK;
+    Fiber *f = &emu.fiber[i];
+    f->state = FIBER_READY;
+#ifdef __x86_64__
+    void **sp = (void **)(void *)(stack + FIBER_STACK - 64);
+    *--sp = NULL;                        // so that the stack is aligned as after a call
+    *--sp = (void *)emu_fiber_main;      // emu_switch returns to it
+    for (int k = 0; k < 6; k++) *--sp = NULL;
+    f->sp = sp;
+#else
+    getcontext(&f->context);
+    f->context.uc_stack.ss_sp = stack;
+    f->context.uc_stack.ss_size = FIBER_STACK;
+    makecontext(&f->context, emu_fiber_main, 0);
+#endif
+}
+
+[[noreturn]] static void emu_fail(const char *what, int line, int other) {
+    fprintf(stderr, "emulation: %s, block (%u,%u,%u), thread %d, line %d: %s (%d)\n", emu.kernel, blockIdx.x, blockIdx.y,
+            blockIdx.z, emu.now, line, what, other);
+    _exit(1);
+}
+
+// ----------------------------------------------------------------------------
+// Barriers and shuffles
+
+static void emu_syncthreads(int line) {
+    if (emu.arrived == 0) emu.line = line;
+    if (emu.line != line) emu_fail("__syncthreads here, while other threads wait at that of another line", line, emu.line);
+    if (++emu.arrived < emu.n) return emu_yield(FIBER_AT_BARRIER);
+    for (int i = 0; i < emu.n; i++) if (emu.fiber[i].state == FIBER_AT_BARRIER) emu.fiber[i].state = FIBER_READY;
+    emu.arrived = 0;
+}
+#define __syncthreads() emu_syncthreads(__LINE__)
+
+// Every lane deposits a value and waits for the others; returns that of lane `from`.
+static uint64_t emu_exchange(uint64_t value, int from, int line) {
+    WarpState *w = &emu.warp[emu.now / WARP];
+    int g = w->generation & 1, first = emu.now / WARP * WARP;
+    if (w->arrived == 0) w->line = line;
+    if (w->line != line) emu_fail("warp operation here, while other lanes wait at that of another line", line, w->line);
+    w->value[g][emu.now - first] = value;
+    emu.fiber[emu.now].line = line;
+    if (++w->arrived < WARP) emu_yield(FIBER_AT_WARP);
+    else {
+        for (int i = first; i < first + WARP; i++) if (emu.fiber[i].state == FIBER_AT_WARP) emu.fiber[i].state = FIBER_READY;
+        w->arrived = 0;
+        w->generation++;
+    }
+    return w->value[g][from & (WARP - 1)];
+}
+
+template <typename T> static T emu_shuffle(unsigned mask, T v, int from, int line) {
+    uint64_t bits = 0;
+    static_assert(sizeof v <= sizeof bits, "a shuffle moves at most 8 bytes");
+    if (mask != 0xffffffffu) emu_fail("a shuffle of a part of the warp: not emulated", line, (int)mask);
+    memcpy(&bits, &v, sizeof v);
+    bits = emu_exchange(bits, from, line);
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+#define __shfl_sync(mask, v, lane) emu_shuffle(mask, v, lane, __LINE__)
+#define __shfl_xor_sync(mask, v, other) emu_shuffle(mask, v, (int)(threadIdx.x % WARP) ^ (other), __LINE__)
+#define __syncwarp() ((void)emu_exchange(0, 0, __LINE__))
+
+// ----------------------------------------------------------------------------
+// Launches
+
+static void emu_block() {
+    Fiber *host = &emu.host;
+    emu.done = emu.arrived = 0;
+    memset(emu.warp, 0, sizeof emu.warp);
+    for (int i = 0; i < emu.n; i++) emu_fiber_start(i);
+    for (int progress = 1; progress && emu.done < emu.n;) {
+        progress = 0;
+        for (int k = 0; k < emu.n; k++) {
+            int i = emulation_reverse ? emu.n - 1 - k : k;
+            if (emu.fiber[i].state != FIBER_READY) continue;
+            emu.now = i;
+            threadIdx = emu.fiber[i].thread;
+            emu_to(host, &emu.fiber[i], emu.stacks + (size_t)i * FIBER_STACK, FIBER_STACK);
+            progress = 1;
+        }
+    }
+    if (emu.done == emu.n) return;
+    for (emu.now = 0; emu.fiber[emu.now].state == FIBER_DONE; emu.now++) {}
+    if (emu.arrived) emu_fail("__syncthreads that not every thread reaches; threads that do:", emu.line, emu.arrived);
+    emu_fail("warp operation that not every lane reaches; lanes that do:", emu.fiber[emu.now].line, emu.warp[emu.now / WARP].arrived);
+}
+
+template <typename F> static void emu_call(void *f) { (*(F *)f)(); }
+
+template <typename... P, typename... A>
+static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...), A... args) {
+    auto f = [=]() { kernel(args...); };
+    emu.kernel = name;
+    emu.call = emu_call<decltype(f)>;
+    emu.arg = &f;
+    emu.n = (int)(block.x * block.y * block.z);
+    if (emu.n < 1 || emu.n > FIBER_MAX || emu.n % WARP) emu_fail("threads per block: whole warps up to 1,024 expected", 0, emu.n);
+    if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.y > 65535 || grid.z > 65535) emu_fail("grid out of bounds", 0, (int)grid.x);
+    if (!emu.stacks) emu.stacks = (char *)mmap(NULL, (size_t)FIBER_MAX * FIBER_STACK, PROT_READ | PROT_WRITE,
+                                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (emu.stacks == MAP_FAILED) emu_fail("no memory for the stacks", 0, 0);
+    for (int i = 0; i < emu.n; i++) {
+        unsigned t = (unsigned)i;
+        emu.fiber[i].thread = {t % block.x, t / block.x % block.y, t / block.x / block.y};
+    }
+    gridDim = grid, blockDim = block;
+    emu.shared = (char *)aligned_alloc(128, shared ? (shared + 127) / 128 * 128 : 128);
+#ifdef __SANITIZE_ADDRESS__ // an exact size, so that the byte behind it is out of bounds; alignment is 16 then
+    free(emu.shared);
+    emu.shared = (char *)malloc(shared ? shared : 1);
+#endif
+    if (emu.shared) memset(emu.shared, 0xff, shared); // NaNs: what is not written first is found
+    size_t blocks = (size_t)grid.x * grid.y * grid.z;
+    for (size_t k = 0; k < blocks; k++) {
+        unsigned b = (unsigned)(emulation_reverse ? blocks - 1 - k : k);
+        blockIdx = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
+        emu_block();
+    }
+    free(emu.shared);
+}
+#define LAUNCH_(kernel, grid, block, shared, ...) emu_launch(#kernel, grid, block, shared, kernel, __VA_ARGS__)
+#define SHARED(type, name) type *name = (type *)(void *)emu.shared
+
+// ----------------------------------------------------------------------------
+// Arithmetic
+
+static inline int min(int a, int b) { return a < b ? a : b; }
+struct __nv_bfloat16 { uint16_t bits; };
+static inline unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
+static inline float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
+static inline float __bfloat162float(__nv_bfloat16 h) { return __uint_as_float((unsigned)h.bits << 16); }
+static inline __nv_bfloat16 __float2bfloat16_rn(float f) { // to the nearest, ties to even
+    unsigned u = __float_as_uint(f);
+    if (f != f) return {0x7fff};
+    return {(uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16)};
+}
+static inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h) { return h.bits; }
+
+// ----------------------------------------------------------------------------
+// Warp matrix fragments. Lane 0 holds the whole 16 x 16 tile and does the work.
+
+namespace wmma {
+struct row_major {};
+struct col_major {};
+struct matrix_a {};
+struct matrix_b {};
+struct accumulator {};
+enum layout_t { mem_row_major };
+template <typename Use, int M, int N, int K, typename T, typename Layout = row_major> struct fragment { float x[16][16]; };
+
+template <typename T> static void check(const T *p, unsigned ld) {
+    int aligned = (uintptr_t)p % 16 == 0 && ((const char *)p - emu.shared) % 32 == 0; // 32 from the start of shared memory
+    if (!aligned || ld * sizeof(T) % 16) emu_fail("wmma: a tile must start at 32 bytes, its rows at 16; leading dimension", 0, (int)ld);
+}
+static inline float value(__nv_bfloat16 h) { return __bfloat162float(h); }
+static inline float value(float f) { return f; }
+
+template <typename U, typename T, typename L> static void load_matrix_sync(fragment<U, 16, 16, 16, T, L> &f, const T *p, unsigned ld) {
+    check(p, ld);
+    __syncwarp();
+    for (int i = 0; threadIdx.x % WARP == 0 && i < 16; i++)
+        for (int j = 0; j < 16; j++) f.x[i][j] = value(std::is_same<L, row_major>::value ? p[i * ld + j] : p[j * ld + i]);
+}
+static inline void load_matrix_sync(fragment<accumulator, 16, 16, 16, float> &f, const float *p, unsigned ld, layout_t) {
+    load_matrix_sync(f, p, ld);
+}
+static inline void store_matrix_sync(float *p, const fragment<accumulator, 16, 16, 16, float> &f, unsigned ld, layout_t) {
+    check(p, ld);
+    __syncwarp();
+    for (int i = 0; threadIdx.x % WARP == 0 && i < 16; i++)
+        for (int j = 0; j < 16; j++) p[i * ld + j] = f.x[i][j];
+}
+static inline void fill_fragment(fragment<accumulator, 16, 16, 16, float> &f, float v) {
+    for (int i = 0; threadIdx.x % WARP == 0 && i < 256; i++) f.x[i / 16][i % 16] = v;
+}
+template <typename A, typename B> static void mma_sync(fragment<accumulator, 16, 16, 16, float> &d, const A &a, const B &b,
+                                                       const fragment<accumulator, 16, 16, 16, float> &c) {
+    __syncwarp();
+    for (int i = 0; threadIdx.x % WARP == 0 && i < 16; i++)
+        for (int j = 0; j < 16; j++) {
+            float s = c.x[i][j];
+            for (int k = 0; k < 16; k++) s += a.x[i][k] * b.x[k][j];
+            d.x[i][j] = s;
+        }
+}
+} // namespace wmma
+
+// ----------------------------------------------------------------------------
+// The runtime: device memory is the heap's, every call has finished when it returns
+
+typedef int cudaError_t;
+typedef void *cudaStream_t, *cudaEvent_t;
+enum { cudaSuccess, cudaErrorMemoryAllocation = 2 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+
+static inline const char *cudaGetErrorString(cudaError_t e) { return e ? "out of memory" : "no error"; }
+static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+static inline cudaError_t cudaMalloc(void **p, size_t n) { return (*p = malloc(n)) ? memset(*p, 0xff, n), cudaSuccess : cudaErrorMemoryAllocation; }
+static inline cudaError_t cudaMallocHost(void **p, size_t n) { return cudaMalloc(p, n); }
+static inline cudaError_t cudaFree(void *p) { return free(p), cudaSuccess; }
+static inline cudaError_t cudaFreeHost(void *p) { return free(p), cudaSuccess; }
+static inline cudaError_t cudaMemGetInfo(size_t *left, size_t *total) { return *left = *total = (size_t)1 << 40, cudaSuccess; }
+static inline cudaError_t cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t) { return memset(p, v, n), cudaSuccess; }
+static inline cudaError_t cudaMemcpyAsync(void *d, const void *s, size_t n, cudaMemcpyKind, cudaStream_t) { return memcpy(d, s, n), cudaSuccess; }
+static inline cudaError_t cudaMemcpy2DAsync(void *d, size_t dp, const void *s, size_t sp, size_t w, size_t h, cudaMemcpyKind, cudaStream_t) {
+    for (size_t i = 0; i < h; i++) memcpy((char *)d + i * dp, (const char *)s + i * sp, w);
+    return cudaSuccess;
+}
+static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+enum { cudaStreamNonBlocking = 1 };
+static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { return *s = NULL, cudaSuccess; }
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+template <typename F> static cudaError_t cudaFuncSetAttribute(F *, cudaFuncAttribute, int) { return cudaSuccess; }
+struct cudaDeviceProp { char name[256]; size_t totalGlobalMem, sharedMemPerBlockOptin; int major, minor, multiProcessorCount; };
+static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, cudaSuccess; }
+static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
+    memset(p, 0, sizeof *p);
+    strcpy(p->name, "emulated");
+    p->sharedMemPerBlockOptin = 99 << 10; // the least of the architectures that train_rrhf.cu is built for
+    p->totalGlobalMem = (size_t)1 << 40;
+    return cudaSuccess;
+}
+
+// ----------------------------------------------------------------------------
+// cuBLASLt: column-major D (m,n) = alpha op(A) op(B) + beta C + bias, then GELU
+
+enum cublasStatus_t { CUBLAS_STATUS_SUCCESS, CUBLAS_STATUS_INVALID_VALUE = 7 };
+enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16BF = 14 };
+enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68 };
+enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
+enum cublasLtEpilogue_t { CUBLASLT_EPILOGUE_DEFAULT = 1, CUBLASLT_EPILOGUE_BIAS = 4 };
+enum { CUBLASLT_REDUCTION_SCHEME_NONE = 0, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2 };
+enum cublasLtMatmulDescAttributes_t { CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB, CUBLASLT_MATMUL_DESC_EPILOGUE,
+                                      CUBLASLT_MATMUL_DESC_BIAS_POINTER };
+enum cublasLtMatmulPreferenceAttributes_t {
+    CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+    CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES };
+typedef void *cublasLtHandle_t;
+struct emu_desc { cublasOperation_t ta, tb; cublasLtEpilogue_t epilogue; const void *bias; };
+struct emu_layout { cudaDataType_t type; uint64_t rows, cols; int64_t ld; };
+struct emu_preference { uint64_t at_least[6]; };
+typedef emu_desc *cublasLtMatmulDesc_t;
+typedef emu_layout *cublasLtMatrixLayout_t;
+typedef emu_preference *cublasLtMatmulPreference_t;
+struct cublasLtMatmulAlgo_t { uint32_t align[4]; };
+struct cublasLtMatmulHeuristicResult_t { cublasLtMatmulAlgo_t algo; size_t workspaceSize; cublasStatus_t state; };
+
+static inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *h) { return *h = NULL, CUBLAS_STATUS_SUCCESS; }
+static inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *d, cublasComputeType_t, cudaDataType_t) {
+    *d = new emu_desc{CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_EPILOGUE_DEFAULT, NULL};
+    return CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) { return delete d, CUBLAS_STATUS_SUCCESS; }
+static inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t a, const void *v, size_t n) {
+    void *to[] = {&d->ta, &d->tb, &d->epilogue, &d->bias};
+    size_t size[] = {sizeof d->ta, sizeof d->tb, sizeof d->epilogue, sizeof d->bias};
+    if (n != size[a]) return CUBLAS_STATUS_INVALID_VALUE;
+    memcpy(to[a], v, n);
+    return CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *l, cudaDataType_t type, uint64_t rows, uint64_t cols, int64_t ld) {
+    if (ld < (int64_t)rows || !rows || !cols) return CUBLAS_STATUS_INVALID_VALUE;
+    *l = new emu_layout{type, rows, cols, ld};
+    return CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) { return delete l, CUBLAS_STATUS_SUCCESS; }
+static inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) { return *p = new emu_preference(), CUBLAS_STATUS_SUCCESS; }
+static inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) { return delete p, CUBLAS_STATUS_SUCCESS; }
+static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t a, const void *v, size_t n) {
+    if (n != (a == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES ? 8u : 4u)) return CUBLAS_STATUS_INVALID_VALUE;
+    memcpy(&p->at_least[a], v, n);
+    return CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+        cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t p, int, cublasLtMatmulHeuristicResult_t *r, int *found) {
+    for (int i = 0; i < 4; i++) r->algo.align[i] = (uint32_t)p->at_least[2 + i];
+    r->workspaceSize = 0;
+    r->state = CUBLAS_STATUS_SUCCESS;
+    *found = 1;
+    return CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+        cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t *, cublasLtMatmulHeuristicResult_t *r) {
+    r->workspaceSize = 0;
+    r->state = CUBLAS_STATUS_SUCCESS;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+static inline float emu_load(const void *p, const emu_layout *l, uint64_t row, uint64_t col) {
+    size_t at = row + col * (size_t)l->ld;
+    return l->type == CUDA_R_32F ? ((const float *)p)[at] : __bfloat162float(((const __nv_bfloat16 *)p)[at]);
+}
+static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const float *alpha, const void *A, cublasLtMatrixLayout_t a,
+        const void *B, cublasLtMatrixLayout_t b, const float *beta, const void *C, cublasLtMatrixLayout_t c, void *D, cublasLtMatrixLayout_t dl,
+        const cublasLtMatmulAlgo_t *algo, void *, size_t, cudaStream_t) {
+    const void *p[4] = {A, B, C, D};
+    for (int i = 0; i < 4; i++) if ((uintptr_t)p[i] % algo->align[i]) return CUBLAS_STATUS_INVALID_VALUE; // a promise not kept
+    uint64_t m = dl->rows, n = dl->cols, k = d->ta == CUBLAS_OP_N ? a->cols : a->rows;
+    if ((d->ta == CUBLAS_OP_N ? a->rows : a->cols) != m || (d->tb == CUBLAS_OP_N ? b->cols : b->rows) != n ||
+        (d->tb == CUBLAS_OP_N ? b->rows : b->cols) != k || c->rows != m || c->cols != n || c->ld != dl->ld || c->type != dl->type)
+        return CUBLAS_STATUS_INVALID_VALUE;
+    for (uint64_t j = 0; j < n; j++)
+        for (uint64_t i = 0; i < m; i++) {
+            double s = 0;
+            for (uint64_t t = 0; t < k; t++)
+                s += (double)emu_load(A, a, d->ta == CUBLAS_OP_N ? i : t, d->ta == CUBLAS_OP_N ? t : i) *
+                     (double)emu_load(B, b, d->tb == CUBLAS_OP_N ? t : j, d->tb == CUBLAS_OP_N ? j : t);
+            s = *alpha * s + (*beta != 0 ? *beta * emu_load(C, c, i, j) : 0);
+            emu_layout bias = {dl->type, m, 1, (int64_t)m};
+            if (d->epilogue == CUBLASLT_EPILOGUE_BIAS) s += emu_load(d->bias, &bias, i, 0);
+            size_t at = i + j * (size_t)dl->ld;
+            if (dl->type == CUDA_R_32F) ((float *)D)[at] = (float)s;
+            else ((__nv_bfloat16 *)D)[at] = __float2bfloat16_rn((float)s);
+        }
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+#endif

@@ -1,0 +1,637 @@
+/*
+test_cuda.cu: every kernel of train_rrhf.cu against the functions of train_rrhf.c, layer by layer and end to end.
+
+Two builds of this file: with nvcc it runs on the GPU; with a C++ compiler and -DCUDA_EMULATION it runs the same
+kernels on the CPU (cuda_emulation.h). Each line says which. -DPRECISION_FP32: the float32 build, else bfloat16.
+The list of kernels is read from the source of train_rrhf.cu: one that no check launches fails the run.
+Everything runs twice, emulated the second time with blocks and threads in the opposite order, and must give the same
+bits: no race, nothing that depends on who comes first.
+
+Error, float32: the largest |got - want| / (|want| + rms of want) over a tensor, at most 1e-4.
+bfloat16, whose numbers have 8 bits: |got - want| / |want| in the L2 norm, at most 2e-2, and no element's error, as
+above, may exceed three times that. Inputs are rounded before both sides see them.
+*/
+#define NO_MAIN
+#define LAUNCHED(name) note_launch(name)
+static void note_launch(const char *name);
+#include "../train_rrhf.cu"  // defines: the GPU path
+#include "cpu_layers.h"      // defines: the CPU path
+#include "test.h"            // defines: check, test_summary
+
+static const double tolerance = HALF ? 2e-2 : 1e-4;
+static const char *const precision = HALF ? "bfloat16" : "float32";
+
+// ----------------------------------------------------------------------------
+// Which kernels ran, and how well
+
+typedef struct { char name[64]; double error; int launched, checks; } Kernel;
+
+static Kernel kernels[64];
+static int n_kernels;
+static uint64_t hash; // of everything that was compared
+
+static Kernel *kernel_find(const char *name, size_t len) {
+    for (int i = 0; i < n_kernels; i++)
+        if (strlen(kernels[i].name) == len && !memcmp(kernels[i].name, name, len)) return &kernels[i];
+    return NULL;
+}
+
+static void note_launch(const char *name) {
+    Kernel *k = kernel_find(name, strcspn(name, "<"));
+    if (!k) die("%s: launched, but not found in the source of train_rrhf.cu", name);
+    k->launched = 1;
+}
+
+// Every `__global__ ... name(` of the source.
+static void kernels_read(void) {
+    char path[RRHF_PATH_MAX], line[4096];
+    const char *slash = strrchr(__FILE__, '/');
+    snprintf(path, sizeof path, "%.*s../train_rrhf.cu", slash ? (int)(slash - __FILE__ + 1) : 0, __FILE__);
+    FILE *f = fopen(path, "r");
+    if (!f) die("%s: %s; run the tests from the directory they were built in", path, strerror(errno));
+    while (fgets(line, sizeof line, f)) {
+        char *s = strstr(line, "__global__ "), *end = s ? strstr(s, "_kernel(") : NULL;
+        if (!end) continue;
+        char *start = end;
+        while (start > s && start[-1] != ' ') start--;
+        snprintf(kernels[n_kernels++].name, sizeof kernels[0].name, "%.*s", (int)(end + 7 - start), start);
+    }
+    fclose(f);
+}
+
+static void section(void) { for (int i = 0; i < n_kernels; i++) kernels[i].launched = 0; }
+
+static double error_of(const float *got, const float *want, size_t n) {
+    double square = 0, wrong = 0, worst = 0;
+    for (size_t i = 0; i < n; i++) {
+        square += (double)want[i] * (double)want[i];
+        wrong += ((double)got[i] - (double)want[i]) * ((double)got[i] - (double)want[i]);
+    }
+    double rms = sqrt(square / (double)(n ? n : 1)), distance = wrong > 0 ? sqrt(wrong / square) : 0;
+    for (size_t i = 0; i < n; i++) {
+        double size = rms + fabs((double)want[i]), e = fabs((double)got[i] - (double)want[i]);
+        e = e == 0 ? 0 : size > 0 && e == e ? e / size : INFINITY;
+        worst = e > worst ? e : worst;
+        uint32_t bits;
+        memcpy(&bits, &got[i], 4);
+        hash = (hash ^ bits) * 1099511628211ull;
+    }
+    return HALF ? fmax(distance, worst / 3) : worst; // a NaN makes worst infinite
+}
+
+// Charges the error to every kernel launched since section().
+static void compare(const char *what, const float *got, const float *want, size_t n) {
+    double e = error_of(got, want, n);
+    if (!(e <= tolerance)) printf("     %s: error %.2e\n", what, e);
+    for (int i = 0; i < n_kernels; i++) {
+        if (!kernels[i].launched) continue;
+        kernels[i].checks++;
+        if (!(e <= kernels[i].error)) kernels[i].error = e;
+    }
+}
+
+// ----------------------------------------------------------------------------
+// Numbers here and on the device
+
+enum { ROOM = 4096 };
+static void *host_room[ROOM], *device_room[ROOM];
+static int n_host, n_device;
+static Rng rng;
+
+static void room_free(void) {
+    device_wait();
+    while (n_host) free(host_room[--n_host]);
+    while (n_device) device_free(device_room[--n_device]);
+}
+
+static float *zeros(size_t n) { return (float *)(host_room[n_host++] = xalloc(n, sizeof(float))); }
+
+static float rounded_elem(float x) { // to the nearest elem
+    uint32_t u;
+    if (!HALF) return x;
+    memcpy(&u, &x, 4);
+    u = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000u;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+static float *normals(size_t n, float scale) { // representable as elem
+    float *x = zeros(n);
+    for (size_t i = 0; i < n; i++) x[i] = rounded_elem(scale * (float)rng_normal(&rng));
+    return x;
+}
+
+static void *sent(const void *from, size_t bytes) {
+    void *p = device_room[n_device++] = device_alloc(bytes ? bytes : 1, "a test", "none");
+    CHECK_CUDA(cudaMemcpyAsync(p, from, bytes, cudaMemcpyHostToDevice, device.stream));
+    device_wait();
+    return p;
+}
+
+static float *send(const float *x, size_t n) { return (float *)sent(x, n * sizeof *x); }
+static int *send(const int *x, size_t n) { return (int *)sent(x, n * sizeof *x); }
+
+static elem *send_elem(const float *x, size_t n) {
+#ifdef PRECISION_FP32
+    return send(x, n);
+#else
+    uint16_t *h = (uint16_t *)xalloc(n, sizeof *h);
+    for (size_t i = 0; i < n; i++) {
+        float r = rounded_elem(x[i]);
+        uint32_t u;
+        memcpy(&u, &r, 4);
+        h[i] = (uint16_t)(u >> 16);
+    }
+    elem *p = (elem *)sent(h, n * sizeof *h);
+    free(h);
+    return p;
+#endif
+}
+
+// Room for n results. They are NaN until written, except where a kernel adds.
+static elem *fresh_elem(size_t n) {
+    float *x = zeros(n);
+    for (size_t i = 0; i < n; i++) x[i] = NAN;
+    return send_elem(x, n);
+}
+static float *fresh(size_t n) {
+    float *x = zeros(n);
+    for (size_t i = 0; i < n; i++) x[i] = NAN;
+    return send(x, n);
+}
+
+static float *back(const float *from, size_t n) {
+    float *x = zeros(n);
+    CHECK_CUDA(cudaMemcpyAsync(x, from, n * sizeof *x, cudaMemcpyDeviceToHost, device.stream));
+    device_wait();
+    return x;
+}
+
+#ifndef PRECISION_FP32
+static float *back(const __nv_bfloat16 *from, size_t n) {
+    float *x = zeros(n);
+    uint16_t *h = (uint16_t *)(void *)x + n; // the upper half of x, widened from the left
+    CHECK_CUDA(cudaMemcpyAsync(h, from, n * sizeof *h, cudaMemcpyDeviceToHost, device.stream));
+    device_wait();
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u = (uint32_t)h[i] << 16;
+        memcpy(&x[i], &u, 4);
+    }
+    return x;
+}
+#endif
+
+static void check_elem(const char *what, const elem *got, const float *want, size_t n) { compare(what, back(got, n), want, n); }
+static void check_float(const char *what, const float *got, const float *want, size_t n) { compare(what, back(got, n), want, n); }
+
+// ----------------------------------------------------------------------------
+// Batches: queries and responses of given lengths, random tokens
+
+typedef struct { int query, k, resp[9]; } Shape;
+
+static Ranked ranked_make(const Shape *s, int n, int V) {
+    Ranked d;
+    uint16_t tok[1024];
+    memset(&d, 0, sizeof d);
+    d.V = V;
+    for (int q = 0; q < n; q++) {
+        for (int t = 0; t < s[q].query; t++) tok[t] = (uint16_t)rng_below(&rng, V);
+        ranked_query(&d, tok, s[q].query);
+        for (int r = 0; r < s[q].k; r++) {
+            for (int t = 0; t < s[q].resp[r]; t++) tok[t] = (uint16_t)rng_below(&rng, t ? V : 3); // first tokens collide
+            ranked_response(&d, tok, s[q].resp[r], (float)rng_normal(&rng), 0);
+        }
+    }
+    return d;
+}
+
+static Batch batch_of(const Ranked *d, int q0, int n) {
+    int N = 0, U = 0, P = 0, R = 0, order[16];
+    for (int q = q0; q < q0 + n; q++) batch_count(d, q, &N, &U, &P, &R), order[q - q0] = q;
+    Batch b = batch_make(N, U, P, R, n);
+    batch_pack(&b, d, order, n);
+    return b;
+}
+
+enum { SHAPES = 3, CONTEXT = 256, VOCABULARY = 259 };
+static const Shape shapes[SHAPES][3] = {
+    {{1, 1, {1}}},                                         // one token, one response of one token
+    {{37, 9, {1, 130, 2, 33, 31, 32, 5, 64, 1}}},          // k = 9
+    {{1, 1, {3}}, {33, 3, {1, 7, 40}}, {5, 2, {16, 1}}}};  // several queries
+static const int shape_queries[SHAPES] = {1, 1, 3};
+
+// A model that carries a batch's integers to the device, and nothing else.
+static GPT2 *carrier(const Batch *b, int reward) {
+    Config c = {CONTEXT, VOCABULARY, VOCABULARY, 1, 1, 1, reward, 0};
+    float *params = zeros(gpt2_count(c));
+    GPT2 *m = gpt2_build(c, params, 1);
+    gpt2_plan(m, b->N, b->U);
+    batch_send(m, b);
+    return m;
+}
+
+// ----------------------------------------------------------------------------
+// Layer by layer. Gradients of parameters start at random values, since backwards add to them.
+
+static void test_embedding(const Batch *b, GPT2 *m, int C) {
+    size_t NC = (size_t)b->N * C, VC = (size_t)VOCABULARY * C, TC = (size_t)CONTEXT * C;
+    float *wte = normals(VC, 1), *wpe = normals(TC, 1), *out = zeros(NC), *dout = normals(NC, 1), *dwte = normals(VC, 1), *dwpe = normals(TC, 1);
+    float *g_out = fresh(NC), *g_dwte = send(dwte, VC), *g_dwpe = send(dwpe, TC);
+    section();
+    embedding_forward(g_out, m->token, m->pos, send(wte, VC), send(wpe, TC), b->N, C);
+    cpu.embedding_forward(out, b->token, b->pos, wte, wpe, b->N, C);
+    check_float("embedding out", g_out, out, NC);
+    section();
+    embedding_backward(g_dwte, g_dwpe, send(dout, NC), m->by_token, m->by_pos, C);
+    cpu.embedding_backward(dwte, dwpe, dout, b->token, b->pos, b->N, C);
+    check_float("dwte", g_dwte, dwte, VC);
+    check_float("dwpe", g_dwpe, dwpe, TC);
+}
+
+// With the residual; then, as at the end of the model, on the rows that are read.
+static void test_layernorm(const Batch *b, GPT2 *m, int C) {
+    size_t N = (size_t)b->N, U = (size_t)b->U, NC = N * C, UC = U * C;
+    float *x = normals(NC, 1), *add = normals(NC, 1), *w = normals(C, 1), *bias = normals(C, 1), *sum = zeros(NC);
+    float *out = zeros(NC), *mean = zeros(N), *rstd = zeros(N), *dout = normals(NC, 1), *dx = normals(NC, 1), *dw = normals(C, 1), *db = normals(C, 1);
+    elem *g_out = fresh_elem(NC), *g_half = fresh_elem(NC);
+    float *g_mean = fresh(N), *g_rstd = fresh(N), *g_sum = fresh(NC), *g_w = send(w, C), *g_bias = send(bias, C), *g_dx = send(dx, NC);
+    float *g_dw = send(dw, C), *g_db = send(db, C), *part = fresh((size_t)PARTS * 4 * C);
+    for (size_t i = 0; i < NC; i++) sum[i] = x[i] + add[i];
+    section();
+    layernorm_forward(g_out, g_mean, g_rstd, g_sum, send(x, NC), send_elem(add, NC), NULL, g_w, g_bias, b->N, C);
+    cpu.layernorm_forward(out, mean, rstd, sum, w, bias, b->N, C);
+    check_elem("layernorm out", g_out, out, NC);
+    check_float("residual", g_sum, sum, NC);
+    check_float("mean", g_mean, mean, N);
+    check_float("rstd", g_rstd, rstd, N);
+    section();
+    layernorm_backward(g_dx, HALF ? g_half : NULL, g_dw, g_db, part, send_elem(dout, NC), g_sum, NULL, g_w, g_mean, g_rstd, b->N, C);
+    cpu.layernorm_backward(dx, dw, db, dout, sum, w, mean, rstd, b->N, C);
+    check_float("layernorm dx", g_dx, dx, NC);
+    if (HALF) check_elem("layernorm dx as elem", g_half, dx, NC);
+    check_float("layernorm dw", g_dw, dw, C);
+    check_float("layernorm db", g_db, db, C);
+    float *read = zeros(UC), *dread = zeros(UC), *dsum = zeros(NC);
+    section();
+    layernorm_forward(g_out, g_mean, g_rstd, g_sum, send(x, NC), send_elem(add, NC), m->rows, g_w, g_bias, b->U, C);
+    cpu.gather_forward(read, sum, b->row, b->U, C);
+    cpu.layernorm_forward(out, mean, rstd, read, w, bias, b->U, C);
+    check_elem("layernorm of rows", g_out, out, UC);
+    check_float("rows", g_sum, read, UC);
+    section();
+    g_dx = send(zeros(NC), NC), g_dw = send(dw, C), g_db = send(db, C);
+    layernorm_backward(g_dx, NULL, g_dw, g_db, part, send_elem(dout, UC), g_sum, m->rows, g_w, g_mean, g_rstd, b->U, C);
+    cpu.layernorm_backward(dread, dw, db, dout, read, w, mean, rstd, b->U, C);
+    cpu.gather_backward(dsum, dread, b->row, b->U, b->N, C);
+    check_float("layernorm dx of rows", g_dx, dsum, NC);
+    check_float("layernorm dw of rows", g_dw, dw, C);
+}
+
+static void test_matmul(int N, int C, int OC) {
+    size_t NC = (size_t)N * C, NO = (size_t)N * OC, CO = (size_t)C * OC;
+    float *x = normals(NC, 1), *w = normals(CO, 1), *bias = normals(OC, 1), *out = zeros(NO), *dout = normals(NO, 1), *dx = zeros(NC);
+    float *dw = normals(CO, 1), *dbias = normals(OC, 1), *g_dw = send(dw, CO), *g_dbias = send(dbias, OC);
+    elem *g_out = fresh_elem(NO), *g_dx = fresh_elem(NC), *g_x = send_elem(x, NC), *g_w = send_elem(w, CO);
+    section();
+    matmul_forward(g_out, g_x, g_w, send_elem(bias, OC), N, C, OC);
+    cpu.matmul_forward(out, x, w, bias, NULL, N, C, OC);
+    check_elem("matmul out", g_out, out, NO);
+    double e = error_of(back(g_out, NO), out, NO); // cuBLASLt's product is no kernel of ours: a line of its own
+    section();
+    matmul_backward(g_dx, g_dw, g_dbias, fresh((size_t)PARTS * OC), send_elem(dout, NO), g_x, g_w, N, C, OC);
+    cpu.matmul_backward(dx, dw, dbias, dout, x, w, N, C, OC);
+    check_float("dbias", g_dbias, dbias, OC);
+    e = fmax(e, fmax(error_of(back(g_dx, NC), dx, NC), error_of(back(g_dw, CO), dw, CO)));
+    if (!(e <= tolerance)) check(0, "gemm (%d,%d,%d)  error %.2e  tolerance %.0e", N, C, OC, e, tolerance);
+}
+
+static void test_attention(const Batch *b, GPT2 *m, int NH, int hs) {
+    int C = NH * hs;
+    size_t N = (size_t)b->N, NC = N * C;
+    float *qkv = normals(3 * NC, 1), *out = zeros(NC), *lse = zeros(N * NH), *room = zeros((size_t)b->Q * NH * CONTEXT);
+    float *dout = normals(NC, 1), *dqkv = zeros(3 * NC), *g_lse = fresh(N * NH), *delta = fresh(N * NH);
+    elem *g_qkv = send_elem(qkv, 3 * NC), *g_out = fresh_elem(NC), *g_dqkv = fresh_elem(3 * NC);
+    section();
+    attention_forward(g_out, g_lse, g_qkv, m->tiles, m->n_tiles, C, NH);
+    cpu.attention_forward(out, lse, qkv, room, CONTEXT, b, C, NH);
+    check_elem("attention out", g_out, out, NC);
+    check_float("attention lse", g_lse, lse, N * NH);
+    section();
+    attention_backward(g_dqkv, delta, send_elem(dout, NC), g_out, g_lse, g_qkv, m->tiles, m->n_tiles, C, NH);
+    cpu.attention_backward(dqkv, dout, out, lse, qkv, b, C, NH);
+    check_elem("dqkv", g_dqkv, dqkv, 3 * NC);
+}
+
+static void test_gelu(int N, int C) {
+    size_t NC = (size_t)N * C;
+    float *x = normals(NC, 2), *out = zeros(NC), *d = normals(NC, 1);
+    elem *g_x = send_elem(x, NC), *g_out = fresh_elem(NC), *g_d = send_elem(d, NC);
+    section();
+    gelu_forward(g_out, g_x, N, C);
+    cpu.gelu_forward(out, x, N, C);
+    check_elem("gelu", g_out, out, NC);
+    section();
+    gelu_backward(g_d, g_x, N, C);
+    cpu.gelu_backward(d, x, N, C);
+    check_elem("gelu d", g_d, d, NC);
+}
+
+static void test_classifier(const Batch *b, GPT2 *m, int C, int V, int Vp) {
+    size_t U = (size_t)b->U, P = (size_t)b->P, UC = U * C, VC = (size_t)Vp * C;
+    float *x = normals(UC, 1), *wte = normals(VC, 0.3f), *logits = zeros(U * Vp), *lse = zeros(U), *logp = zeros(P), *c = normals((size_t)b->R, 1);
+    float *dx = zeros(UC), *dwte = normals(VC, 1), *g_dwte = send(dwte, VC), *g_logits = fresh(U * Vp), *g_lse = fresh(U), *g_logp = fresh(P);
+    elem *g_x = send_elem(x, UC), *g_wte = send_elem(wte, VC), *g_dx = fresh_elem(UC);
+    section();
+    classifier_forward(g_logp, g_logits, g_lse, g_x, g_wte, m->pred, m->target, b->U, C, V, Vp);
+    cpu.classifier_forward(logp, logits, lse, x, wte, b, C, V, Vp);
+    check_float("log P", g_logp, logp, P);
+    check_float("log sum exp", g_lse, lse, U);
+    section();
+    classifier_backward(g_dx, g_dwte, g_logits, g_logp, g_lse, send(c, (size_t)b->R), g_x, g_wte, m->pred, m->target, m->resp, b->U, C, V, Vp);
+    cpu.classifier_backward(dx, dwte, logits, lse, c, x, wte, b, C, V, Vp);
+    check_elem("classifier dx", g_dx, dx, UC);
+    check_float("classifier dwte", g_dwte, dwte, VC);
+}
+
+static void test_head(int R, int C) {
+    size_t RC = (size_t)R * C;
+    float *x = normals(RC, 1), *w = normals(C, 1), *bias = normals(1, 1), *out = zeros(R), *c = normals(R, 1), *dx = zeros(RC), *dw = normals(C, 1), *db = normals(1, 1);
+    float *g_out = fresh(R), *g_dw = send(dw, C), *g_db = send(db, 1), *g_w = send(w, C);
+    elem *g_x = send_elem(x, RC), *g_dx = fresh_elem(RC);
+    section();
+    head_forward(g_out, g_x, g_w, send(bias, 1), R, C);
+    cpu.head_forward(out, x, w, bias, R, C);
+    check_float("head", g_out, out, R);
+    section();
+    head_backward(g_dx, g_dw, g_db, send(c, R), g_x, g_w, R, C);
+    cpu.head_backward(dx, dw, db, c, x, w, R, C);
+    check_elem("head dx", g_dx, dx, RC);
+    check_float("head dw", g_dw, dw, C);
+    check_float("head db", g_db, db, 1);
+}
+
+// n tokens whose histories are scattered over the cache: token i sees 1 + 7 i % 150 slots, shared in parts.
+static void test_decode(int n, int NH, int hs) {
+    enum { SLOTS = 160, LONGEST = 150 };
+    int C = NH * hs, *list = (int *)(void *)zeros((size_t)n * LONGEST), *at = (int *)(void *)zeros(n), *len = (int *)(void *)zeros(n), *slot = (int *)(void *)zeros(n);
+    size_t NC = (size_t)n * C, SC = (size_t)SLOTS * 2 * C;
+    float *qkv = normals(3 * NC, 1), *cache = normals(SC, 1), *out = zeros(NC), *room = zeros((size_t)n * NH * LONGEST);
+    elem *g_qkv = send_elem(qkv, 3 * NC), *g_cache = send_elem(cache, SC), *g_out = fresh_elem(NC);
+    for (int i = 0; i < n; i++) {
+        slot[i] = SLOTS - 1 - i;
+        at[i] = i * LONGEST;
+        len[i] = 1 + 37 * i % LONGEST;
+        for (int j = 0; j < len[i] - 1; j++) list[at[i] + j] = j < 20 ? 3 * j : rng_below(&rng, SLOTS - n); // 20 in common
+        list[at[i] + len[i] - 1] = slot[i];
+    }
+    Decode d = {n, 0, NULL, NULL, slot, at, len, list, NULL};
+    section();
+    cache_write(g_cache, g_qkv, send(slot, n), n, C);
+    for (int i = 0; i < n; i++) memcpy(cache + (size_t)slot[i] * 2 * C, qkv + (size_t)i * 3 * C + C, 2 * (size_t)C * sizeof(float));
+    check_elem("cache", g_cache, cache, SC);
+    section();
+    attention_decode(g_out, g_qkv, g_cache, send(list, (size_t)n * LONGEST), send(at, n), send(len, n), n, C, NH);
+    cpu.attention_decode(out, qkv, cache, room, LONGEST, &d, C, NH);
+    check_elem("decode attention", g_out, out, NC);
+}
+
+static void test_layers(void) {
+    static const int heads[][2] = {{1, 16}, {2, 64}, {3, 5}, {2, 12}}; // NH, hs
+    for (int s = 0; s < SHAPES; s++) {
+        Ranked d = ranked_make(shapes[s], shape_queries[s], VOCABULARY);
+        Batch b = batch_of(&d, 0, shape_queries[s]);
+        GPT2 *m = carrier(&b, 0);
+        for (size_t h = 0; h < sizeof heads / sizeof *heads; h++) {
+            int NH = heads[h][0], hs = heads[h][1], C = NH * hs;
+            test_embedding(&b, m, C);
+            test_layernorm(&b, m, C);
+            test_matmul(b.N < 80 ? b.N : 80, C, h == 1 ? 40 : 3 * C);
+            test_attention(&b, m, NH, hs);
+            test_gelu(b.N, C);
+            if (h != 1) test_classifier(&b, m, C, VOCABULARY, h == 2 ? VOCABULARY : 272);
+            test_head(b.R, C);
+            test_decode(b.Q == 1 ? b.R : 17, NH, hs);
+            room_free();
+        }
+        gpt2_free(m);
+        batch_free(&b);
+        ranked_free(&d);
+    }
+}
+
+// ----------------------------------------------------------------------------
+// End to end: the contract, on the GPU and on the CPU
+
+static Config tiny(int reward) {
+    Config c = {160, VOCABULARY, 264, 2, 2, 32, reward, 0};
+    return c;
+}
+
+static float *tiny_params(Config c) { // gpt2_random's, with nothing left at zero or one
+    size_t n = gpt2_count(c);
+    float *p = zeros(n);
+    gpt2_random(c, 7, p);
+    for (size_t i = 0; i < n; i++) p[i] += 0.1f * (float)rng_normal(&rng);
+    return p;
+}
+
+static void report(const char *what, double error, double most) {
+    check(error <= most, "%-28s (%s, %s)  error %.2e  tolerance %.0e", what, device.prop.name, precision, error, most);
+}
+
+// Relative error of a whole tensor: |got - want| / |want|, in the L2 norm.
+static double distance(const float *got, const float *want, size_t n) {
+    double a = 0, b = 0;
+    for (size_t i = 0; i < n; i++) {
+        a += ((double)got[i] - (double)want[i]) * ((double)got[i] - (double)want[i]);
+        b += (double)want[i] * (double)want[i];
+    }
+    return b > 0 ? sqrt(a / b) : sqrt(a);
+}
+
+// A step of either path; returns the loss. M is GPT2 or CpuGPT2.
+template <typename M> static double step(M *m, const Batch *b, int reward, int number, void (*forward)(M *, const Batch *, real *),
+        void (*backward)(M *, const Batch *, const real *), void (*zero)(M *), double (*norm)(M *), void (*update)(M *, AdamW, double, int), double *grad_norm) {
+    real *out = zeros((size_t)b->N), *coef = zeros((size_t)b->R);
+    double *value = (double *)xalloc((size_t)b->R * 3, sizeof(double)), *p = value + b->R, *dc = p + b->R, loss = 0;
+    Objective o = {1, 1, 1, 0, 0};
+    AdamW adam = {1e-3, 0.9, 0.999, 1e-8, 0.1};
+    zero(m);
+    forward(m, b, out);
+    batch_values(b, reward, out, value);
+    for (int g = 0; g < b->Q; g++) {
+        int i = b->first[g], k = b->first[g + 1] - i;
+        loss += rrhf_loss(&o, k, value + i, b->resp_len + i, b->score + i, p + i, dc + i).loss / b->Q;
+    }
+    for (int i = 0; i < b->R; i++) coef[i] = (real)(dc[i] / b->Q);
+    backward(m, b, coef);
+    *grad_norm = norm(m);
+    update(m, adam, *grad_norm > 1 ? 1 / *grad_norm : 1, number);
+    free(value);
+    return loss;
+}
+
+static void test_training(int reward) {
+    Config c = tiny(reward);
+    size_t n = gpt2_count(c);
+    float *params = tiny_params(c), *a = zeros(n), *b = zeros(n), loss_gpu[10], loss_cpu[10], norm_gpu[10], norm_cpu[10];
+    int steps = 3;
+    double norm, worst = 0;
+    GPT2 *m = gpt2_build(c, params, 1), *inference = gpt2_build(c, params, 0);
+    CpuGPT2 *r = cpu.build(c, params, 1);
+    Ranked d = ranked_make(shapes[2], 3, c.V);
+    Batch batch = batch_of(&d, 0, 3);
+    Tensor t[N_TENSORS];
+    gpt2_tensors(c, t);
+    float *out_gpu = zeros((size_t)batch.N), *out_cpu = zeros((size_t)batch.N), *out_again = zeros((size_t)batch.N);
+    size_t n_out = (size_t)(reward ? batch.R : batch.P);
+    gpt2_forward(m, &batch, out_gpu);
+    gpt2_forward(inference, &batch, out_again);
+    cpu.forward(r, &batch, out_cpu);
+    report(reward ? "reward model's values" : "model's log P", error_of(out_gpu, out_cpu, n_out), tolerance);
+    check(!memcmp(out_gpu, out_again, n_out * sizeof(float)), "a model that does not train gives the same bits (%s, %s)", device.prop.name, precision);
+    for (int i = 0; i < steps; i++) {
+        loss_gpu[i] = (float)step<GPT2>(m, &batch, reward, i + 1, gpt2_forward, gpt2_backward, gpt2_zero_grad, gpt2_grad_norm, gpt2_update, &norm);
+        norm_gpu[i] = (float)norm;
+        loss_cpu[i] = (float)step<CpuGPT2>(r, &batch, reward, i + 1, cpu.forward, cpu.backward, cpu.zero_grad, cpu.grad_norm, cpu.update, &norm);
+        norm_cpu[i] = (float)norm;
+        if (i) continue;
+        gpt2_get(m, COPY_GRADS, a);
+        cpu.get(r, COPY_GRADS, b);
+        for (int k = 0; k < N_TENSORS; k++) {
+            double e = t[k].size ? distance(a + t[k].at, b + t[k].at, t[k].size) : 0;
+            if (!(e <= worst)) worst = e;
+            if (!(e <= tolerance)) printf("     gradient of %s: error %.2e\n", t[k].name, e);
+        }
+        report(reward ? "reward model's gradients" : "model's gradients", worst, tolerance);
+    }
+    report("losses over the steps", error_of(loss_gpu, loss_cpu, (size_t)steps), tolerance);
+    report("gradient norms", error_of(norm_gpu, norm_cpu, (size_t)steps), tolerance);
+    gpt2_get(m, COPY_PARAMS, a);
+    cpu.get(r, COPY_PARAMS, b);
+    report("parameters after the steps", distance(a, b, n), tolerance);
+    gpt2_set(m, COPY_PARAMS, b); // and what is set comes back
+    gpt2_get(m, COPY_PARAMS, a);
+    check(!memcmp(a, b, n * sizeof(float)), "gpt2_set and gpt2_get (%s, %s)", device.prop.name, precision);
+    error_of(a, b, n);
+    gpt2_free(m), gpt2_free(inference);
+    cpu.free(r);
+    batch_free(&batch);
+    ranked_free(&d);
+    room_free();
+}
+
+// The optimizer's kernels, whose errors the training test would hide behind the model's.
+static void test_optimizer(void) {
+    Config c = tiny(1);
+    size_t n = gpt2_count(c);
+    float *params = tiny_params(c), *grads = normals(n, 1), *a = zeros(n), *b = zeros(n);
+    AdamW adam = {1e-3, 0.9, 0.999, 1e-8, 0.1};
+    GPT2 *m = gpt2_build(c, params, 1);
+    CpuGPT2 *r = cpu.build(c, params, 1);
+    section();
+    if (HALF) {
+        gpt2_set(m, COPY_PARAMS, params);
+        check_elem("copies", m->copies, params, n);
+    } else { // this build needs no copies; the kernel is there all the same
+        float *to = fresh(n);
+        LAUNCH(copy_params_kernel, div_up(n, BLOCK), BLOCK, 0, (elem *)(void *)to, m->params, n);
+        check_float("copies", to, params, n);
+    }
+    for (int s = 1; s <= 3; s++) {
+        gpt2_set(m, COPY_GRADS, grads);
+        cpu.set(r, COPY_GRADS, grads);
+        section();
+        float got = (float)gpt2_grad_norm(m), want = (float)cpu.grad_norm(r);
+        compare("grad norm", &got, &want, 1);
+        section();
+        gpt2_update(m, adam, 0.5, s);
+        cpu.update(r, adam, 0.5, s);
+        enum Copy what[3] = {COPY_PARAMS, COPY_M, COPY_V};
+        for (int i = 0; i < 3; i++) {
+            gpt2_get(m, what[i], a);
+            cpu.get(r, what[i], b);
+            compare("adamw", a, b, n);
+        }
+        check_elem("weights as elem", m->copies, (cpu.get(r, COPY_PARAMS, b), b), n);
+    }
+    gpt2_free(m);
+    cpu.free(r);
+    room_free();
+}
+
+// Two queries prefilled, three sequences that fork from them, four steps.
+static void test_generation(void) {
+    Config c = tiny(0);
+    float *params = tiny_params(c);
+    GPT2 *m = gpt2_build(c, params, 0);
+    CpuGPT2 *r = cpu.build(c, params, 0);
+    enum { T = 40, S = 3 };
+    int token[2 * T], pos[2 * T], slot[2 * T], at[2 * T], len[2 * T], list[S * T], row[S], n = 0, slots = 0, queries[2] = {9, 21};
+    double worst = 0;
+    Decode d = {0, 0, token, pos, slot, at, len, list, row};
+    gpt2_decode_plan(m, 2 * T, S, 100);
+    cpu.decode_plan(r, 2 * T, S, 100);
+    for (int q = 0; q < 2; q++) {
+        for (int t = 0; t < queries[q]; t++, n++) {
+            token[n] = rng_below(&rng, c.V), pos[n] = t, slot[n] = list[q * T + t] = 99 - slots++, at[n] = q * T, len[n] = t + 1;
+        }
+        row[q] = n - 1;
+    }
+    memcpy(list + 2 * T, list + T, T * sizeof(int)); // the third sequence forks from the second query
+    d.n = n, d.n_rows = 2;
+    for (int i = 0; i < 5; i++) {
+        const float *x = gpt2_decode(m, &d), *y = cpu.decode(r, &d);
+        double e = error_of(x, y, (size_t)d.n_rows * c.V);
+        worst = e <= worst ? worst : e;
+        for (int s = 0; s < S; s++) {
+            int t = queries[s > 0] + i;
+            token[s] = rng_below(&rng, c.V), pos[s] = t, slot[s] = list[s * T + t] = 99 - slots++, at[s] = s * T, len[s] = t + 1, row[s] = s;
+        }
+        d.n = d.n_rows = S;
+    }
+    report("logits while decoding", worst, tolerance);
+    Ranked queries_of = ranked_make(shapes[2], 3, c.V);
+    Sampling greedy;
+    memset(&greedy, 0, sizeof greedy);
+    greedy.num_return = 1, greedy.max_new_tokens = 12, greedy.top_p = 1, greedy.eot = c.V - 1;
+    Ranked x = sample(m, &queries_of, greedy, 0, ""), y = cpu.sample(r, &queries_of, greedy, 0, "");
+    int same = x.n_tokens == y.n_tokens && !memcmp(x.tokens, y.tokens, (size_t)x.n_tokens * sizeof *x.tokens);
+    if (HALF) check(x.R == y.R, "greedy completions in bfloat16: %s the CPU's (%s)", same ? "the same as" : "other than", device.prop.name);
+    else check(same, "greedy completions are the CPU's (%s, %s)", device.prop.name, precision);
+    ranked_free(&x), ranked_free(&y), ranked_free(&queries_of);
+    gpt2_free(m);
+    cpu.free(r);
+    room_free();
+}
+
+// ----------------------------------------------------------------------------
+// All of it
+
+static uint64_t run_all(void) {
+    rng = rng_make(1, 1, 1);
+    hash = 1469598103934665603ull;
+    test_layers();
+    test_optimizer();
+    test_training(0);
+    test_training(1);
+    test_generation();
+    return hash;
+}
+
+int main(void) {
+    kernels_read();
+    printf("%s\n", backend_start(0));
+    uint64_t first = run_all();
+#ifdef CUDA_EMULATION
+    emulation_reverse = 1;
+#endif
+    uint64_t second = run_all();
+    for (int i = 0; i < n_kernels; i++)
+        check(kernels[i].checks && kernels[i].error <= tolerance, "%-28s (%s, %s)  error %.2e  tolerance %.0e%s", kernels[i].name, device.prop.name,
+              precision, kernels[i].error, tolerance, kernels[i].checks ? "" : "  NOT TESTED");
+    check(n_kernels > 0, "%d kernels in train_rrhf.cu, each with a check", n_kernels);
+    check(first == second, "a second run gives the same bits%s (%s, %s)", strcmp(device.prop.name, "emulated") ? "" : ", with threads in the opposite order",
+          device.prop.name, precision);
+    return test_summary();
+}

@@ -1,0 +1,1490 @@
+/*
+train_rrhf.cu: RRHF (Yuan et al. 2023, arXiv 2304.05302) on an NVIDIA GPU, from scratch. The same story as
+train_rrhf.c, in the same order and under the same names: GPT-2's layers as forward/backward pairs, the model,
+AdamW; the paper itself is in rrhf.h, and main() is at the end.
+
+  make train_rrhfcu                   bfloat16 with float32 sums, residual stream, logits, gradients and master weights
+  make train_rrhfcu PRECISION=FP32    float32 throughout, to compare with the CPU
+  ./train_rrhfcu --help               the same command line
+
+Gradients: dX is dL/dX, the same shape as X. Every backward ADDS to the gradients of parameters and overwrites the
+gradients of activations, unless it says otherwise. No sum is formed with atomics: every sum is split in an order that
+depends on its sizes only, so that a run has the same bits each time.
+Types: elem is what matrix products read and write (bfloat16, or float in the float32 build); all sums are float.
+Shapes are row-major; dimensions have the letters of model.h. A kernel's comment says what a block and a thread own,
+and what bounds it: bytes per element moved to or from memory (bfloat16 build), or operations.
+Everything runs on one stream. The host waits for the device where the contract hands a number back: in gpt2_forward,
+gpt2_grad_norm, gpt2_decode and gpt2_get; while the device computes a backward, the host packs the next batch.
+test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one on test/cuda_emulation.h.
+*/
+#include "util.h"        // defines: die, xalloc
+#include "model.h"       // defines: Config, Params, Batch, Decode, the backend contract
+#include "rrhf.h"        // defines: the objective and the training loop
+#include "verbs.h"       // defines: the command line and the six verbs
+#ifdef CUDA_EMULATION
+#include "test/cuda_emulation.h" // defines: all of the below, on the CPU
+#else
+#include <cuda_bf16.h>   // defines: __nv_bfloat16
+#include <cuda_runtime.h>
+#include <cublasLt.h>    // defines: cublasLtMatmul
+#include <mma.h>         // defines: wmma
+#include <type_traits>   // defines: conditional
+namespace wmma = nvcuda::wmma;
+#define LAUNCH_(kernel, grid, block, shared, ...) (kernel<<<grid, block, shared, device.stream>>>(__VA_ARGS__))
+#define SHARED(type, name) extern __shared__ float4 shared_room[]; type *name = (type *)shared_room
+#endif
+
+#ifdef PRECISION_FP32
+typedef float elem;
+#define ELEM_TYPE CUDA_R_32F
+enum { HALF = 0 };       // is elem narrower than float?
+#else
+typedef __nv_bfloat16 elem;
+#define ELEM_TYPE CUDA_R_16BF
+enum { HALF = 1 };
+#endif
+
+// ----------------------------------------------------------------------------
+// The device: errors, launches, memory
+
+static struct {
+    int ready;
+    cudaStream_t stream;
+    cublasLtHandle_t blas;
+    void *workspace;           // cuBLASLt's
+    cudaDeviceProp prop;
+} device;
+
+enum { WORKSPACE = 32 << 20 }; // bytes; what cuBLAS recommends for Hopper
+
+static void check_cuda(cudaError_t e, const char *call, const char *file, int line) {
+    if (e != cudaSuccess) die("%s:%d: %s: %s", file, line, call, cudaGetErrorString(e));
+}
+#define CHECK_CUDA(call) check_cuda(call, #call, __FILE__, __LINE__)
+
+static void check_blas(cublasStatus_t s, const char *call, const char *file, int line) {
+    if (s != CUBLAS_STATUS_SUCCESS) die("%s:%d: %s: cuBLASLt status %d", file, line, call, (int)s);
+}
+#define CHECK_BLAS(call) check_blas(call, #call, __FILE__, __LINE__)
+
+#ifndef LAUNCHED
+#define LAUNCHED(name)         // the tests note here which kernels ran
+#endif
+#define LAUNCH(kernel, grid, block, shared, ...)                   \
+    do {                                                           \
+        LAUNCHED(#kernel);                                         \
+        LAUNCH_(kernel, grid, block, shared, __VA_ARGS__);         \
+        CHECK_CUDA(cudaGetLastError());                            \
+    } while (0)
+// The kernel whose threads move W numbers at a time, or, where the sizes forbid that, one at a time.
+#define LAUNCH_WIDE(wide, W, kernel, ...)                          \
+    do {                                                           \
+        if (wide) LAUNCH(kernel<W>, __VA_ARGS__);                  \
+        else LAUNCH(kernel<1>, __VA_ARGS__);                       \
+    } while (0)
+
+static void device_start(void) {
+    if (device.ready) return;
+    int n = 0;
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e != cudaSuccess || n < 1) die("CUDA: no GPU found (%s); ./train_rrhf does the same on the CPU", cudaGetErrorString(e));
+    CHECK_CUDA(cudaSetDevice(0));
+    CHECK_CUDA(cudaGetDeviceProperties(&device.prop, 0));
+    CHECK_CUDA(cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking));
+    CHECK_BLAS(cublasLtCreate(&device.blas));
+    CHECK_CUDA(cudaMalloc(&device.workspace, WORKSPACE));
+    device.ready = 1;
+}
+
+static void device_wait(void) { CHECK_CUDA(cudaStreamSynchronize(device.stream)); }
+
+// Device memory; `what` and `remedy` are for the error when it does not fit.
+static void *device_alloc(size_t bytes, const char *what, const char *remedy) {
+    void *p = NULL;
+    size_t left = 0, total = 0;
+    if (!bytes) return NULL;
+    CHECK_CUDA(cudaMemGetInfo(&left, &total));
+    if (cudaMalloc(&p, bytes) != cudaSuccess)
+        die("GPU memory: %s need %.1f MiB, but %.1f of %.1f MiB are free; %s", what, (double)bytes / 1048576,
+            (double)left / 1048576, (double)total / 1048576, remedy);
+    return p;
+}
+
+static void *pinned_alloc(size_t bytes) { // host memory that the device copies to and from while the host goes on
+    void *p = NULL;
+    if (bytes) CHECK_CUDA(cudaMallocHost(&p, bytes));
+    return p;
+}
+
+static void device_free(void *p) { if (p) CHECK_CUDA(cudaFree(p)); }
+static void pinned_free(void *p) { if (p) CHECK_CUDA(cudaFreeHost(p)); }
+
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+static inline int div_up(size_t a, size_t b) { return (int)((a + b - 1) / b); }
+
+// ----------------------------------------------------------------------------
+// Small device functions
+
+static inline __device__ float to_float(float x) { return x; }
+static inline __device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+static inline __device__ void put(float *to, float x) { *to = x; }
+static inline __device__ void put(__nv_bfloat16 *to, float x) { *to = __float2bfloat16_rn(x); }
+
+// W neighbours as floats: one access of 16 bytes (4 floats or 8 bfloat16), two for 8 floats, half a one for 4 bfloat16.
+template <int W> __device__ void load(float *to, const float *from) {
+    if (W == 1) to[0] = from[0];
+    for (int i = 0; i + 4 <= W; i += 4) {
+        float4 v = *(const float4 *)(from + i);
+        to[i] = v.x, to[i + 1] = v.y, to[i + 2] = v.z, to[i + 3] = v.w;
+    }
+}
+
+static inline __device__ void unpack(float *to, unsigned two) { // a bfloat16 is the upper half of a float
+    to[0] = __uint_as_float(two << 16);
+    to[1] = __uint_as_float(two & 0xffff0000u);
+}
+
+template <int W> __device__ void load(float *to, const __nv_bfloat16 *from) {
+    if (W == 1) to[0] = __bfloat162float(from[0]);
+    if (W == 4) {
+        uint2 v = *(const uint2 *)from;
+        unpack(to, v.x), unpack(to + 2 % W, v.y);
+    }
+    if (W == 8) {
+        uint4 v = *(const uint4 *)from;
+        unpack(to, v.x), unpack(to + 2 % W, v.y), unpack(to + 4 % W, v.z), unpack(to + 6 % W, v.w);
+    }
+}
+
+template <int W> __device__ void store(float *to, const float *from) {
+    if (W == 1) to[0] = from[0];
+    for (int i = 0; i + 4 <= W; i += 4) {
+        float4 v = {from[i], from[i + 1], from[i + 2], from[i + 3]};
+        *(float4 *)(to + i) = v;
+    }
+}
+
+static inline __device__ unsigned pack(const float *from) {
+    return __bfloat16_as_ushort(__float2bfloat16_rn(from[0])) | (unsigned)__bfloat16_as_ushort(__float2bfloat16_rn(from[1])) << 16;
+}
+
+template <int W> __device__ void store(__nv_bfloat16 *to, const float *from) {
+    if (W == 1) *to = __float2bfloat16_rn(from[0]);
+    if (W == 4) {
+        uint2 v = {pack(from), pack(from + 2 % W)};
+        *(uint2 *)to = v;
+    }
+    if (W == 8) {
+        uint4 v = {pack(from), pack(from + 2 % W), pack(from + 4 % W), pack(from + 6 % W)};
+        *(uint4 *)to = v;
+    }
+}
+
+#define FULL 0xffffffffu
+
+static inline __device__ float warp_sum(float x) { // every lane gets the sum, formed in the same order
+    for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(FULL, x, i);
+    return x;
+}
+
+static inline __device__ float warp_max(float x) {
+    for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(FULL, x, i));
+    return x;
+}
+
+// The same over a block of 8 warps; room (8) in shared memory.
+enum { BLOCK = 256, WARPS = BLOCK / 32 };
+
+static inline __device__ float block_sum(float x, float *room) {
+    x = warp_sum(x);
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = 0;
+    for (int i = 0; i < WARPS; i++) x += room[i];
+    __syncthreads();
+    return x;
+}
+
+static inline __device__ float block_max(float x, float *room) {
+    x = warp_max(x);
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = room[0];
+    for (int i = 1; i < WARPS; i++) x = fmaxf(x, room[i]);
+    __syncthreads();
+    return x;
+}
+
+// ----------------------------------------------------------------------------
+// Matrix products: the one seam between the layers and cuBLASLt
+//
+// gemm: C (M,N) = beta C + op(A) op(B) (+ bias (N)), row-major; op(A) is (M,K), op(B) is (K,N); beta is 0 or 1.
+// A and B are elem, C is elem or float, sums are float. cuBLASLt counts in columns: it is asked for the transposed
+// product, C^T (N,M) = op(B)^T op(A)^T, whose operands are the same bytes.
+// Which algorithm computes a shape is asked once and remembered. The number of tokens differs from batch to batch, so
+// it is rounded up for the question: shapes that differ only a little share an answer, and the answer does not depend
+// on what was asked before. That keeps runs equal to the bit.
+
+typedef struct { int transa, transb, bias, type, m, n, k, align[4]; size_t lda, ldb, ldc; } GemmKey;
+typedef struct { GemmKey key; cublasLtMatmulAlgo_t algo; } GemmAlgo;
+
+static struct { GemmAlgo *at; int n; size_t cap; } gemm_algos;
+
+typedef struct { cublasLtMatmulDesc_t desc; cublasLtMatrixLayout_t a, b, c; } GemmCall;
+
+static GemmCall gemm_call(const GemmKey *key, const elem *bias) {
+    GemmCall g;
+    cublasOperation_t ta = key->transb ? CUBLAS_OP_T : CUBLAS_OP_N, tb = key->transa ? CUBLAS_OP_T : CUBLAS_OP_N;
+    cublasLtEpilogue_t epilogue = key->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+    uint64_t m = (uint64_t)key->m, n = (uint64_t)key->n, k = (uint64_t)key->k;
+    CHECK_BLAS(cublasLtMatmulDescCreate(&g.desc, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+    CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta));
+    CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb));
+    CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    if (key->bias) CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.a, ELEM_TYPE, key->transb ? k : n, key->transb ? n : k, (int64_t)key->ldb));
+    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.b, ELEM_TYPE, key->transa ? m : k, key->transa ? k : m, (int64_t)key->lda));
+    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.c, (cudaDataType_t)key->type, n, m, (int64_t)key->ldc));
+    return g;
+}
+
+static void gemm_call_free(GemmCall *g) {
+    CHECK_BLAS(cublasLtMatmulDescDestroy(g->desc));
+    CHECK_BLAS(cublasLtMatrixLayoutDestroy(g->a));
+    CHECK_BLAS(cublasLtMatrixLayoutDestroy(g->b));
+    CHECK_BLAS(cublasLtMatrixLayoutDestroy(g->c));
+}
+
+static cublasLtMatmulAlgo_t gemm_ask(const GemmKey *key, const elem *bias) {
+    cublasLtMatmulPreference_t want;
+    cublasLtMatmulHeuristicResult_t best;
+    uint64_t room = WORKSPACE;
+    uint32_t ordered = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; // sums in a fixed order
+    int found = 0;
+    GemmCall g = gemm_call(key, bias);
+    CHECK_BLAS(cublasLtMatmulPreferenceCreate(&want));
+    CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room));
+    CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &ordered, sizeof ordered));
+    cublasLtMatmulPreferenceAttributes_t of[4] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    for (int i = 0; i < 4; i++) {
+        uint32_t align = (uint32_t)key->align[i];
+        CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, of[i], &align, sizeof align));
+    }
+    cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(device.blas, g.desc, g.a, g.b, g.c, g.c, want, 1, &best, &found);
+    if (s != CUBLAS_STATUS_SUCCESS || found < 1)
+        die("cuBLASLt: no algorithm for a %d x %d x %d product (status %d); is the driver older than the toolkit?",
+            key->m, key->n, key->k, (int)s);
+    CHECK_BLAS(cublasLtMatmulPreferenceDestroy(want));
+    gemm_call_free(&g);
+    return best.algo;
+}
+
+static const cublasLtMatmulAlgo_t *gemm_algo(const GemmKey *key, const elem *bias) {
+    for (int i = 0; i < gemm_algos.n; i++)
+        if (!memcmp(&gemm_algos.at[i].key, key, sizeof *key)) return &gemm_algos.at[i].algo;
+    xgrow((void **)&gemm_algos.at, &gemm_algos.cap, (size_t)gemm_algos.n + 1, sizeof *gemm_algos.at);
+    GemmAlgo *a = &gemm_algos.at[gemm_algos.n++];
+    a->key = *key;
+    a->algo = gemm_ask(key, bias);
+    return &a->algo;
+}
+
+static int alignment(const void *p) { // in bytes, as far as cuBLASLt cares
+    int a = 1;
+    while (a < 256 && (uintptr_t)p % (uintptr_t)(2 * a) == 0) a *= 2;
+    return a;
+}
+
+static int round_tokens(int n) { // up, keeping four leading bits
+    int grain = 1;
+    while (grain * 16 < n) grain *= 2;
+    return div_up((size_t)n, (size_t)grain) * grain;
+}
+
+static void gemm(int transa, int transb, int M, int N, int K, const elem *a, size_t lda, const elem *b, size_t ldb,
+                 float beta, void *c, cudaDataType_t type, size_t ldc, const elem *bias) {
+    GemmKey key, similar;
+    const float one = 1;
+    memset(&key, 0, sizeof key); // padding too: keys are compared as bytes
+    key.transa = transa, key.transb = transb, key.bias = bias != NULL, key.type = (int)type;
+    key.m = M, key.n = N, key.k = K, key.lda = lda, key.ldb = ldb, key.ldc = ldc;
+    key.align[0] = alignment(b), key.align[1] = alignment(a), key.align[2] = key.align[3] = alignment(c);
+    memcpy(&similar, &key, sizeof key);
+    if (transa) similar.k = round_tokens(K);
+    else similar.m = round_tokens(M);
+    GemmCall g = gemm_call(&key, bias);
+    cublasLtMatmulHeuristicResult_t ok;
+    const cublasLtMatmulAlgo_t *algo = gemm_algo(&similar, bias);
+    if (cublasLtMatmulAlgoCheck(device.blas, g.desc, g.a, g.b, g.c, g.c, algo, &ok) != CUBLAS_STATUS_SUCCESS || ok.workspaceSize > WORKSPACE)
+        algo = gemm_algo(&key, bias);
+    CHECK_BLAS(cublasLtMatmul(device.blas, g.desc, &one, b, g.a, a, g.b, &beta, c, g.c, c, g.c, algo, device.workspace, WORKSPACE, device.stream));
+    gemm_call_free(&g);
+}
+
+// ----------------------------------------------------------------------------
+// Layers, forward and backward. Arguments: outputs, inputs, what the forward saved, sizes.
+// Sums over rows are formed in two stages: blocks write partial sums to part (PARTS, 4C at most), one kernel adds them.
+
+enum { PARTS = 128 };
+
+// dst[i] += sum over p of part[p][i]; columns from n1 on go to dst2. part (parts, n). A block owns 32 columns, a lane
+// one of them, a warp every eighth part. Bytes: 4 per partial sum.
+__global__ void add_partials_kernel(float *dst, float *dst2, const float *part, int parts, int n, int n1) {
+    __shared__ float room[WARPS][32];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = blockIdx.x * 32 + lane;
+    float sum = 0;
+    for (int p = warp; i < n && p < parts; p += WARPS) sum += part[(size_t)p * n + i];
+    room[warp][lane] = sum;
+    __syncthreads();
+    if (warp || i >= n) return;
+    for (int w = 1; w < WARPS; w++) sum += room[w][lane];
+    if (i < n1) dst[i] += sum;
+    else dst2[i - n1] += sum;
+}
+
+// Embedding: out[n] = wte[token[n]] + wpe[pos[n]].   out (N,C), wte (V,C), wpe (T,C), all float
+// A block owns a row. Bytes: 12 per element.
+template <int W> __global__ void embedding_forward_kernel(float *out, const int *token, const int *pos, const float *wte, const float *wpe, int C) {
+    size_t n = blockIdx.x;
+    const float *t = wte + (size_t)token[n] * C, *p = wpe + (size_t)pos[n] * C;
+    for (int i = threadIdx.x * W; i < C; i += blockDim.x * W) {
+        float a[W], b[W];
+        load<W>(a, t + i);
+        load<W>(b, p + i);
+        for (int k = 0; k < W; k++) a[k] += b[k];
+        store<W>(out + n * C + i, a);
+    }
+}
+
+static void embedding_forward(float *out, const int *token, const int *pos, const float *wte, const float *wpe, int N, int C) {
+    LAUNCH_WIDE(C % 4 == 0, 4, embedding_forward_kernel, N, 128, 0, out, token, pos, wte, wpe, C);
+}
+
+// dwte[token[n]] += dout[n], dwpe[pos[n]] += dout[n]. The host has sorted the rows by what they add to: rows
+// order[start[e]] .. order[start[e+1]-1] add to row key[e] of the table. A block owns 32 W columns of one such row, a
+// lane W of them, a warp every fourth row. Bytes: 4 per element of dout, 8 per element of a row that is added to.
+template <int W> __global__ void embedding_backward_kernel(float *table, const float *dout, const int *order, const int *start, const int *key, int C) {
+    __shared__ float room[4][32 * W];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = (blockIdx.y * 32 + lane) * W;
+    float sum[W], a[W];
+    for (int k = 0; k < W; k++) sum[k] = 0;
+    for (int e = start[blockIdx.x] + warp; i < C && e < start[blockIdx.x + 1]; e += 4) {
+        load<W>(a, dout + (size_t)order[e] * C + i);
+        for (int k = 0; k < W; k++) sum[k] += a[k];
+    }
+    for (int k = 0; k < W; k++) room[warp][lane * W + k] = sum[k];
+    __syncthreads();
+    if (warp || i >= C) return;
+    float *to = table + (size_t)key[blockIdx.x] * C + i;
+    load<W>(a, to);
+    for (int k = 0; k < W; k++) a[k] += (room[0][lane * W + k] + room[1][lane * W + k]) + (room[2][lane * W + k] + room[3][lane * W + k]);
+    store<W>(to, a);
+}
+
+typedef struct { const int *order, *start, *key; int n; } Sorted; // n different keys
+
+static void embedding_backward(float *dwte, float *dwpe, const float *dout, Sorted token, Sorted pos, int C) {
+    int wide = C % 4 == 0, spans = div_up((size_t)C, wide ? 128 : 32);
+    LAUNCH_WIDE(wide, 4, embedding_backward_kernel, dim3(token.n, spans), 128, 0, dwte, dout, token.order, token.start, token.key, C);
+    LAUNCH_WIDE(wide, 4, embedding_backward_kernel, dim3(pos.n, spans), 128, 0, dwpe, dout, pos.order, pos.start, pos.key, C);
+}
+
+// Residual and LayerNorm (eps 1e-5): sum = x + add, out = w * (sum - mean) * rstd + b over the C channels of each row.
+// out, add (N,C) elem; sum, x (N,C) float; w, b (C); mean, rstd (N) are saved for the backward.
+// add NULL: none; sum, mean, rstd NULL: not wanted; sum may be x. row (N): output row n is input row row[n] (NULL: n).
+// A warp owns a row, which it keeps in shared memory. Bytes: 4 (x) + 2 (add) + 4 (sum) + 2 (out) per element.
+template <int W> __global__ void layernorm_forward_kernel(elem *out, float *mean, float *rstd, float *sum, const float *x, const elem *add,
+                                                          const int *row, const float *w, const float *b, int N, int C) {
+    SHARED(float, rows);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = blockIdx.x * (blockDim.x / 32) + warp;
+    if (n >= N) return;
+    size_t from = (size_t)(row ? row[n] : n) * C, to = (size_t)n * C;
+    float *s = rows + warp * C, total = 0, var = 0, a[W], r[W], bias[W];
+    for (int i = lane * W; i < C; i += 32 * W) {
+        load<W>(a, x + from + i);
+        if (add) {
+            load<W>(r, add + from + i);
+            for (int k = 0; k < W; k++) a[k] += r[k];
+        }
+        for (int k = 0; k < W; k++) total += a[k];
+        store<W>(s + i, a);
+        if (sum) store<W>(sum + to + i, a);
+    }
+    float mu = warp_sum(total) / C;
+    for (int i = lane * W; i < C; i += 32 * W)
+        for (int k = 0; k < W; k++) var += (s[i + k] - mu) * (s[i + k] - mu);
+    float rs = 1 / sqrtf(warp_sum(var) / C + 1e-5f);
+    for (int i = lane * W; i < C; i += 32 * W) {
+        load<W>(a, s + i);
+        load<W>(r, w + i);
+        load<W>(bias, b + i);
+        for (int k = 0; k < W; k++) a[k] = r[k] * ((a[k] - mu) * rs) + bias[k];
+        store<W>(out + to + i, a);
+    }
+    if (lane == 0 && mean) mean[n] = mu;
+    if (lane == 0 && rstd) rstd[n] = rs;
+}
+
+enum { SHARED_MAX = 48 << 10, CHANNELS_MAX = 4096 }; // bytes of shared memory that need no opting in; what fits there
+
+static void layernorm_forward(elem *out, float *mean, float *rstd, float *sum, const float *x, const elem *add, const int *row,
+                              const float *w, const float *b, int N, int C) {
+    int rows = min_int(4, SHARED_MAX / (C * (int)sizeof(float)));
+    LAUNCH_WIDE(C % 4 == 0, 4, layernorm_forward_kernel, div_up((size_t)N, (size_t)rows), rows * 32, rows * C * sizeof(float), out, mean, rstd,
+                sum, x, add, row, w, b, N, C);
+}
+
+// With xhat = (x - mean) rstd and g = dout * w:   dx += rstd (g - mean_C(g) - xhat mean_C(g xhat)),
+// dw += sum_N dout xhat, db += sum_N dout. Adds to dx: the residual stream carries a gradient past the layer.
+// half (N,C), if wanted, gets dx as elem, for the matrix products. row (N): rows n of x and dout belong to row row[n] of dx.
+// A block owns `span` rows, eight at a time: first a warp owns a row and forms its two means, then a thread owns
+// channels and adds up their dw and db, in shared memory (2C). Bytes: 2 (dout) + 4 (x) + 8 (dx) + 2 (half) per element.
+template <int W> __global__ void layernorm_backward_kernel(float *dx, elem *half, float *part, const elem *dout, const float *x, const int *row,
+                                                           const float *w, const float *mean, const float *rstd, int N, int C, int span) {
+    SHARED(float, total); // (2,C): dw, db
+    __shared__ float mean_g[WARPS], mean_gx[WARPS];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, end = min((int)(blockIdx.x + 1) * span, N);
+    float g[W], a[W], weight[W], d[W];
+    for (int i = threadIdx.x * W; i < C; i += BLOCK * W)
+        for (int k = 0; k < W; k++) total[i + k] = total[C + i + k] = 0;
+    for (int n0 = blockIdx.x * span; n0 < end; n0 += WARPS) {
+        int n = n0 + warp;
+        float sum = 0, sumx = 0;
+        for (int i = lane * W; n < end && i < C; i += 32 * W) {
+            load<W>(g, dout + (size_t)n * C + i);
+            load<W>(a, x + (size_t)n * C + i);
+            load<W>(weight, w + i);
+            for (int k = 0; k < W; k++) {
+                sum += g[k] * weight[k];
+                sumx += g[k] * weight[k] * (a[k] - mean[n]);
+            }
+        }
+        sum = warp_sum(sum), sumx = warp_sum(sumx);
+        if (lane == 0 && n < end) {
+            mean_g[warp] = sum / C;
+            mean_gx[warp] = sumx * rstd[n] / C;
+        }
+        __syncthreads();
+        for (int i = threadIdx.x * W; i < C; i += BLOCK * W) {
+            float dw[W], db[W];
+            load<W>(weight, w + i);
+            for (int k = 0; k < W; k++) dw[k] = db[k] = 0;
+            for (int r = 0; r < WARPS && n0 + r < end; r++) {
+                size_t from = (size_t)(n0 + r) * C + i, to = row ? (size_t)row[n0 + r] * C + i : from;
+                float mu = mean[n0 + r], rs = rstd[n0 + r];
+                load<W>(g, dout + from);
+                load<W>(a, x + from);
+                load<W>(d, dx + to);
+                for (int k = 0; k < W; k++) {
+                    float xhat = (a[k] - mu) * rs;
+                    d[k] += rs * (g[k] * weight[k] - mean_g[r] - xhat * mean_gx[r]);
+                    dw[k] += g[k] * xhat;
+                    db[k] += g[k];
+                }
+                store<W>(dx + to, d);
+                if (half) store<W>(half + to, d);
+            }
+            for (int k = 0; k < W; k++) total[i + k] += dw[k], total[C + i + k] += db[k];
+        }
+        __syncthreads();
+    }
+    for (int i = threadIdx.x * W; i < C; i += BLOCK * W)
+        for (int k = 0; k < W; k++) {
+            part[(size_t)blockIdx.x * 2 * C + i + k] = total[i + k];
+            part[(size_t)blockIdx.x * 2 * C + C + i + k] = total[C + i + k];
+        }
+}
+
+static void layernorm_backward(float *dx, elem *half, float *dw, float *db, float *part, const elem *dout, const float *x, const int *row,
+                               const float *w, const float *mean, const float *rstd, int N, int C) {
+    int span = div_up((size_t)N, 2 * PARTS * WARPS) * WARPS, blocks = div_up((size_t)N, (size_t)span);
+    LAUNCH_WIDE(C % 4 == 0, 4, layernorm_backward_kernel, blocks, BLOCK, 2 * C * sizeof(float), dx, half, part, dout, x, row, w, mean, rstd, N, C, span);
+    LAUNCH(add_partials_kernel, div_up(2 * (size_t)C, 32), BLOCK, 0, dw, db, part, blocks, 2 * C, C);
+}
+
+// Matmul with bias: out = x W^T + bias.   out (N,OC), x (N,C), W (OC,C), bias (OC), all elem
+// The residual is added by the LayerNorm that follows.
+static void matmul_forward(elem *out, const elem *x, const elem *w, const elem *bias, int N, int C, int OC) {
+    gemm(0, 1, N, OC, C, x, (size_t)C, w, (size_t)C, 0, out, ELEM_TYPE, (size_t)OC, bias);
+}
+
+// dbias += sum_N dout: a block owns 32 W columns and `span` rows, a lane W columns, a warp every eighth row.
+// Bytes: 2 per element.
+template <int W> __global__ void bias_backward_kernel(float *part, const elem *dout, int N, int OC, int span) {
+    __shared__ float room[WARPS][32 * W];
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = (blockIdx.x * 32 + lane) * W, end = min((int)(blockIdx.y + 1) * span, N);
+    float sum[W], a[W];
+    for (int k = 0; k < W; k++) sum[k] = 0;
+    for (int n = blockIdx.y * span + warp; i < OC && n < end; n += WARPS) {
+        load<W>(a, dout + (size_t)n * OC + i);
+        for (int k = 0; k < W; k++) sum[k] += a[k];
+    }
+    for (int k = 0; k < W; k++) room[warp][lane * W + k] = sum[k];
+    __syncthreads();
+    for (int j = threadIdx.x; j < 32 * W && (int)blockIdx.x * 32 * W + j < OC; j += BLOCK) {
+        float total = room[0][j];
+        for (int k = 1; k < WARPS; k++) total += room[k][j];
+        part[(size_t)blockIdx.y * OC + blockIdx.x * 32 * W + j] = total;
+    }
+}
+
+// dx = dout W, dW += dout^T x, dbias += sum_N dout.   dx, dout elem; dW, dbias float
+static void matmul_backward(elem *dx, float *dw, float *dbias, float *part, const elem *dout, const elem *x, const elem *w, int N, int C, int OC) {
+    int wide = OC % 8 == 0, span = div_up((size_t)N, PARTS * WARPS) * WARPS, spans = div_up((size_t)N, (size_t)span);
+    gemm(0, 0, N, C, OC, dout, (size_t)OC, w, (size_t)C, 0, dx, ELEM_TYPE, (size_t)C, NULL);
+    gemm(1, 0, OC, C, N, dout, (size_t)OC, x, (size_t)C, 1, dw, CUDA_R_32F, (size_t)C, NULL);
+    LAUNCH_WIDE(wide, 8, bias_backward_kernel, dim3(div_up((size_t)OC, wide ? 256 : 32), spans), BLOCK, 0, part, dout, N, OC, span);
+    LAUNCH(add_partials_kernel, div_up((size_t)OC, 32), BLOCK, 0, dbias, dbias, part, spans, OC, OC);
+}
+
+// ----------------------------------------------------------------------------
+// Attention over the two intervals of dataloader.h, in tiles of 32 rows by 32 keys that live in shared memory
+//
+// A tile of rows lies within one query, or within one response. All its rows see the keys [a0, a1), the query's if
+// they are a response's, none otherwise; and, up to themselves, the keys from b0 on, where their own run starts.
+// Read the other way round, the same tile taken as keys is seen by the rows from itself to `seen`: the end of its
+// response, or, for a query's keys, the end of the last response, for the responses follow one another.
+
+enum { TILE = 32, ATTENTION_BLOCK = 128, ROWS_PER_WARP = TILE / (ATTENTION_BLOCK / 32), HEAD_MAX = 256 };
+enum { LDS = TILE + 4, LDP = TILE + 8 }; // row lengths of a score tile as float and as elem: padded against bank conflicts
+
+typedef struct { int n0, n1, a0, a1, b0, seen; } Tile; // rows n0 .. n1-1
+
+static __host__ __device__ int padded(int hs) { return (hs + 15) / 16 * 16; } // a head's columns in a tile: zeros after hs
+static inline __device__ int key_tiles(Tile t) { return (t.a1 - t.a0 + TILE - 1) / TILE + (t.n1 - t.b0 + TILE - 1) / TILE; }
+
+static inline __device__ void key_tile(Tile t, int i, int *j0, int *j1) { // keys *j0 .. *j1-1: the query's, then the rows' own
+    int prefix = (t.a1 - t.a0 + TILE - 1) / TILE;
+    *j0 = i < prefix ? t.a0 + i * TILE : t.b0 + (i - prefix) * TILE;
+    *j1 = min(*j0 + TILE, i < prefix ? t.a1 : t.n1);
+}
+
+// Rows n0 .. n1-1 of one head, `stride` apart, as a tile (TILE, padded(hs) + 8); what is missing is zero.
+static inline __device__ void tile_load(elem *to, const elem *from, int stride, int n0, int n1, int hs) {
+    const int V = 16 / sizeof(elem);
+    int H = padded(hs), ld = H + 8;
+    if (hs % V == 0) // C is a multiple of hs: all is aligned
+        for (int i = threadIdx.x; i < TILE * H / V; i += ATTENTION_BLOCK) {
+            int r = i / (H / V), c = i % (H / V) * V;
+            uint4 v = {0, 0, 0, 0};
+            if (n0 + r < n1 && c < hs) v = *(const uint4 *)(from + (size_t)(n0 + r) * stride + c);
+            *(uint4 *)(to + r * ld + c) = v;
+        }
+    else
+        for (int i = threadIdx.x; i < TILE * H; i += ATTENTION_BLOCK) {
+            int r = i / H, c = i % H;
+            put(to + r * ld + c, n0 + r < n1 && c < hs ? to_float(from[(size_t)(n0 + r) * stride + c]) : 0);
+        }
+}
+
+// c (M,N) = op(A) op(B), or += with ADD, in shared memory; M, N, K are multiples of 16. TA: A is stored (K,M).
+// TB: B is stored (N,K). In bfloat16 a warp computes 16 x 16 tiles of c on the tensor cores; in float32 a thread
+// computes 2 x 4 of its elements.
+template <bool TA, bool TB, bool ADD> __device__ void tile_product(float *c, int ldc, const elem *a, int lda, const elem *b, int ldb, int M, int N, int K) {
+#ifdef PRECISION_FP32
+    for (int i = threadIdx.x; i < M * N / 8; i += ATTENTION_BLOCK) {
+        int r = i / (N / 4) * 2, s = i % (N / 4) * 4;
+        float sum[2][4];
+        for (int x = 0; x < 8; x++) sum[x / 4][x % 4] = ADD ? c[(r + x / 4) * ldc + s + x % 4] : 0;
+        for (int k = 0; k < K; k++)
+            for (int x = 0; x < 8; x++)
+                sum[x / 4][x % 4] += (TA ? a[k * lda + r + x / 4] : a[(r + x / 4) * lda + k]) * (TB ? b[(s + x % 4) * ldb + k] : b[k * ldb + s + x % 4]);
+        for (int x = 0; x < 8; x++) c[(r + x / 4) * ldc + s + x % 4] = sum[x / 4][x % 4];
+    }
+#else
+    for (int i = threadIdx.x / 32; i < M * N / 256; i += ATTENTION_BLOCK / 32) {
+        int r = i / (N / 16) * 16, s = i % (N / 16) * 16;
+        wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum;
+        wmma::fragment<wmma::matrix_a, 16, 16, 16, elem, typename std::conditional<TA, wmma::col_major, wmma::row_major>::type> fa;
+        wmma::fragment<wmma::matrix_b, 16, 16, 16, elem, typename std::conditional<TB, wmma::col_major, wmma::row_major>::type> fb;
+        if (ADD) wmma::load_matrix_sync(sum, c + r * ldc + s, ldc, wmma::mem_row_major);
+        else wmma::fill_fragment(sum, 0.0f);
+        for (int k = 0; k < K; k += 16) {
+            wmma::load_matrix_sync(fa, a + (TA ? k * lda + r : r * lda + k), lda);
+            wmma::load_matrix_sync(fb, b + (TB ? s * ldb + k : k * ldb + s), ldb);
+            wmma::mma_sync(sum, fa, fb, sum);
+        }
+        wmma::store_matrix_sync(c + r * ldc + s, sum, ldc, wmma::mem_row_major);
+    }
+#endif
+}
+
+// Shared memory in bytes: tiles of a head's columns and of scores, as elem and as float.
+static size_t attention_room(int hs, int elem_heads, int elem_scores, int float_heads, int float_scores) {
+    size_t H = (size_t)padded(hs);
+    return TILE * (sizeof(elem) * (elem_heads * (H + 8) + elem_scores * LDP) + sizeof(float) * (float_heads * (H + 4) + float_scores * LDS));
+}
+
+// Per head: with s_j = q_n . k_j / sqrt(hs) for every j that n sees, out_n = sum_j softmax(s)_j v_j. The softmax is
+// formed as the keys pass by: max and sum so far, and out scaled down when the max grows. Saves lse_n = log sum_j exp(s_j).
+// out (N,C), lse (N,NH), qkv (N,3C). A block owns a tile of rows of one head; a warp the softmax of eight of them.
+// Operations: 4 hs per row and key that it sees; bytes: 2 (3 hs + hs) per row, and keys again for each tile.
+__global__ void __launch_bounds__(ATTENTION_BLOCK) attention_forward_kernel(elem *out, float *lse, const elem *qkv, const Tile *tiles, int C, int hs) {
+    SHARED(elem, q);
+    int H = padded(hs), ldh = H + 8, ldo = H + 4, warp = threadIdx.x / 32, lane = threadIdx.x % 32, h = blockIdx.y, NH = gridDim.y;
+    elem *k = q + TILE * ldh, *v = k + TILE * ldh, *p = v + TILE * ldh;
+    float *o = (float *)(p + TILE * LDP), *s = o + TILE * ldo, top[ROWS_PER_WARP], sum[ROWS_PER_WARP], scale = 1 / sqrtf((float)hs);
+    Tile t = tiles[blockIdx.x];
+    const elem *head = qkv + h * hs;
+    tile_load(q, head, 3 * C, t.n0, t.n1, hs);
+    for (int i = threadIdx.x; i < TILE * ldo; i += ATTENTION_BLOCK) o[i] = 0;
+    for (int r = 0; r < ROWS_PER_WARP; r++) top[r] = sum[r] = 0;
+    for (int i = 0; i < key_tiles(t); i++) {
+        int j0, j1;
+        key_tile(t, i, &j0, &j1);
+        __syncthreads();
+        tile_load(k, head + C, 3 * C, j0, j1, hs);
+        tile_load(v, head + 2 * C, 3 * C, j0, j1, hs);
+        __syncthreads();
+        tile_product<false, true, false>(s, LDS, q, ldh, k, ldh, TILE, TILE, H);
+        __syncthreads();
+        for (int r = 0; r < ROWS_PER_WARP; r++) {
+            int row = warp * ROWS_PER_WARP + r, sees = j0 + lane < j1 && j0 + lane <= t.n0 + row;
+            float z = scale * s[row * LDS + lane], before = i ? top[r] : __shfl_sync(FULL, z, 0); // every row sees the first key
+            float now = fmaxf(before, warp_max(sees ? z : before));
+            float e = sees ? expf(z - now) : 0, keep = i ? expf(before - now) : 0;
+            sum[r] = sum[r] * keep + warp_sum(e);
+            top[r] = now;
+            put(p + row * LDP + lane, e);
+            if (i && keep != 1) for (int c = lane; c < H; c += 32) o[row * ldo + c] *= keep;
+        }
+        __syncthreads();
+        tile_product<false, false, true>(o, ldo, p, LDP, v, ldh, TILE, H, TILE);
+    }
+    __syncthreads();
+    for (int r = 0; r < ROWS_PER_WARP; r++) {
+        int row = warp * ROWS_PER_WARP + r, n = t.n0 + row;
+        if (n >= t.n1) break;
+        for (int c = lane; c < hs; c += 32) put(out + (size_t)n * C + h * hs + c, o[row * ldo + c] / sum[r]);
+        if (lane == 0) lse[(size_t)n * NH + h] = top[r] + logf(sum[r]);
+    }
+}
+
+static void attention_forward(elem *out, float *lse, const elem *qkv, const Tile *tiles, int n_tiles, int C, int NH) {
+    size_t room = attention_room(C / NH, 3, 1, 1, 1);
+    LAUNCH(attention_forward_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, room, out, lse, qkv, tiles, C, C / NH);
+}
+
+// With p_j = exp(s_j - lse), dp_j = dout . v_j and D = dout . out = sum_j p_j dp_j:
+// ds_j = p_j (dp_j - D) / sqrt(hs); dq = sum_j ds_j k_j, dk_j += ds_j q, dv_j += p_j dout. dqkv (N,3C) is overwritten.
+// Two kernels, so that every sum has one owner: the first owns rows and forms dq (and D), the second owns keys.
+// Operations: 6 hs per row and key for the first, 8 hs for the second.
+
+// One tile of p and ds: scores s and dp are given; ds as elem, and p too if wanted. Row r of the tile is row n0 + r.
+static inline __device__ void attention_ds(elem *ds, elem *p, const float *s, const float *dp, const float *lse, const float *D, int n0, int n1, int j0, int j1, float scale) {
+    for (int i = threadIdx.x; i < TILE * TILE; i += ATTENTION_BLOCK) {
+        int r = i / TILE, j = i % TILE, sees = n0 + r < n1 && j0 + j < j1 && j0 + j <= n0 + r;
+        float prob = sees ? expf(scale * s[r * LDS + j] - lse[r]) : 0;
+        put(ds + r * LDP + j, sees ? scale * prob * (dp[r * LDS + j] - D[r]) : 0);
+        if (p) put(p + r * LDP + j, prob);
+    }
+}
+
+__global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_q_kernel(elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse,
+                                                                               const elem *qkv, const Tile *tiles, int C, int hs) {
+    SHARED(elem, q);
+    __shared__ float row_lse[TILE], row_D[TILE];
+    int H = padded(hs), ldh = H + 8, ldo = H + 4, warp = threadIdx.x / 32, lane = threadIdx.x % 32, h = blockIdx.y, NH = gridDim.y;
+    elem *g = q + TILE * ldh, *k = g + TILE * ldh, *v = k + TILE * ldh, *ds = v + TILE * ldh;
+    float *dq = (float *)(ds + TILE * LDP), *s = dq + TILE * ldo, *dp = s + TILE * LDS, scale = 1 / sqrtf((float)hs);
+    Tile t = tiles[blockIdx.x];
+    const elem *head = qkv + h * hs;
+    tile_load(q, head, 3 * C, t.n0, t.n1, hs);
+    tile_load(g, dout + h * hs, C, t.n0, t.n1, hs);
+    for (int i = threadIdx.x; i < TILE * ldo; i += ATTENTION_BLOCK) dq[i] = 0;
+    for (int r = 0; r < ROWS_PER_WARP; r++) {
+        int row = warp * ROWS_PER_WARP + r, n = t.n0 + row;
+        float D = 0;
+        for (int c = lane; n < t.n1 && c < hs; c += 32)
+            D += to_float(dout[(size_t)n * C + h * hs + c]) * to_float(out[(size_t)n * C + h * hs + c]);
+        D = warp_sum(D);
+        if (lane || n >= t.n1) continue;
+        row_D[row] = delta[(size_t)n * NH + h] = D;
+        row_lse[row] = lse[(size_t)n * NH + h];
+    }
+    for (int i = 0; i < key_tiles(t); i++) {
+        int j0, j1;
+        key_tile(t, i, &j0, &j1);
+        __syncthreads();
+        tile_load(k, head + C, 3 * C, j0, j1, hs);
+        tile_load(v, head + 2 * C, 3 * C, j0, j1, hs);
+        __syncthreads();
+        tile_product<false, true, false>(s, LDS, q, ldh, k, ldh, TILE, TILE, H);
+        tile_product<false, true, false>(dp, LDS, g, ldh, v, ldh, TILE, TILE, H);
+        __syncthreads();
+        attention_ds(ds, NULL, s, dp, row_lse, row_D, t.n0, t.n1, j0, j1, scale);
+        __syncthreads();
+        tile_product<false, false, true>(dq, ldo, ds, LDP, k, ldh, TILE, H, TILE);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < (t.n1 - t.n0) * hs; i += ATTENTION_BLOCK)
+        put(dqkv + (size_t)(t.n0 + i / hs) * 3 * C + h * hs + i % hs, dq[i / hs * ldo + i % hs]);
+}
+
+__global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_kv_kernel(elem *dqkv, const elem *dout, const float *lse, const float *delta,
+                                                                                const elem *qkv, const Tile *tiles, int C, int hs) {
+    SHARED(elem, q);
+    __shared__ float row_lse[TILE], row_D[TILE];
+    int H = padded(hs), ldh = H + 8, ldo = H + 4, h = blockIdx.y, NH = gridDim.y;
+    elem *g = q + TILE * ldh, *k = g + TILE * ldh, *v = k + TILE * ldh, *ds = v + TILE * ldh, *p = ds + TILE * LDP;
+    float *dk = (float *)(p + TILE * LDP), *dv = dk + TILE * ldo, *s = dv + TILE * ldo, *dp = s + TILE * LDS, scale = 1 / sqrtf((float)hs);
+    Tile t = tiles[blockIdx.x]; // here the tile's rows are keys
+    const elem *head = qkv + h * hs;
+    tile_load(k, head + C, 3 * C, t.n0, t.n1, hs);
+    tile_load(v, head + 2 * C, 3 * C, t.n0, t.n1, hs);
+    for (int i = threadIdx.x; i < TILE * ldo; i += ATTENTION_BLOCK) dk[i] = dv[i] = 0;
+    for (int n0 = t.n0; n0 < t.seen; n0 += TILE) {
+        int n1 = min(n0 + TILE, t.seen);
+        __syncthreads();
+        tile_load(q, head, 3 * C, n0, n1, hs);
+        tile_load(g, dout + h * hs, C, n0, n1, hs);
+        for (int r = threadIdx.x; r < n1 - n0; r += ATTENTION_BLOCK) {
+            row_lse[r] = lse[(size_t)(n0 + r) * NH + h];
+            row_D[r] = delta[(size_t)(n0 + r) * NH + h];
+        }
+        __syncthreads();
+        tile_product<false, true, false>(s, LDS, q, ldh, k, ldh, TILE, TILE, H);
+        tile_product<false, true, false>(dp, LDS, g, ldh, v, ldh, TILE, TILE, H);
+        __syncthreads();
+        attention_ds(ds, p, s, dp, row_lse, row_D, n0, n1, t.n0, t.n1, scale);
+        __syncthreads();
+        tile_product<true, false, true>(dv, ldo, p, LDP, g, ldh, TILE, H, TILE);
+        tile_product<true, false, true>(dk, ldo, ds, LDP, q, ldh, TILE, H, TILE);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < (t.n1 - t.n0) * hs; i += ATTENTION_BLOCK) {
+        elem *to = dqkv + (size_t)(t.n0 + i / hs) * 3 * C + C + h * hs + i % hs;
+        put(to, dk[i / hs * ldo + i % hs]);
+        put(to + C, dv[i / hs * ldo + i % hs]);
+    }
+}
+
+static void attention_backward(elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv,
+                               const Tile *tiles, int n_tiles, int C, int NH) {
+    int hs = C / NH;
+    LAUNCH(attention_backward_q_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, attention_room(hs, 4, 1, 1, 2), dqkv, delta, dout, out, lse, qkv, tiles, C, hs);
+    LAUNCH(attention_backward_kv_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, attention_room(hs, 4, 2, 2, 2), dqkv, dout, lse, delta, qkv, tiles, C, hs);
+}
+
+// The same attention for one new token each, over a list of cache slots.
+// out (n,C), q in qkv (n,3C), cache (slots,2C): keys, then values. A warp owns one token's head: 32 slots at a time, a
+// lane first owns a slot (its score), then channels. Bytes: 4 hs per slot and head, mostly from the L2 cache.
+template <int W> __global__ void attention_decode_kernel(elem *out, const elem *qkv, const elem *cache, const int *list, const int *at, const int *len,
+                                                         int n, int C, int NH) {
+    SHARED(float, rows);
+    int hs = C / NH, warp = threadIdx.x / 32, lane = threadIdx.x % 32, task = blockIdx.x * (blockDim.x / 32) + warp, i = task / NH, h = task % NH;
+    if (i >= n) return;
+    float *q = rows + warp * hs, o[HEAD_MAX / 32], top = 0, sum = 0, scale = 1 / sqrtf((float)hs);
+    const int *slot = list + at[i];
+    for (int c = lane; c < hs; c += 32) q[c] = scale * to_float(qkv[(size_t)i * 3 * C + h * hs + c]);
+    for (int c = 0; c < HEAD_MAX / 32; c++) o[c] = 0;
+    __syncwarp();
+    for (int j0 = 0; j0 < len[i]; j0 += 32) {
+        int mine = j0 + lane < len[i], s = slot[mine ? j0 + lane : j0]; // lanes past the end repeat the first slot
+        const elem *k = cache + (size_t)s * 2 * C + h * hs;
+        float z = 0, a[W];
+        for (int c = 0; c < hs; c += W) {
+            load<W>(a, k + c);
+            for (int x = 0; x < W; x++) z += q[c + x] * a[x];
+        }
+        float most = warp_max(z), now = j0 ? fmaxf(top, most) : most, e = mine ? expf(z - now) : 0, keep = j0 ? expf(top - now) : 0;
+        sum = sum * keep + warp_sum(e);
+        top = now;
+        for (int c = 0; c < HEAD_MAX / 32; c++) o[c] *= keep;
+        for (int j = 0; j < min(32, len[i] - j0); j++) {
+            const elem *v = cache + (size_t)__shfl_sync(FULL, s, j) * 2 * C + C + h * hs;
+            float p = __shfl_sync(FULL, e, j);
+#pragma unroll
+            for (int c = 0; c < HEAD_MAX / 32; c++)
+                if (c * 32 + lane < hs) o[c] += p * to_float(v[c * 32 + lane]);
+        }
+    }
+#pragma unroll
+    for (int c = 0; c < HEAD_MAX / 32; c++)
+        if (c * 32 + lane < hs) put(out + (size_t)i * C + h * hs + c * 32 + lane, o[c] / sum);
+}
+
+static void attention_decode(elem *out, const elem *qkv, const elem *cache, const int *list, const int *at, const int *len, int n, int C, int NH) {
+    LAUNCH_WIDE(C / NH % 8 == 0, 8, attention_decode_kernel, div_up((size_t)n * (size_t)NH, 4), 128, 4 * (C / NH) * sizeof(float), out, qkv, cache,
+                list, at, len, n, C, NH);
+}
+
+// Keys and values of the new tokens into their slots: cache[slot[i]] = qkv[i][C..3C). A block owns a token.
+__global__ void cache_write_kernel(elem *cache, const elem *qkv, const int *slot, int C) {
+    size_t i = blockIdx.x;
+    for (int c = threadIdx.x; c < 2 * C; c += blockDim.x) cache[(size_t)slot[i] * 2 * C + c] = qkv[i * 3 * C + C + c];
+}
+
+static void cache_write(elem *cache, const elem *qkv, const int *slot, int n, int C) {
+    LAUNCH(cache_write_kernel, n, BLOCK, 0, cache, qkv, slot, C);
+}
+
+// ----------------------------------------------------------------------------
+// GELU, classifier, scalar head
+
+// GELU, tanh form: out = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3). A thread owns W elements.
+// Bytes: 2 (x) + 2 (out) per element.
+#define GELU_S 0.7978845608028654f
+#define GELU_A 0.044715f
+
+template <int W> __global__ void gelu_forward_kernel(elem *out, const elem *x, size_t n) {
+    size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * W;
+    if (i >= n) return;
+    float a[W];
+    load<W>(a, x + i);
+    for (int k = 0; k < W; k++) a[k] = 0.5f * a[k] * (1 + tanhf(GELU_S * (a[k] + GELU_A * a[k] * a[k] * a[k])));
+    store<W>(out + i, a);
+}
+
+static void gelu_forward(elem *out, const elem *x, int N, int C) {
+    size_t n = (size_t)N * (size_t)C;
+    LAUNCH_WIDE(n % 8 == 0, 8, gelu_forward_kernel, div_up(n, BLOCK * (n % 8 == 0 ? 8 : 1)), BLOCK, 0, out, x, n);
+}
+
+// dx = dout ((1 + t)/2 + x/2 (1 - t^2) du/dx), t = tanh(u); in place: d is dout, then dx.
+// Bytes: 2 (x) + 4 (d) per element.
+template <int W> __global__ void gelu_backward_kernel(elem *d, const elem *x, size_t n) {
+    size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * W;
+    if (i >= n) return;
+    float a[W], g[W];
+    load<W>(a, x + i);
+    load<W>(g, d + i);
+    for (int k = 0; k < W; k++) {
+        float t = tanhf(GELU_S * (a[k] + GELU_A * a[k] * a[k] * a[k]));
+        g[k] *= 0.5f * (1 + t) + 0.5f * a[k] * (1 - t * t) * GELU_S * (1 + 3 * GELU_A * a[k] * a[k]);
+    }
+    store<W>(d + i, g);
+}
+
+static void gelu_backward(elem *d, const elem *x, int N, int C) {
+    size_t n = (size_t)N * (size_t)C;
+    LAUNCH_WIDE(n % 8 == 0, 8, gelu_backward_kernel, div_up(n, BLOCK * (n % 8 == 0 ? 8 : 1)), BLOCK, 0, d, x, n);
+}
+
+// Classifier: logits = x wte^T, log P(v) = logit_v - log sum exp(logits), for the U predicting rows.
+// logits (U,Vp) float, lse (U), logp (P), x (U,C), wte (Vp,C). No probability is stored.
+// A block owns a row; a thread keeps max and sum of the logits that it passes. Bytes: 4 per logit.
+template <int W> __global__ void classifier_forward_kernel(float *logp, float *lse, const float *logits, const int *pred, const int *target, int V, int Vp) {
+    __shared__ float room[WARPS];
+    const float *z = logits + (size_t)blockIdx.x * Vp;
+    float top = z[0], sum = 0, a[W];
+    for (int v = threadIdx.x * W; v < V; v += BLOCK * W) {
+        float now = top;
+        load<W>(a, z + v);
+        for (int k = 0; k < W; k++) if (v + k < V) now = fmaxf(now, a[k]);
+        if (now > top) sum *= expf(top - now);
+        top = now;
+        for (int k = 0; k < W; k++) if (v + k < V) sum += expf(a[k] - top);
+    }
+    float most = block_max(top, room);
+    sum = block_sum(sum * expf(top - most), room);
+    float l = most + logf(sum);
+    if (threadIdx.x == 0) lse[blockIdx.x] = l;
+    for (int i = pred[blockIdx.x] + threadIdx.x; i < pred[blockIdx.x + 1]; i += BLOCK) logp[i] = z[target[i]] - l;
+}
+
+static void classifier_forward(float *logp, float *logits, float *lse, const elem *x, const elem *wte, const int *pred, const int *target,
+                               int U, int C, int V, int Vp) {
+    gemm(0, 1, U, Vp, C, x, (size_t)C, wte, (size_t)C, 0, logits, CUDA_R_32F, (size_t)Vp, NULL);
+    LAUNCH_WIDE(Vp % 4 == 0, 4, classifier_forward_kernel, U, BLOCK, 0, logp, lse, logits, pred, target, V, Vp);
+}
+
+// d logP(y)/d logit_v = [v = y] - P(v), so with c_i for each prediction i of the row:
+// dlogit_v = sum_i c_i [v = y_i] - (sum_i c_i) P(v). In place over the logits, as elem: a bfloat16 row takes the first
+// half of its float row, and a block that goes through the row from the left, reading before it writes, never
+// overwrites what it has yet to read. Then dx = dlogits wte, dwte += dlogits^T x.
+// c (R): one coefficient per response. A block owns a row. Bytes: 4 + 2 per logit.
+template <int W> __global__ void classifier_backward_kernel(float *logits, const float *logp, const float *lse, const float *c, const int *pred,
+                                                            const int *target, const int *resp, int V, int Vp) {
+    float *z = logits + (size_t)blockIdx.x * Vp, l = lse[blockIdx.x], sum = 0, a[W];
+    elem *d = (elem *)z;
+    int p0 = pred[blockIdx.x], p1 = pred[blockIdx.x + 1];
+    for (int i = p0; i < p1; i++) sum += c[resp[i]];
+    for (int v0 = 0; v0 < Vp; v0 += BLOCK * W) {
+        int v = v0 + threadIdx.x * W;
+        if (v < Vp) {
+            load<W>(a, z + v);
+            for (int k = 0; k < W; k++) a[k] = v + k < V ? -sum * expf(a[k] - l) : 0;
+        }
+        __syncthreads();
+        if (v < Vp) store<W>(d + v, a);
+    }
+    __syncthreads();
+    for (int i = p0 + threadIdx.x; i < p1; i += BLOCK) { // responses that begin with the same token share a target
+        float g = -sum * expf(logp[i]);
+        int first = 1;
+        for (int j = p0; j < p1; j++)
+            if (target[j] == target[i]) {
+                g += c[resp[j]];
+                first &= j >= i;
+            }
+        if (first) put(d + target[i], g);
+    }
+}
+
+static void classifier_backward(elem *dx, float *dwte, float *logits, const float *logp, const float *lse, const float *c, const elem *x, const elem *wte,
+                                const int *pred, const int *target, const int *resp, int U, int C, int V, int Vp) {
+    const elem *d = (const elem *)logits;
+    size_t ld = (size_t)Vp * (sizeof(float) / sizeof(elem));
+    LAUNCH_WIDE(Vp % 4 == 0, 4, classifier_backward_kernel, U, BLOCK, 0, logits, logp, lse, c, pred, target, resp, V, Vp);
+    gemm(0, 0, U, C, Vp, d, ld, wte, (size_t)C, 0, dx, ELEM_TYPE, (size_t)C, NULL);
+    gemm(1, 0, Vp, C, U, d, ld, x, (size_t)C, 1, dwte, CUDA_R_32F, (size_t)C, NULL);
+}
+
+// Scalar head of a reward model: out_r = x_r . w + b.   out (R), x (R,C) elem, w (C), b (1). A warp owns a response.
+__global__ void head_forward_kernel(float *out, const elem *x, const float *w, const float *b, int R, int C) {
+    int r = blockIdx.x * WARPS + threadIdx.x / 32;
+    float sum = 0;
+    if (r >= R) return;
+    for (int i = threadIdx.x % 32; i < C; i += 32) sum += to_float(x[(size_t)r * C + i]) * w[i];
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) out[r] = sum + b[0];
+}
+
+static void head_forward(float *out, const elem *x, const float *w, const float *b, int R, int C) {
+    LAUNCH(head_forward_kernel, div_up((size_t)R, WARPS), BLOCK, 0, out, x, w, b, R, C);
+}
+
+// dx_r = c_r w, dw += sum_r c_r x_r, db += sum_r c_r. A thread owns a channel, the first one db too.
+__global__ void head_backward_kernel(elem *dx, float *dw, float *db, const float *c, const elem *x, const float *w, int R, int C) {
+    int i = blockIdx.x * BLOCK + threadIdx.x;
+    float sum = 0, bias = 0;
+    if (i >= C) return;
+    for (int r = 0; r < R; r++) {
+        put(dx + (size_t)r * C + i, c[r] * w[i]);
+        sum += c[r] * to_float(x[(size_t)r * C + i]);
+        bias += c[r];
+    }
+    dw[i] += sum;
+    if (i == 0) db[0] += bias;
+}
+
+static void head_backward(elem *dx, float *dw, float *db, const float *c, const elem *x, const float *w, int R, int C) {
+    LAUNCH(head_backward_kernel, div_up((size_t)C, BLOCK), BLOCK, 0, dx, dw, db, c, x, w, R, C);
+}
+
+// ----------------------------------------------------------------------------
+// GPT-2
+
+// X(type, name, layers, rows, columns): what the forward saves for the backward, then what the backward needs besides.
+// S = c.L when training; a model that only runs forward keeps one layer's.
+#define ACTIVATIONS(X)                                                                          \
+    X(float, x,      S, N, c.C)        /* residual stream before each block */                  \
+    X(elem,  ln1,    S, N, c.C)                                                                 \
+    X(float, mean1,  S, N, 1)                                                                   \
+    X(float, rstd1,  S, N, 1)                                                                   \
+    X(elem,  qkv,    S, N, 3 * c.C)                                                             \
+    X(elem,  att,    S, N, c.C)                                                                 \
+    X(float, lse,    S, N, c.NH)                                                                \
+    X(float, mid,    S, N, c.C)        /* residual stream after attention */                    \
+    X(elem,  ln2,    S, N, c.C)                                                                 \
+    X(float, mean2,  S, N, 1)                                                                   \
+    X(float, rstd2,  S, N, 1)                                                                   \
+    X(elem,  fc,     S, N, 4 * c.C)                                                             \
+    X(elem,  gelu,   S, N, 4 * c.C)                                                             \
+    X(elem,  branch, 1, N, c.C)        /* what half a block adds to the residual stream */      \
+    X(float, read,   1, U, c.C)        /* the rows that are read */                             \
+    X(elem,  lnf,    1, U, c.C)                                                                 \
+    X(float, meanf,  1, U, 1)                                                                   \
+    X(float, rstdf,  1, U, 1)                                                                   \
+    X(float, logits, !c.reward, U, c.Vp) /* then their gradient */                              \
+    X(float, lsef,   1, U, 1)                                                                   \
+    X(float, out,    1, N, 1)          /* log P of each prediction, or each response's reward */
+#define GRADIENT_ROOM(X)                                                                        \
+    X(float, dx,     1, N, c.C)        /* of the residual stream */                             \
+    X(elem,  half,   HALF, N, c.C)     /* the same, as elem */                                  \
+    X(elem,  dc,     1, N, c.C)                                                                 \
+    X(elem,  d3c,    1, N, 3 * c.C)                                                             \
+    X(elem,  d4c,    1, N, 4 * c.C)                                                             \
+    X(elem,  dlnf,   1, U, c.C)                                                                 \
+    X(float, delta,  1, N, c.NH)                                                                \
+    X(float, coef,   1, N, 1)          /* c_i */                                                \
+    X(float, part,   1, PARTS, 4 * c.C)
+
+#define X(name, layers, rows, cols, decay) elem *name;
+typedef struct { GPT2_PARAMS(X) } Weights; // the parameters as elem, for the matrix products
+#undef X
+
+enum { NORM_BLOCKS = 1024 };
+
+struct GPT2 {
+    Config c;
+    size_t n_params;
+    Params w, dw;                     // float32 parameters and gradients
+    Weights h;                        // the same parameters as elem
+    float *params, *grads, *m, *v;    // each (n_params); the last three only for training
+    elem *copies;                     // (n_params); params themselves in the float32 build
+    double *norm, *norm_host;         // (NORM_BLOCKS)
+#define X(type, name, layers, rows, cols) type *name;
+    ACTIVATIONS(X)
+    GRADIENT_ROOM(X)
+#undef X
+    char *activations;                // one allocation for all of the above
+    int N, U;                         // planned for
+    float *out_host, *coef_host;      // (N) pinned
+    int *stage_host, *stage, *count;  // a batch's integers, pinned and on the device; room for sorting
+    size_t stage_size, staged;        // integers
+    const int *token, *pos, *rows, *pred, *target, *resp; // the batch, on the device
+    const Tile *tiles;
+    int n_tiles;
+    Sorted by_token, by_pos;
+    elem *cache;                      // (L, slots, 2C)
+    char *dec;                        // decoding's activations
+    float *dec_logits, *dec_host;     // (n_rows,Vp); (n_rows,V) pinned
+    int *dec_ints, *dec_ints_host;    // (dec_n, T + 8)
+    int dec_n, dec_rows, dec_slots;
+};
+
+static size_t rounded(size_t bytes) { return (bytes + 255) / 256 * 256; } // tensors start where the widest access may
+
+static size_t activation_bytes(Config c, int training, int N, int U) {
+    size_t n = 0;
+    int S = training ? c.L : 1;
+#define X(type, name, layers, rows, cols) n += rounded(sizeof(type) * (size_t)(layers) * (size_t)(rows) * (size_t)(cols));
+    ACTIVATIONS(X)
+    if (training) { GRADIENT_ROOM(X) }
+#undef X
+    return n;
+}
+
+static size_t parameter_bytes(Config c, int training) {
+    return gpt2_count(c) * (sizeof(float) * (training ? 4 : 1) + (HALF ? sizeof(elem) : 0));
+}
+
+size_t gpt2_bytes(Config c, int training, int N, int U) { return parameter_bytes(c, training) + activation_bytes(c, training, N, U); }
+
+// Kernels that need more shared memory than a block gets unasked. Sizes that this path cannot hold are refused here.
+static void shared_memory(Config c) {
+    int hs = c.C / c.NH, limit = (int)device.prop.sharedMemPerBlockOptin;
+    size_t f = attention_room(hs, 3, 1, 1, 1), q = attention_room(hs, 4, 1, 1, 2), kv = attention_room(hs, 4, 2, 2, 2);
+    if (c.C > CHANNELS_MAX || hs > HEAD_MAX || kv + 1024 > (size_t)limit)
+        die("GPU: %d channels in heads of %d: up to %d, in heads up to %d and as %s's shared memory allows (%zu of %d bytes); "
+            "./train_rrhf does it on the CPU", c.C, hs, CHANNELS_MAX, HEAD_MAX, device.prop.name, kv, limit);
+    CHECK_CUDA(cudaFuncSetAttribute(attention_forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)f));
+    CHECK_CUDA(cudaFuncSetAttribute(attention_backward_q_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)q));
+    CHECK_CUDA(cudaFuncSetAttribute(attention_backward_kv_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)kv));
+}
+
+static float *param_alloc(size_t n) {
+    return (float *)device_alloc(n * sizeof(float), "parameters, gradients and AdamW's moments",
+                                 "use a smaller model, or a GPU with more memory");
+}
+
+GPT2 *gpt2_build(Config c, const float *params, int training) {
+    device_start();
+    shared_memory(c);
+    GPT2 *m = (GPT2 *)xalloc(1, sizeof *m);
+    size_t n = gpt2_count(c);
+    m->c = c;
+    m->n_params = n;
+    m->params = param_alloc(n);
+    m->w = gpt2_params(c, m->params);
+    m->copies = HALF ? (elem *)device_alloc(n * sizeof(elem), "parameters", "use a smaller model") : (elem *)(void *)m->params;
+    Tensor t[N_TENSORS];
+    int i = 0;
+    gpt2_tensors(c, t);
+#define X(name, layers, rows, cols, decay) m->h.name = m->copies + t[i++].at;
+    GPT2_PARAMS(X)
+#undef X
+    if (training) {
+        float **all[3] = {&m->grads, &m->m, &m->v};
+        for (int k = 0; k < 3; k++) {
+            *all[k] = param_alloc(n);
+            CHECK_CUDA(cudaMemsetAsync(*all[k], 0, n * sizeof(float), device.stream));
+        }
+        m->dw = gpt2_params(c, m->grads);
+        m->norm = (double *)device_alloc(NORM_BLOCKS * sizeof(double), "sums", "use a smaller model");
+        m->norm_host = (double *)pinned_alloc(NORM_BLOCKS * sizeof(double));
+    }
+    gpt2_set(m, COPY_PARAMS, params);
+    return m;
+}
+
+void gpt2_free(GPT2 *m) {
+    if (!m) return;
+    device_wait();
+    void *on_device[] = {m->params, HALF ? m->copies : NULL, m->grads, m->m, m->v, m->norm, m->activations, m->stage, m->cache,
+                         m->dec, m->dec_logits, m->dec_ints};
+    void *pinned[] = {m->norm_host, m->out_host, m->coef_host, m->stage_host, m->dec_host, m->dec_ints_host};
+    for (size_t i = 0; i < sizeof on_device / sizeof *on_device; i++) device_free(on_device[i]);
+    for (size_t i = 0; i < sizeof pinned / sizeof *pinned; i++) pinned_free(pinned[i]);
+    free(m->count);
+    free(m);
+}
+
+Config gpt2_config(const GPT2 *m) { return m->c; }
+
+static float *copy_which(GPT2 *m, enum Copy what) {
+    float *all[] = {m->params, m->grads, m->m, m->v};
+    return all[what];
+}
+
+void gpt2_get(GPT2 *m, enum Copy what, float *host) {
+    CHECK_CUDA(cudaMemcpyAsync(host, copy_which(m, what), m->n_params * sizeof *host, cudaMemcpyDeviceToHost, device.stream));
+    device_wait();
+}
+
+// to[i] = from[i], rounded. A thread owns an element.
+__global__ void copy_params_kernel(elem *to, const float *from, size_t n) {
+    size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x;
+    if (i < n) put(to + i, from[i]);
+}
+
+void gpt2_set(GPT2 *m, enum Copy what, const float *host) {
+    CHECK_CUDA(cudaMemcpyAsync(copy_which(m, what), host, m->n_params * sizeof *host, cudaMemcpyHostToDevice, device.stream));
+    if (HALF && what == COPY_PARAMS) LAUNCH(copy_params_kernel, div_up(m->n_params, BLOCK), BLOCK, 0, m->copies, m->params, m->n_params);
+    device_wait(); // host may go away
+}
+
+// Everything that batches up to N tokens and U read rows need, so that no step allocates.
+void gpt2_plan(GPT2 *m, int N, int U) {
+    if (N <= m->N && U <= m->U) return;
+    Config c = m->c;
+    int training = m->grads != NULL, S = training ? c.L : 1;
+    N = m->N = N > m->N ? N : m->N;
+    U = m->U = U > m->U ? U : m->U;
+    device_wait();
+    device_free(m->activations);
+    device_free(m->stage);
+    pinned_free(m->stage_host), pinned_free(m->out_host), pinned_free(m->coef_host);
+    size_t bytes = activation_bytes(c, training, N, U);
+    if (bytes >> 26) // small ones are not worth a line
+        fprintf(stderr, "GPU memory: %.1f MiB of parameters, %.1f of activations for %d tokens at once, %.1f on the device\n",
+                (double)parameter_bytes(c, training) / 1048576, (double)bytes / 1048576, N, (double)device.prop.totalGlobalMem / 1048576);
+    char *p = m->activations = (char *)device_alloc(bytes, "activations", "lower --micro-batch");
+#define X(type, name, layers, rows, cols)                                           \
+    m->name = (type *)(void *)p;                                                    \
+    p += rounded(sizeof(type) * (size_t)(layers) * (size_t)(rows) * (size_t)(cols));
+    ACTIVATIONS(X)
+    if (training) { GRADIENT_ROOM(X) }
+#undef X
+    if (!HALF) m->half = (elem *)(void *)m->dx;
+    m->stage_size = (size_t)N * (6 + 4 + sizeof(Tile) / sizeof(int)) + 16; // token pos rows pred target resp, 2 x (order start+key), tiles
+    m->stage_size += (size_t)N * 2;
+    m->stage_host = (int *)pinned_alloc(m->stage_size * sizeof(int));
+    m->stage = (int *)device_alloc(m->stage_size * sizeof(int), "a batch", "lower --micro-batch");
+    m->out_host = (float *)pinned_alloc((size_t)N * sizeof(float));
+    m->coef_host = (float *)pinned_alloc((size_t)N * sizeof(float));
+    if (!m->count) m->count = (int *)xalloc((size_t)(c.V > c.T ? c.V : c.T), sizeof(int));
+}
+
+// ----------------------------------------------------------------------------
+// A batch on its way to the device: packed in pinned memory, sent in one copy
+
+// Room for n integers in the stage: returns where to write them, and in *at where they will be on the device.
+static int *stage_room(GPT2 *m, const int **at, size_t n) {
+    int *host = m->stage_host + m->staged;
+    *at = m->stage + m->staged;
+    m->staged += n;
+    if (m->staged > m->stage_size) die("batch: %zu integers, planned for %zu; a bug: please report it", m->staged, m->stage_size);
+    return host;
+}
+
+static const int *stage_copy(GPT2 *m, const int *from, int n) {
+    const int *at;
+    memcpy(stage_room(m, &at, (size_t)n), from, (size_t)n * sizeof(int));
+    return at;
+}
+
+// Rows 0 .. n-1 sorted by of[row] (< n_keys), equal ones in their order: embedding_backward's lists.
+static Sorted stage_sorted(GPT2 *m, const int *of, int n, int n_keys) {
+    Sorted s;
+    int *order = stage_room(m, &s.order, (size_t)n), *count = m->count, at = 0;
+    memset(count, 0, (size_t)n_keys * sizeof(int));
+    s.n = 0;
+    for (int i = 0; i < n; i++) s.n += count[of[i]]++ == 0;
+    int *start = stage_room(m, &s.start, (size_t)s.n + 1), *key = stage_room(m, &s.key, (size_t)s.n);
+    for (int k = 0, e = 0; k < n_keys; k++) {
+        if (!count[k]) continue;
+        key[e] = k;
+        start[e++] = at;
+        at += count[k];
+        count[k] = at - count[k]; // now: where the key's next row goes
+    }
+    start[s.n] = n;
+    for (int i = 0; i < n; i++) order[count[of[i]]++] = i;
+    return s;
+}
+
+// Attention's tiles over the rows [n0, n1) of a query or a response, which see [a0, a1) and themselves.
+static void stage_run(GPT2 *m, int n0, int n1, int a0, int a1, int seen) {
+    for (int n = n0; n < n1; n += TILE) {
+        const int *at;
+        Tile t = {n, min_int(n + TILE, n1), a0, a1, n0, seen};
+        memcpy(stage_room(m, &at, sizeof t / sizeof(int)), &t, sizeof t);
+        m->n_tiles++;
+    }
+}
+
+static void batch_send(GPT2 *m, const Batch *b) {
+    const int *tiles;
+    m->staged = 0;
+    m->n_tiles = 0;
+    stage_room(m, &tiles, 0);
+    m->tiles = (const Tile *)(const void *)tiles;
+    for (int g = 0; g < b->Q; g++) {
+        int x0 = b->group[g], r0 = b->first[g], x1 = b->last[r0] - b->resp_len[r0] + 1;
+        stage_run(m, x0, x1, x0, x0, b->group[g + 1]);
+        for (int r = r0; r < b->first[g + 1]; r++) stage_run(m, b->last[r] - b->resp_len[r] + 1, b->last[r] + 1, x0, x1, b->last[r] + 1);
+    }
+    m->token = stage_copy(m, b->token, b->N);
+    m->pos = stage_copy(m, b->pos, b->N);
+    m->rows = m->c.reward ? stage_copy(m, b->last, b->R) : stage_copy(m, b->row, b->U);
+    m->pred = stage_copy(m, b->pred, b->U + 1);
+    m->target = stage_copy(m, b->target, b->P);
+    m->resp = stage_copy(m, b->resp, b->P);
+    if (m->grads) {
+        m->by_token = stage_sorted(m, b->token, b->N, m->c.V);
+        m->by_pos = stage_sorted(m, b->pos, b->N, m->c.T);
+    }
+    CHECK_CUDA(cudaMemcpyAsync(m->stage, m->stage_host, m->staged * sizeof(int), cudaMemcpyHostToDevice, device.stream));
+}
+
+// ----------------------------------------------------------------------------
+// Forward and backward
+
+// Where layer l's slice of an activation with `width` columns starts.
+static size_t slice(const GPT2 *m, int l, int width) { return m->grads ? (size_t)l * (size_t)m->N * (size_t)width : 0; }
+
+// One block of the transformer, forward: x -> x + attention(ln1(x)) -> that + mlp(ln2(that)). The LayerNorm that
+// follows adds: `branch` is what the block before still owes to the stream, or NULL; this block leaves its own debt.
+static void block_forward(GPT2 *m, int N, int l, const float *from, const elem *branch) {
+    Config c = m->c;
+    int C = c.C;
+    size_t NC_ = slice(m, l, C), n1 = slice(m, l, 1), LC = (size_t)l * (size_t)C, CC = LC * (size_t)C;
+    float *x = m->x + NC_;
+    layernorm_forward(m->ln1 + NC_, m->mean1 + n1, m->rstd1 + n1, branch ? x : NULL, from, branch, NULL, m->w.ln1w + LC, m->w.ln1b + LC, N, C);
+    matmul_forward(m->qkv + 3 * NC_, m->ln1 + NC_, m->h.qkvw + 3 * CC, m->h.qkvb + 3 * LC, N, C, 3 * C);
+    attention_forward(m->att + NC_, m->lse + n1 * (size_t)c.NH, m->qkv + 3 * NC_, m->tiles, m->n_tiles, C, c.NH);
+    matmul_forward(m->branch, m->att + NC_, m->h.attprojw + CC, m->h.attprojb + LC, N, C, C);
+    layernorm_forward(m->ln2 + NC_, m->mean2 + n1, m->rstd2 + n1, m->mid + NC_, x, m->branch, NULL, m->w.ln2w + LC, m->w.ln2b + LC, N, C);
+    matmul_forward(m->fc + 4 * NC_, m->ln2 + NC_, m->h.fcw + 4 * CC, m->h.fcb + 4 * LC, N, C, 4 * C);
+    gelu_forward(m->gelu + 4 * NC_, m->fc + 4 * NC_, N, 4 * C);
+    matmul_forward(m->branch, m->gelu + 4 * NC_, m->h.fcprojw + 4 * CC, m->h.fcprojb + LC, N, 4 * C, C);
+}
+
+// The same block backward; m->dx (and m->half) is the gradient of its output, then of its input.
+static void block_backward(GPT2 *m, int N, int l) {
+    Config c = m->c;
+    Params d = m->dw;
+    int C = c.C;
+    elem *half = HALF ? m->half : NULL;
+    size_t NC_ = slice(m, l, C), n1 = slice(m, l, 1), LC = (size_t)l * (size_t)C, CC = LC * (size_t)C;
+    matmul_backward(m->d4c, d.fcprojw + 4 * CC, d.fcprojb + LC, m->part, m->half, m->gelu + 4 * NC_, m->h.fcprojw + 4 * CC, N, 4 * C, C);
+    gelu_backward(m->d4c, m->fc + 4 * NC_, N, 4 * C);
+    matmul_backward(m->dc, d.fcw + 4 * CC, d.fcb + 4 * LC, m->part, m->d4c, m->ln2 + NC_, m->h.fcw + 4 * CC, N, C, 4 * C);
+    layernorm_backward(m->dx, half, d.ln2w + LC, d.ln2b + LC, m->part, m->dc, m->mid + NC_, NULL, m->w.ln2w + LC, m->mean2 + n1, m->rstd2 + n1, N, C);
+    matmul_backward(m->dc, d.attprojw + CC, d.attprojb + LC, m->part, m->half, m->att + NC_, m->h.attprojw + CC, N, C, C);
+    attention_backward(m->d3c, m->delta, m->dc, m->att + NC_, m->lse + n1 * (size_t)c.NH, m->qkv + 3 * NC_, m->tiles, m->n_tiles, C, c.NH);
+    matmul_backward(m->dc, d.qkvw + 3 * CC, d.qkvb + 3 * LC, m->part, m->d3c, m->ln1 + NC_, m->h.qkvw + 3 * CC, N, C, 3 * C);
+    layernorm_backward(m->dx, half, d.ln1w + LC, d.ln1b + LC, m->part, m->dc, m->x + NC_, NULL, m->w.ln1w + LC, m->mean1 + n1, m->rstd1 + n1, N, C);
+}
+
+void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
+    Config c = m->c;
+    int U = c.reward ? b->R : b->U, n_out = c.reward ? b->R : b->P;
+    gpt2_plan(m, b->N, U);
+    batch_send(m, b);
+    embedding_forward(m->x, m->token, m->pos, m->w.wte, m->w.wpe, b->N, c.C);
+    for (int l = 0; l < c.L; l++)
+        block_forward(m, b->N, l, l ? m->mid + slice(m, l - 1, c.C) : m->x, l ? m->branch : NULL);
+    layernorm_forward(m->lnf, m->meanf, m->rstdf, m->read, m->mid + slice(m, c.L - 1, c.C), m->branch, m->rows, m->w.lnfw, m->w.lnfb, U, c.C);
+    if (c.reward) head_forward(m->out, m->lnf, m->w.rewardw, m->w.rewardb, U, c.C);
+    else classifier_forward(m->out, m->logits, m->lsef, m->lnf, m->h.wte, m->pred, m->target, U, c.C, c.V, c.Vp);
+    CHECK_CUDA(cudaMemcpyAsync(m->out_host, m->out, (size_t)n_out * sizeof(float), cudaMemcpyDeviceToHost, device.stream));
+    device_wait();
+    for (int i = 0; i < n_out; i++) out[i] = (real)m->out_host[i];
+}
+
+void gpt2_backward(GPT2 *m, const Batch *b, const real *coef) {
+    Config c = m->c;
+    int U = c.reward ? b->R : b->U;
+    size_t NC_ = (size_t)b->N * (size_t)c.C;
+    for (int i = 0; i < b->R; i++) m->coef_host[i] = (float)coef[i];
+    CHECK_CUDA(cudaMemcpyAsync(m->coef, m->coef_host, (size_t)b->R * sizeof(float), cudaMemcpyHostToDevice, device.stream));
+    if (c.reward) head_backward(m->dlnf, m->dw.rewardw, m->dw.rewardb, m->coef, m->lnf, m->w.rewardw, U, c.C);
+    else classifier_backward(m->dlnf, m->dw.wte, m->logits, m->out, m->lsef, m->coef, m->lnf, m->h.wte, m->pred, m->target, m->resp, U, c.C, c.V, c.Vp);
+    CHECK_CUDA(cudaMemsetAsync(m->dx, 0, NC_ * sizeof(float), device.stream)); // rows that are not read have no gradient
+    if (HALF) CHECK_CUDA(cudaMemsetAsync(m->half, 0, NC_ * sizeof(elem), device.stream));
+    layernorm_backward(m->dx, HALF ? m->half : NULL, m->dw.lnfw, m->dw.lnfb, m->part, m->dlnf, m->read, m->rows, m->w.lnfw, m->meanf, m->rstdf, U, c.C);
+    for (int l = c.L - 1; l >= 0; l--) block_backward(m, b->N, l);
+    embedding_backward(m->dw.wte, m->dw.wpe, m->dx, m->by_token, m->by_pos, c.C);
+}
+
+// ----------------------------------------------------------------------------
+// Decoding over the key/value cache
+
+// X(type, name, columns): per token
+#define DECODE_ROOM(X)                                                                         \
+    X(float, x, c.C) X(elem, norm, c.C) X(elem, att, c.C) X(elem, branch, c.C) X(elem, qkv, 3 * c.C) X(elem, fc, 4 * c.C)
+
+void gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots) {
+    Config c = m->c;
+    const char *remedy = "lower --num-return or --max-new-tokens";
+    device_wait();
+    if (n > m->dec_n) {
+        size_t bytes = 0, ints = (size_t)n * ((size_t)c.T + 8);
+#define X(type, name, cols) bytes += rounded(sizeof(type) * (size_t)n * (size_t)(cols));
+        DECODE_ROOM(X)
+#undef X
+        device_free(m->dec), device_free(m->dec_ints), pinned_free(m->dec_ints_host);
+        m->dec = (char *)device_alloc(bytes, "decoding's activations", remedy);
+        m->dec_ints = (int *)device_alloc(ints * sizeof(int), "decoding's lists", remedy);
+        m->dec_ints_host = (int *)pinned_alloc(ints * sizeof(int));
+        m->dec_n = n;
+    }
+    if (n_rows > m->dec_rows) {
+        device_free(m->dec_logits), pinned_free(m->dec_host);
+        m->dec_logits = (float *)device_alloc((size_t)n_rows * (size_t)c.Vp * sizeof(float), "decoding's logits", remedy);
+        m->dec_host = (float *)pinned_alloc((size_t)n_rows * (size_t)c.V * sizeof(float));
+        m->dec_rows = n_rows;
+    }
+    if (slots > m->dec_slots) {
+        device_free(m->cache);
+        m->cache = (elem *)device_alloc((size_t)c.L * (size_t)slots * 2 * (size_t)c.C * sizeof(elem), "the key/value cache", remedy);
+        m->dec_slots = slots;
+    }
+}
+
+// The integers of d on the device, in arrays[0..6]: token, pos, slot, at, len, row, list. Only the parts of d->list
+// that are named are sent: consecutive tokens of one sequence name the same list, each a little more of it.
+static void decode_send(GPT2 *m, const Decode *d, const int *arrays[7]) {
+    size_t n = (size_t)d->n, n_list = 0;
+    int *host = m->dec_ints_host, *at = host + 3 * n, *list = host + 5 * n + (size_t)d->n_rows;
+    const int *from[6] = {d->token, d->pos, d->slot, d->at, d->len, d->row};
+    for (int i = 0; i < 6; i++) {
+        arrays[i] = m->dec_ints + (size_t)i * n;
+        memcpy(host + (size_t)i * n, from[i], (i < 5 ? n : (size_t)d->n_rows) * sizeof(int));
+    }
+    arrays[6] = m->dec_ints + 5 * n + (size_t)d->n_rows;
+    for (int i = 0; i < d->n; i++) {
+        int again = i && d->at[i] == d->at[i - 1] && d->len[i] >= d->len[i - 1];
+        int had = again ? d->len[i - 1] : 0;
+        at[i] = again ? at[i - 1] : (int)n_list;
+        memcpy(list + n_list, d->list + d->at[i] + had, (size_t)(d->len[i] - had) * sizeof(int));
+        n_list += (size_t)(d->len[i] - had);
+    }
+    CHECK_CUDA(cudaMemcpyAsync(m->dec_ints, host, (5 * n + (size_t)d->n_rows + n_list) * sizeof(int), cudaMemcpyHostToDevice, device.stream));
+}
+
+const float *gpt2_decode(GPT2 *m, const Decode *d) {
+    Config c = m->c;
+    int n = d->n, C = c.C;
+    const int *in[7]; // token, pos, slot, at, len, row, list
+    char *p = m->dec;
+#define X(type, name, cols) type *name = (type *)(void *)p; p += rounded(sizeof(type) * (size_t)m->dec_n * (size_t)(cols));
+    DECODE_ROOM(X)
+#undef X
+    decode_send(m, d, in);
+    embedding_forward(x, in[0], in[1], m->w.wte, m->w.wpe, n, C);
+    for (int l = 0; l < c.L; l++) {
+        size_t LC = (size_t)l * (size_t)C, CC = LC * (size_t)C;
+        elem *cache = m->cache + (size_t)l * (size_t)m->dec_slots * 2 * (size_t)C;
+        layernorm_forward(norm, NULL, NULL, l ? x : NULL, x, l ? branch : NULL, NULL, m->w.ln1w + LC, m->w.ln1b + LC, n, C);
+        matmul_forward(qkv, norm, m->h.qkvw + 3 * CC, m->h.qkvb + 3 * LC, n, C, 3 * C);
+        cache_write(cache, qkv, in[2], n, C);
+        attention_decode(att, qkv, cache, in[6], in[3], in[4], n, C, c.NH);
+        matmul_forward(branch, att, m->h.attprojw + CC, m->h.attprojb + LC, n, C, C);
+        layernorm_forward(norm, NULL, NULL, x, x, branch, NULL, m->w.ln2w + LC, m->w.ln2b + LC, n, C);
+        matmul_forward(fc, norm, m->h.fcw + 4 * CC, m->h.fcb + 4 * LC, n, C, 4 * C);
+        gelu_forward(fc, fc, n, 4 * C);
+        matmul_forward(branch, fc, m->h.fcprojw + 4 * CC, m->h.fcprojb + LC, n, 4 * C, C);
+    }
+    if (d->n_rows) {
+        size_t row = (size_t)c.V * sizeof(float);
+        layernorm_forward(norm, NULL, NULL, NULL, x, branch, in[5], m->w.lnfw, m->w.lnfb, d->n_rows, C);
+        gemm(0, 1, d->n_rows, c.Vp, C, norm, (size_t)C, m->h.wte, (size_t)C, 0, m->dec_logits, CUDA_R_32F, (size_t)c.Vp, NULL);
+        CHECK_CUDA(cudaMemcpy2DAsync(m->dec_host, row, m->dec_logits, (size_t)c.Vp * sizeof(float), row, (size_t)d->n_rows, cudaMemcpyDeviceToHost, device.stream));
+    }
+    device_wait();
+    return d->n_rows ? m->dec_host : NULL;
+}
+
+// ----------------------------------------------------------------------------
+// The optimizer
+
+void gpt2_zero_grad(GPT2 *m) { CHECK_CUDA(cudaMemsetAsync(m->grads, 0, m->n_params * sizeof(float), device.stream)); }
+
+// part[block] = sum of squares of the block's share of g. Threads step through g together. Bytes: 4 per element.
+__global__ void grad_norm_kernel(double *part, const float *g, size_t n) {
+    __shared__ double room[BLOCK];
+    double sum = 0;
+    for (size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x; i < n / 4; i += (size_t)NORM_BLOCKS * BLOCK) {
+        float a[4];
+        load<4>(a, g + 4 * i);
+        sum += (double)(a[0] * a[0] + a[1] * a[1]) + (double)(a[2] * a[2] + a[3] * a[3]);
+    }
+    if (blockIdx.x == 0 && threadIdx.x < n % 4) sum += (double)g[n / 4 * 4 + threadIdx.x] * (double)g[n / 4 * 4 + threadIdx.x];
+    room[threadIdx.x] = sum;
+    __syncthreads();
+    for (int half = BLOCK / 2; half > 0; half /= 2) {
+        if ((int)threadIdx.x < half) room[threadIdx.x] += room[threadIdx.x + half];
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) part[blockIdx.x] = room[0];
+}
+
+double gpt2_grad_norm(GPT2 *m) {
+    double total = 0;
+    LAUNCH(grad_norm_kernel, NORM_BLOCKS, BLOCK, 0, m->norm, m->grads, m->n_params);
+    CHECK_CUDA(cudaMemcpyAsync(m->norm_host, m->norm, NORM_BLOCKS * sizeof(double), cudaMemcpyDeviceToHost, device.stream));
+    device_wait();
+    for (int i = 0; i < NORM_BLOCKS; i++) total += m->norm_host[i];
+    return sqrt(total);
+}
+
+// AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
+// w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), on the float32 weights; half (n), if wanted, gets them as elem.
+// A thread owns W elements. Bytes: 4 (g) + 8 (m) + 8 (v) + 8 (w) + 2 (half) per element.
+template <int W> __global__ void adamw_kernel(float *w, elem *half, float *m, float *v, const float *g, size_t n, float lr, float b1, float b2,
+                                              float vs, float eps, float decay, float gs) {
+    size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * W;
+    if (i >= n) return;
+    float wi[W], mi[W], vi[W], gi[W];
+    load<W>(wi, w + i);
+    load<W>(mi, m + i);
+    load<W>(vi, v + i);
+    load<W>(gi, g + i);
+    for (int k = 0; k < W; k++) {
+        float x = gs * gi[k];
+        mi[k] = b1 * mi[k] + (1 - b1) * x;
+        vi[k] = b2 * vi[k] + (1 - b2) * x * x;
+        wi[k] -= lr * mi[k] / (sqrtf(vi[k] * vs) + eps) + decay * wi[k];
+    }
+    store<W>(m + i, mi);
+    store<W>(v + i, vi);
+    store<W>(w + i, wi);
+    if (half) store<W>(half + i, wi);
+}
+
+void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) {
+    float lr = (float)(o.lr / (1 - pow(o.beta1, step))), vs = (float)(1 / (1 - pow(o.beta2, step)));
+    Tensor t[N_TENSORS];
+    gpt2_tensors(m->c, t);
+    for (int k = 0; k < N_TENSORS; k++) {
+        size_t at = t[k].at, n = t[k].size;
+        int wide = at % 4 == 0 && n % 4 == 0;
+        if (!n) continue;
+        LAUNCH_WIDE(wide, 4, adamw_kernel, div_up(n, BLOCK * (wide ? 4 : 1)), BLOCK, 0, m->params + at, HALF ? m->copies + at : NULL, m->m + at,
+                    m->v + at, m->grads + at, n, lr, (float)o.beta1, (float)o.beta2, vs, (float)o.eps,
+                    t[k].decay ? (float)(o.lr * o.weight_decay) : 0.0f, (float)grad_scale);
+    }
+}
+
+// ----------------------------------------------------------------------------
+// The machine
+
+const char *backend_start(int threads) {
+    static char line[512];
+    (void)threads;
+    device_start();
+    snprintf(line, sizeof line, "GPU, %s, %.0f GiB, %s, matrix products: cuBLASLt", device.prop.name,
+             (double)device.prop.totalGlobalMem / 1073741824, HALF ? "bfloat16" : "float32");
+    return line;
+}
+
+#ifndef NO_MAIN // the tests include this file
+int main(int argc, char **argv) { return run_verb(argc, argv); }
+#endif
