@@ -42,12 +42,14 @@ dev/imdb: dev/imdb.c $(HEADERS)
 	$(CC) $(CFLAGS) $(CFLAGS_EXTRA) -o $@ dev/imdb.c $(LDLIBS)
 
 # Tests: each is one program (or script) that prints a line per check and ends with "N passed, N failed".
-TEST_FLAGS = $(CFLAGS) -O2 $(OPTIONS) -DNO_MAIN
+TEST_BUILD = $(CC) $(CFLAGS) -O2 $(OPTIONS) -DNO_MAIN -o $@ $< $(BLAS) $(LDLIBS)
 TESTS = $(addprefix test/test_,tokenizer plot rrhf gradients model model_double reference sampler convert)
-test/test_gradients test/test_model_double: TEST_FLAGS += -DREAL=double
-test/test_model_double: test/test_model.c
 test/test_%: test/test_%.c train_rrhf.c test/test.h $(HEADERS)
-	$(CC) $(TEST_FLAGS) -o $@ $(filter test/%.c,$^) $(BLAS) $(LDLIBS)
+	$(TEST_BUILD)
+test/test_gradients: test/test_gradients.c train_rrhf.c test/test.h $(HEADERS)
+	$(TEST_BUILD) -DREAL=double
+test/test_model_double: test/test_model.c train_rrhf.c test/test.h $(HEADERS)
+	$(TEST_BUILD) -DREAL=double
 
 # The number of passed and failed checks of all tests; the last line is the sum.
 test: train_rrhf dev/convert $(TESTS)

@@ -154,6 +154,10 @@ typedef struct {
     QueryLoss loss;
     void (*after)(void *context, int step);  // called before the first step and after every one; may be NULL
     void *context;
+    // OP-k: before every `refresh`-th step the policy in training answers the queries of the next `refresh` steps.
+    int refresh;                             // k, 0 = the data's own responses
+    Ranked (*answer)(void *online, const Ranked *d, const int *queries, int n, int step);
+    void *online;
     char settings[1024];                     // set by the loop: what a resumed run must share
 } Train;
 
@@ -192,10 +196,9 @@ static inline void log_write(const Train *t, const Log *log) {
 // state.bin: int32[256] {20230412, 1, settings' length, log rows}, the settings, the log, the parameters and both moments.
 enum { STATE_MAGIC = 20230412 };
 
-static inline void train_save(GPT2 *m, const Train *t, const Log *log) {
+static inline void state_write(GPT2 *m, const Train *t, const Log *log, float *host) {
     char path[RRHF_PATH_MAX];
     size_t n = gpt2_count(gpt2_config(m));
-    float *host = (float *)xalloc(n, sizeof *host);
     int32_t h[256] = {STATE_MAGIC, 1, (int32_t)strlen(t->settings), log->n};
     Out out = out_open(path_join(path, t->out, "state.bin"));
     out_write(&out, h, sizeof h);
@@ -207,6 +210,13 @@ static inline void train_save(GPT2 *m, const Train *t, const Log *log) {
         out_write(&out, host, n * sizeof *host);
     }
     out_close(&out);
+}
+
+static inline void train_save(GPT2 *m, const Train *t, const Log *log, int state) {
+    char path[RRHF_PATH_MAX];
+    size_t n = gpt2_count(gpt2_config(m));
+    float *host = (float *)xalloc(n, sizeof *host);
+    if (state) state_write(m, t, log, host);
     gpt2_get(m, COPY_PARAMS, host);
     checkpoint_write(path_join(path, t->out, "policy.bin"), gpt2_config(m), host);
     log_write(t, log);
@@ -254,10 +264,10 @@ static inline void train_settings(Train *t, const GPT2 *m, const Ranked *d) {
     snprintf(t->settings, sizeof t->settings,
              "model T%d V%d L%d NH%d C%d reward%d, data %d queries %d responses #%016" PRIx64 ", seed %" PRIu64 ", batch %d, "
              "micro-batch %d, epochs %d, shuffle %d, lr %.9g, schedule %d, warmup %.9g, betas %.9g %.9g, eps %.9g, "
-             "weight-decay %.9g, grad-clip %.9g, rank-weight %.9g, ft-weight %.9g, ft-mean %d, length-penalty %.9g, margin %.9g",
+             "weight-decay %.9g, grad-clip %.9g, rank-weight %.9g, ft-weight %.9g, ft-mean %d, length-penalty %.9g, margin %.9g, refresh %d",
              c.T, c.V, c.L, c.NH, c.C, c.reward, d->Q, d->R, hash, t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
              t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
-             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean, o->length_penalty, o->margin);
+             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean, o->length_penalty, o->margin, t->refresh);
 }
 
 typedef struct { Batch b; real *out, *c; double *value, *p, *dc; } StepRoom;
@@ -329,44 +339,96 @@ static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
 
 static inline int train_steps(const Train *t, const Ranked *d) { return t->epochs * ((d->Q + t->batch - 1) / t->batch); }
 
+// The queries that step (from 0) visits: n of them from order, which is shuffled anew for each epoch.
+static inline int step_queries(const Train *t, const Ranked *d, int step, int *order, int *epoch, const int **queries) {
+    int per_epoch = (d->Q + t->batch - 1) / t->batch, at = step % per_epoch * t->batch;
+    if (*epoch != step / per_epoch) {
+        *epoch = step / per_epoch;
+        Rng r = rng_make(t->seed, RNG_SHUFFLE, (uint64_t)*epoch); // from the seed alone: a resumed run shuffles alike
+        if (t->shuffle) rng_shuffle(&r, order, d->Q);
+        else for (int q = 0; q < d->Q; q++) order[q] = q;
+    }
+    *queries = order + at;
+    return d->Q - at < t->batch ? d->Q - at : t->batch;
+}
+
+// OP-k's window of data: fresh responses to the queries of steps first .. first+k-1, in the order of their visits.
+typedef struct { Ranked d; int first, visits, *index; } Window;
+
+// Makes the window that `step` needs. A resumed run in the middle of a window reads what was sampled then.
+static inline void window_refresh(Window *w, const Train *t, const Ranked *d, int step, int end, int resumed) {
+    int *order = (int *)xalloc((size_t)d->Q, sizeof(int)), *visit = (int *)xalloc((size_t)t->refresh * (size_t)t->batch, sizeof(int));
+    int epoch = -1, n = 0;
+    char path[RRHF_PATH_MAX];
+    w->first = step / t->refresh * t->refresh;
+    for (int s = w->first; s < w->first + t->refresh && s < end; s++) {
+        const int *queries;
+        int m = step_queries(t, d, s, order, &epoch, &queries);
+        memcpy(visit + n, queries, (size_t)m * sizeof(int));
+        n += m;
+    }
+    ranked_free(&w->d);
+    path_join(path, resumed ? t->resume : t->out, "online.bin");
+    w->d = resumed ? ranked_read(path) : t->answer(t->online, d, visit, n, step);
+    if (w->d.Q != n) die("%s: %d queries, expected the %d of steps %d and after; start without --resume", path, w->d.Q, n, w->first);
+    path_join(path, t->out, "online.bin");
+    ranked_write(path, &w->d);
+    free(w->index);
+    w->index = (int *)xalloc((size_t)n, sizeof(int));
+    for (int i = 0; i < n; i++) w->index[i] = i;
+    w->visits = 0;
+    for (int s = w->first; s < step; s++) { // where a resumed run stands in it
+        const int *queries;
+        w->visits += step_queries(t, d, s, order, &epoch, &queries);
+    }
+    free(order);
+    free(visit);
+}
+
 // Trains m on d and leaves policy.bin, log.csv and (where asked for) state.bin in t->out.
 // Returns 0, or 1 when Ctrl-C stopped it: then state.bin is there to resume from.
 static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
-    int per_epoch = (d->Q + t->batch - 1) / t->batch, total = t->epochs * per_epoch, step = 0, shuffled = -1;
-    int end = t->steps && t->steps < total ? t->steps : total;
+    int total = train_steps(t, d), step = 0, epoch = -1, end = t->steps && t->steps < total ? t->steps : total;
     if (t->micro_batch < 1) t->micro_batch = micro_batch_auto(d, t->batch);
     if (t->micro_batch > t->batch) t->micro_batch = t->batch;
     train_settings(t, m, d);
     StepRoom s = step_room(m, d, t->micro_batch);
+    Window w;
+    memset(&w, 0, sizeof w);
     int *order = (int *)xalloc((size_t)d->Q, sizeof(int));
-    for (int q = 0; q < d->Q; q++) order[q] = q;
     if (t->resume) train_load(m, t, log), step = (int)log->row[log->n - 1].step;
+    int begun = step;
     interrupted = 0;
     signal(SIGINT, on_interrupt);
     Progress bar = progress_start(t->label, step);
     double saved = now_s();
     if (t->after && !step) t->after(t->context, 0);
     while (step < end && !interrupted) {
-        int epoch = step / per_epoch, at = step % per_epoch * t->batch, n = d->Q - at < t->batch ? d->Q - at : t->batch;
-        if (t->shuffle && shuffled != epoch) {
-            Rng r = rng_make(t->seed, RNG_SHUFFLE, (uint64_t)(shuffled = epoch)); // a resumed run shuffles alike
-            rng_shuffle(&r, order, d->Q);
+        const int *queries;
+        int n = step_queries(t, d, step, order, &epoch, &queries);
+        if (t->refresh && (step % t->refresh == 0 || step == begun)) {
+            window_refresh(&w, t, d, step, total, step % t->refresh != 0);
+            step_room_free(&s);
+            s = step_room(m, &w.d, t->micro_batch);
         }
+        if (t->refresh) queries = w.index + w.visits, w.visits += n;
         double start = now_s(), grad_norm = 0, lr = learning_rate(t, step + 1, total);
         int64_t tokens = 0;
-        Loss l = train_step(m, t, &s, d, order + at, n, lr, step + 1, &grad_norm, &tokens);
+        Loss l = train_step(m, t, &s, t->refresh ? &w.d : d, queries, n, lr, step + 1, &grad_norm, &tokens);
         double seconds = now_s() - start;
         LogRow row = {(double)++step, (double)epoch + 1, l.loss, l.rank, l.ft, lr, grad_norm, seconds * 1e3, (double)tokens / seconds};
         xgrow((void **)&log->row, &log->cap, (size_t)log->n + 1, sizeof row);
         log->row[log->n++] = row;
         progress(&bar, step, end, "loss %.4f  rank %.4f  ft %.3f  lr %.1e  %.0f tok/s", l.loss, l.rank, l.ft, lr, row.tokens_per_s);
         if (t->after) t->after(t->context, step);
-        if (t->checkpoint_every && step % t->checkpoint_every == 0 && step < end) train_save(m, t, log);
+        if (t->checkpoint_every && step % t->checkpoint_every == 0 && step < end) train_save(m, t, log, 1);
         else if (now_s() - saved > 20) log_write(t, log), saved = now_s(); // the log can be watched
     }
     signal(SIGINT, SIG_DFL);
-    train_save(m, t, log);
+    train_save(m, t, log, t->checkpoint_every || step < total); // a finished run needs no state to resume from
     free(order);
+    free(w.index);
+    ranked_free(&w.d);
     step_room_free(&s);
     return interrupted && step < end;
 }

@@ -31,7 +31,7 @@ test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one o
 #include <type_traits>   // defines: conditional
 namespace wmma = nvcuda::wmma;
 #define LAUNCH_(kernel, grid, block, shared, ...) (kernel<<<grid, block, shared, device.stream>>>(__VA_ARGS__))
-#define SHARED(type, name) extern __shared__ float4 shared_room[]; type *name = (type *)shared_room
+#define SHARED(type, name) extern __shared__ __align__(128) unsigned char shared_room[]; type *name = (type *)(void *)shared_room
 #endif
 
 #ifdef PRECISION_FP32
