@@ -1,7 +1,9 @@
 /*
 reward.h: where rewards come from, and how a reward model is trained.
 
-  Reward r = reward_open("reward.bin");     a GPT-2 with a scalar head, trained by the reward verb
+  Reward r = reward_open("reward.bin", tokenizer);     a GPT-2 with a scalar head, trained by the reward verb, or
+             reward_open("cmd:PROGRAM ARGS", tokenizer)  any program: it runs as long as we do, reads one text (query
+                                            and response, \\ \n \r escaped) per line, prints one number per line, flushed
   reward_score(&r, &d, label);              sets d.score of every response from query and response together
   reward_close(&r);
 
@@ -13,9 +15,14 @@ The second is InstructGPT's reward-model loss (Ouyang et al. 2022). Which one, t
 #ifndef REWARD_H
 #define REWARD_H
 
-#include "util.h"        // defines: die
+#include "util.h"        // defines: die; first, for _GNU_SOURCE
+#include <fcntl.h>       // defines: fcntl
+#include <poll.h>        // defines: poll
+#include <signal.h>      // defines: signal
+#include <sys/wait.h>    // defines: waitpid
 #include "model.h"       // defines: GPT2, checkpoint_read
 #include "dataloader.h"  // defines: Ranked
+#include "tokenizer.h"   // defines: Tokenizer, tokenizer_text
 #include "rrhf.h"        // defines: Objective, Loss, evaluate_all
 
 // ----------------------------------------------------------------------------
@@ -78,11 +85,46 @@ static inline int reward_data_is_labels(const Ranked *d, const char *path) {
 // ----------------------------------------------------------------------------
 // A source of rewards
 
-typedef struct { const char *spec; GPT2 *model; } Reward;
+typedef struct {
+    const char *spec;
+    GPT2 *model;             // a checkpoint's, or NULL:
+    Tokenizer *tok;          // a command gets text
+    pid_t pid;
+    int to;                  // its standard input
+    int from;                // its standard output
+} Reward;
 
-static inline Reward reward_open(const char *spec) {
-    Reward r = {spec, NULL};
+static inline int reward_is_command(const char *spec) { return spec && !strncmp(spec, "cmd:", 4); }
+
+static inline void reward_start(Reward *r) {
+    int in[2], out[2];
+    if (pipe(in) || pipe(out)) die("--reward %s: no pipe: %s", r->spec, strerror(errno));
+    signal(SIGPIPE, SIG_IGN); // a command that ends is noticed where its answer is missed
+    r->pid = fork();
+    if (r->pid < 0) die("--reward %s: cannot start: %s", r->spec, strerror(errno));
+    if (r->pid == 0) {
+        dup2(in[0], 0), dup2(out[1], 1);
+        close(in[0]), close(in[1]), close(out[0]), close(out[1]);
+        signal(SIGINT, SIG_IGN); // Ctrl-C is for the training loop
+        execl("/bin/sh", "sh", "-c", r->spec + 4, (char *)NULL);
+        _exit(127);
+    }
+    close(in[0]), close(out[1]);
+    fcntl(in[1], F_SETFD, FD_CLOEXEC), fcntl(out[0], F_SETFD, FD_CLOEXEC);
+    r->to = in[1];
+    r->from = out[0];
+}
+
+static inline Reward reward_open(const char *spec, Tokenizer *tok) {
+    Reward r;
     Config c;
+    memset(&r, 0, sizeof r);
+    r.spec = spec, r.tok = tok;
+    if (reward_is_command(spec)) {
+        if (!tok) die_usage("--reward %s: needs --tokenizer, since a command judges text", spec);
+        reward_start(&r);
+        return r;
+    }
     float *params = checkpoint_read(spec, &c);
     if (!c.reward) die("--reward %s: a policy, without a scalar head; make a reward model with the reward verb", spec);
     r.model = gpt2_build(c, params, 0);
@@ -92,10 +134,100 @@ static inline Reward reward_open(const char *spec) {
 
 static inline void reward_close(Reward *r) {
     gpt2_free(r->model);
-    r->model = NULL;
+    if (r->pid) close(r->to), close(r->from), waitpid(r->pid, NULL, 0);
+    memset(r, 0, sizeof *r);
+}
+
+// How a command that gave no answer ended, for the error message.
+static inline void reward_died(Reward *r, int response) {
+    int status = 0;
+    close(r->to);
+    pid_t ended = waitpid(r->pid, &status, 0);
+    die("--reward %s: it ended (%s %d) before answering response %d; it must print one number for every line it reads, "
+        "and flush it", r->spec, ended > 0 && WIFSIGNALED(status) ? "signal" : "exit code",
+        WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), response);
+}
+
+// One line of text: \\ \n \r for a backslash and line ends. line has room for 2 n + 2 bytes.
+static inline size_t reward_escape(char *line, const char *text, size_t n) {
+    size_t m = 0;
+    for (size_t i = 0; i < n; i++) {
+        char c = text[i], e = c == '\\' ? '\\' : c == '\n' ? 'n' : c == '\r' ? 'r' : 0;
+        if (e) line[m++] = '\\', line[m++] = e;
+        else if (c) line[m++] = c; // a zero byte would end the line for many readers
+    }
+    line[m++] = '\n';
+    return m;
+}
+
+// Is there something to read within so many milliseconds?
+static inline int reward_ready(const Reward *r, int milliseconds) {
+    struct pollfd p = {r->from, POLLIN, 0};
+    return poll(&p, 1, milliseconds) > 0;
+}
+
+// One line of at most size - 1 bytes. A slow command is waited for, a silent one not for ever.
+static inline void reward_answer(Reward *r, char *answer, size_t size, int response) {
+    enum { PATIENCE = 300 }; // seconds
+    size_t n = 0;
+    for (int waited = 0; n + 1 < size;) {
+        if (!reward_ready(r, 1000)) {
+            if (++waited == 10) fprintf(stderr, "note: waiting for --reward %s; does it flush every line?\n", r->spec);
+            if (waited == PATIENCE) die("--reward %s: no answer to response %d for %d s; it must print one number for every line "
+                                        "it reads, and flush it", r->spec, response, PATIENCE);
+            continue;
+        }
+        ssize_t k = read(r->from, answer + n, size - 1 - n);
+        if (k < 0 && errno == EINTR) continue;
+        if (k <= 0) reward_died(r, response);
+        n += (size_t)k;
+        if (memchr(answer, '\n', n)) break;
+    }
+    answer[n] = 0;
+    char *end = (char *)memchr(answer, '\n', n);
+    if (!end) die("--reward %s: response %d: over %zu bytes without a line end, expected one number", r->spec, response, n);
+    if (end + 1 != answer + n) die("--reward %s: response %d: more than one line in answer to one", r->spec, response);
+}
+
+// Asks the command for the reward of query and response together.
+static inline float reward_ask(Reward *r, const Ranked *d, int q, int i) {
+    size_t n, m, done = 0;
+    Tokens all = {NULL, 0, 0};
+    int len[2] = {d->query_len[q], d->resp_len[i]};
+    xgrow((void **)&all.id, &all.cap, (size_t)len[0] + (size_t)len[1], sizeof *all.id);
+    memcpy(all.id, d->tokens + d->query_at[q], (size_t)len[0] * sizeof *all.id);
+    memcpy(all.id + len[0], d->tokens + d->resp_at[i], (size_t)len[1] * sizeof *all.id);
+    all.n = (size_t)(len[0] + len[1]);
+    if (all.id[all.n - 1] == r->tok->eot) all.n--; // end-of-text is no text
+    char *text = tokenizer_text(r->tok, all.id, all.n, &n), *line = (char *)xalloc(2 * n + 2, 1), answer[256], *end;
+    if (reward_ready(r, 0) && read(r->from, answer, 1) > 0)
+        die("--reward %s: it printed a line before it was asked about response %d; expected one line for each that it reads", r->spec, i);
+    for (m = reward_escape(line, text, n); done < m;) {
+        ssize_t k = write(r->to, line + done, m - done);
+        if (k < 0 && errno == EINTR) continue;
+        if (k < 0) reward_died(r, i);
+        done += (size_t)k;
+    }
+    reward_answer(r, answer, sizeof answer, i);
+    float score = strtof(answer, &end);
+    if (end == answer || end[strspn(end, " \t\r\n")] || !isfinite(score))
+        die("--reward %s: response %d: answer '%.*s', expected one finite number and a line end", r->spec, i,
+            (int)strcspn(answer, "\n"), answer);
+    tokens_free(&all);
+    free(text);
+    free(line);
+    return score;
 }
 
 static inline void reward_score(Reward *r, Ranked *d, const char *label) {
+    if (!r->model) {
+        Progress bar = progress_start(label, 0);
+        for (int q = 0; q < d->Q; q++) {
+            for (int i = d->first[q]; i < d->first[q + 1]; i++) d->score[i] = reward_ask(r, d, q, i);
+            if (*label) progress(&bar, q + 1, d->Q, "queries");
+        }
+        return;
+    }
     Config c = gpt2_config(r->model);
     double *z = (double *)xalloc((size_t)d->R, sizeof *z);
     ranked_check(d, r->spec, c.V, c.T);

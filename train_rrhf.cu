@@ -8,8 +8,8 @@ AdamW; the paper itself is in rrhf.h, and main() is at the end.
   ./train_rrhfcu --help               the same command line
 
 Gradients: dX is dL/dX, the same shape as X. Every backward ADDS to the gradients of parameters and overwrites the
-gradients of activations, unless it says otherwise. No sum is formed with atomics: every sum is split in an order that
-depends on its sizes only, so that a run has the same bits each time.
+gradients of activations, unless it says otherwise. No float is added with atomics: every sum is split in an
+order that depends on its sizes only, so that a run has the same bits each time.
 Types: elem is what matrix products read and write (bfloat16, or float in the float32 build); all sums are float.
 Shapes are row-major; dimensions have the letters of model.h. A kernel's comment says what a block and a thread own,
 and what bounds it: bytes per element moved to or from memory (bfloat16 build), or operations.
@@ -125,10 +125,10 @@ static inline int div_up(size_t a, size_t b) { return (int)((a + b - 1) / b); }
 // ----------------------------------------------------------------------------
 // Small device functions
 
-static inline __device__ float to_float(float x) { return x; }
-static inline __device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-static inline __device__ void put(float *to, float x) { *to = x; }
-static inline __device__ void put(__nv_bfloat16 *to, float x) { *to = __float2bfloat16_rn(x); }
+inline __device__ float to_float(float x) { return x; }
+inline __device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+inline __device__ void put(float *to, float x) { *to = x; }
+inline __device__ void put(__nv_bfloat16 *to, float x) { *to = __float2bfloat16_rn(x); }
 
 // W neighbours as floats: one access of 16 bytes (4 floats or 8 bfloat16), two for 8 floats, half a one for 4 bfloat16.
 template <int W> __device__ void load(float *to, const float *from) {
@@ -139,7 +139,7 @@ template <int W> __device__ void load(float *to, const float *from) {
     }
 }
 
-static inline __device__ void unpack(float *to, unsigned two) { // a bfloat16 is the upper half of a float
+inline __device__ void unpack(float *to, unsigned two) { // a bfloat16 is the upper half of a float
     to[0] = __uint_as_float(two << 16);
     to[1] = __uint_as_float(two & 0xffff0000u);
 }
@@ -164,7 +164,7 @@ template <int W> __device__ void store(float *to, const float *from) {
     }
 }
 
-static inline __device__ unsigned pack(const float *from) {
+inline __device__ unsigned pack(const float *from) {
     return __bfloat16_as_ushort(__float2bfloat16_rn(from[0])) | (unsigned)__bfloat16_as_ushort(__float2bfloat16_rn(from[1])) << 16;
 }
 
@@ -182,12 +182,12 @@ template <int W> __device__ void store(__nv_bfloat16 *to, const float *from) {
 
 #define FULL 0xffffffffu
 
-static inline __device__ float warp_sum(float x) { // every lane gets the sum, formed in the same order
+inline __device__ float warp_sum(float x) { // every lane gets the sum, formed in the same order
     for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(FULL, x, i);
     return x;
 }
 
-static inline __device__ float warp_max(float x) {
+inline __device__ float warp_max(float x) {
     for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(FULL, x, i));
     return x;
 }
@@ -195,7 +195,7 @@ static inline __device__ float warp_max(float x) {
 // The same over a block of 8 warps; room (8) in shared memory.
 enum { BLOCK = 256, WARPS = BLOCK / 32 };
 
-static inline __device__ float block_sum(float x, float *room) {
+inline __device__ float block_sum(float x, float *room) {
     x = warp_sum(x);
     if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
     __syncthreads();
@@ -205,7 +205,7 @@ static inline __device__ float block_sum(float x, float *room) {
     return x;
 }
 
-static inline __device__ float block_max(float x, float *room) {
+inline __device__ float block_max(float x, float *room) {
     x = warp_max(x);
     if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
     __syncthreads();
@@ -314,6 +314,7 @@ static void gemm(int transa, int transb, int M, int N, int K, const elem *a, siz
     memcpy(&similar, &key, sizeof key);
     if (transa) similar.k = round_tokens(K);
     else similar.m = round_tokens(M);
+    LAUNCHED("gemm");
     GemmCall g = gemm_call(&key, bias);
     cublasLtMatmulHeuristicResult_t ok;
     const cublasLtMatmulAlgo_t *algo = gemm_algo(&similar, bias);
@@ -553,16 +554,16 @@ enum { LDS = TILE + 4, LDP = TILE + 8 }; // row lengths of a score tile as float
 typedef struct { int n0, n1, a0, a1, b0, seen; } Tile; // rows n0 .. n1-1
 
 static __host__ __device__ int padded(int hs) { return (hs + 15) / 16 * 16; } // a head's columns in a tile: zeros after hs
-static inline __device__ int key_tiles(Tile t) { return (t.a1 - t.a0 + TILE - 1) / TILE + (t.n1 - t.b0 + TILE - 1) / TILE; }
+inline __device__ int key_tiles(Tile t) { return (t.a1 - t.a0 + TILE - 1) / TILE + (t.n1 - t.b0 + TILE - 1) / TILE; }
 
-static inline __device__ void key_tile(Tile t, int i, int *j0, int *j1) { // keys *j0 .. *j1-1: the query's, then the rows' own
+inline __device__ void key_tile(Tile t, int i, int *j0, int *j1) { // keys *j0 .. *j1-1: the query's, then the rows' own
     int prefix = (t.a1 - t.a0 + TILE - 1) / TILE;
     *j0 = i < prefix ? t.a0 + i * TILE : t.b0 + (i - prefix) * TILE;
     *j1 = min(*j0 + TILE, i < prefix ? t.a1 : t.n1);
 }
 
 // Rows n0 .. n1-1 of one head, `stride` apart, as a tile (TILE, padded(hs) + 8); what is missing is zero.
-static inline __device__ void tile_load(elem *to, const elem *from, int stride, int n0, int n1, int hs) {
+inline __device__ void tile_load(elem *to, const elem *from, int stride, int n0, int n1, int hs) {
     const int V = 16 / sizeof(elem);
     int H = padded(hs), ld = H + 8;
     if (hs % V == 0) // C is a multiple of hs: all is aligned
@@ -673,7 +674,7 @@ static void attention_forward(elem *out, float *lse, const elem *qkv, const Tile
 // Operations: 6 hs per row and key for the first, 8 hs for the second.
 
 // One tile of p and ds: scores s and dp are given; ds as elem, and p too if wanted. Row r of the tile is row n0 + r.
-static inline __device__ void attention_ds(elem *ds, elem *p, const float *s, const float *dp, const float *lse, const float *D, int n0, int n1, int j0, int j1, float scale) {
+inline __device__ void attention_ds(elem *ds, elem *p, const float *s, const float *dp, const float *lse, const float *D, int n0, int n1, int j0, int j1, float scale) {
     for (int i = threadIdx.x; i < TILE * TILE; i += ATTENTION_BLOCK) {
         int r = i / TILE, j = i % TILE, sees = n0 + r < n1 && j0 + j < j1 && j0 + j <= n0 + r;
         float prob = sees ? expf(scale * s[r * LDS + j] - lse[r]) : 0;
@@ -966,6 +967,86 @@ static void head_backward(elem *dx, float *dw, float *db, const float *c, const 
 }
 
 // ----------------------------------------------------------------------------
+// Choosing tokens
+
+// top (n, k): the k largest of each row's V logits, best first, of equal ones the lower ids; lse (n) = log sum exp of
+// the row. So sampling and beams read back k candidates per row, not V logits.
+// A key is a logit's bits, turned so that they sort as unsigned numbers do, and below them the complement of its id: no
+// two are equal. The k-th largest is found byte by byte from the top, by counting, among the keys that agree with it so
+// far, how often each value comes next. Counts are whole numbers, so that their order does not matter.
+// A block owns a row. Bytes: 4 per logit, then 3 to 7 times the same from the L2 cache.
+enum { TOP_MAX = 1024 };
+
+inline __device__ uint64_t top_key(float z, int id) {
+    unsigned u = __float_as_uint(z);
+    u = u >> 31 ? ~u : u | 0x80000000u;
+    return (uint64_t)u << 16 | (unsigned)(0xffff - id);
+}
+
+__global__ void top_k_kernel(Candidate *top, float *lse, const float *logits, int V, int Vp, int k) {
+    __shared__ uint64_t best[TOP_MAX];
+    __shared__ float room[WARPS];
+    __shared__ int count[256], chosen[2], found;
+    const float *z = logits + (size_t)blockIdx.x * Vp;
+    uint64_t prefix = 0, mask = 0;
+    float most = z[0], sum = 0;
+    int need = k, size = 1;
+    while (size < k) size *= 2;
+    for (int v = threadIdx.x; v < V; v += BLOCK) most = fmaxf(most, z[v]);
+    most = block_max(most, room);
+    for (int v = threadIdx.x; v < V; v += BLOCK) sum += expf(z[v] - most);
+    sum = block_sum(sum, room);
+    for (int shift = 40; shift >= 0; shift -= 8) {
+        count[threadIdx.x] = 0;
+        __syncthreads();
+        for (int v = threadIdx.x; v < V; v += BLOCK) {
+            uint64_t key = top_key(z[v], v);
+            if ((key & mask) == prefix) atomicAdd(&count[key >> shift & 255], 1);
+        }
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            int b = 255;
+            for (; count[b] < need; b--) need -= count[b];
+            chosen[0] = b, chosen[1] = need;
+        }
+        __syncthreads();
+        need = chosen[1];
+        prefix |= (uint64_t)chosen[0] << shift;
+        mask |= (uint64_t)255 << shift;
+        if (count[chosen[0]] == need) break; // all keys that begin like this
+        __syncthreads();
+    }
+    for (int i = threadIdx.x; i < size; i += BLOCK) best[i] = 0; // below any key
+    if (threadIdx.x == 0) found = 0;
+    __syncthreads();
+    for (int v = threadIdx.x; v < V; v += BLOCK) {
+        uint64_t key = top_key(z[v], v);
+        if ((key & mask) >= prefix) best[atomicAdd(&found, 1)] = key;
+    }
+    for (int run = 2; run <= size; run *= 2) // bitonic sort, descending
+        for (int step = run / 2; step > 0; step /= 2) {
+            __syncthreads();
+            for (int i = threadIdx.x; i < size; i += BLOCK) {
+                int j = i ^ step;
+                uint64_t a = best[i], b = best[j];
+                if (j > i && ((i & run) == 0) == (a < b)) best[i] = b, best[j] = a;
+            }
+        }
+    __syncthreads();
+    for (int i = threadIdx.x; i < k; i += BLOCK) {
+        Candidate c;
+        c.id = 0xffff - (int)(best[i] & 0xffff);
+        c.logit = z[c.id];
+        top[(size_t)blockIdx.x * k + i] = c;
+    }
+    if (threadIdx.x == 0) lse[blockIdx.x] = most + logf(sum);
+}
+
+static void top_k(Candidate *top, float *lse, const float *logits, int n, int V, int Vp, int k) {
+    LAUNCH(top_k_kernel, n, BLOCK, 0, top, lse, logits, V, Vp, k);
+}
+
+// ----------------------------------------------------------------------------
 // GPT-2
 
 // X(type, name, layers, rows, columns): what the forward saves for the backward, then what the backward needs besides.
@@ -1033,6 +1114,8 @@ struct GPT2 {
     elem *cache;                      // (L, slots, 2C)
     char *dec;                        // decoding's activations
     float *dec_logits, *dec_host;     // (n_rows,Vp); (n_rows,V) pinned
+    Candidate *top, *top_host;        // (dec_rows, up to TOP_MAX), pinned
+    float *top_lse, *top_lse_host;    // (dec_rows), pinned
     int *dec_ints, *dec_ints_host;    // (dec_n, T + 8)
     int dec_n, dec_rows, dec_slots;
 };
@@ -1106,8 +1189,8 @@ void gpt2_free(GPT2 *m) {
     if (!m) return;
     device_wait();
     void *on_device[] = {m->params, HALF ? m->copies : NULL, m->grads, m->m, m->v, m->norm, m->activations, m->stage, m->cache,
-                         m->dec, m->dec_logits, m->dec_ints};
-    void *pinned[] = {m->norm_host, m->out_host, m->coef_host, m->stage_host, m->dec_host, m->dec_ints_host};
+                         m->dec, m->dec_logits, m->dec_ints, m->top, m->top_lse};
+    void *pinned[] = {m->norm_host, m->out_host, m->coef_host, m->stage_host, m->dec_host, m->dec_ints_host, m->top_host, m->top_lse_host};
     for (size_t i = 0; i < sizeof on_device / sizeof *on_device; i++) device_free(on_device[i]);
     for (size_t i = 0; i < sizeof pinned / sizeof *pinned; i++) pinned_free(pinned[i]);
     free(m->count);
@@ -1336,7 +1419,13 @@ void gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots) {
         m->dec_n = n;
     }
     if (n_rows > m->dec_rows) {
-        device_free(m->dec_logits), pinned_free(m->dec_host);
+        size_t top = (size_t)n_rows * (size_t)min_int(TOP_MAX, c.V) * sizeof(Candidate);
+        device_free(m->dec_logits), device_free(m->top), device_free(m->top_lse);
+        pinned_free(m->dec_host), pinned_free(m->top_host), pinned_free(m->top_lse_host);
+        m->top = (Candidate *)device_alloc(top, "decoding's candidates", remedy);
+        m->top_host = (Candidate *)pinned_alloc(top);
+        m->top_lse = (float *)device_alloc((size_t)n_rows * sizeof(float), "decoding's sums", remedy);
+        m->top_lse_host = (float *)pinned_alloc((size_t)n_rows * sizeof(float));
         m->dec_logits = (float *)device_alloc((size_t)n_rows * (size_t)c.Vp * sizeof(float), "decoding's logits", remedy);
         m->dec_host = (float *)pinned_alloc((size_t)n_rows * (size_t)c.V * sizeof(float));
         m->dec_rows = n_rows;
@@ -1369,7 +1458,8 @@ static void decode_send(GPT2 *m, const Decode *d, const int *arrays[7]) {
     CHECK_CUDA(cudaMemcpyAsync(m->dec_ints, host, (5 * n + (size_t)d->n_rows + n_list) * sizeof(int), cudaMemcpyHostToDevice, device.stream));
 }
 
-const float *gpt2_decode(GPT2 *m, const Decode *d) {
+// The forward of gpt2_decode: leaves the logits on the device.
+static void decode_logits(GPT2 *m, const Decode *d) {
     Config c = m->c;
     int n = d->n, C = c.C;
     const int *in[7]; // token, pos, slot, at, len, row, list
@@ -1392,14 +1482,35 @@ const float *gpt2_decode(GPT2 *m, const Decode *d) {
         gelu_forward(fc, fc, n, 4 * C);
         matmul_forward(branch, fc, m->h.fcprojw + 4 * CC, m->h.fcprojb + LC, n, 4 * C, C);
     }
-    if (d->n_rows) {
-        size_t row = (size_t)c.V * sizeof(float);
-        layernorm_forward(norm, NULL, NULL, NULL, x, branch, in[5], m->w.lnfw, m->w.lnfb, d->n_rows, C);
-        gemm(0, 1, d->n_rows, c.Vp, C, norm, (size_t)C, m->h.wte, (size_t)C, 0, m->dec_logits, CUDA_R_32F, (size_t)c.Vp, NULL);
-        CHECK_CUDA(cudaMemcpy2DAsync(m->dec_host, row, m->dec_logits, (size_t)c.Vp * sizeof(float), row, (size_t)d->n_rows, cudaMemcpyDeviceToHost, device.stream));
-    }
+    if (!d->n_rows) return;
+    layernorm_forward(norm, NULL, NULL, NULL, x, branch, in[5], m->w.lnfw, m->w.lnfb, d->n_rows, C);
+    gemm(0, 1, d->n_rows, c.Vp, C, norm, (size_t)C, m->h.wte, (size_t)C, 0, m->dec_logits, CUDA_R_32F, (size_t)c.Vp, NULL);
+}
+
+const float *gpt2_decode(GPT2 *m, const Decode *d) {
+    size_t row = (size_t)m->c.V * sizeof(float);
+    decode_logits(m, d);
+    if (d->n_rows)
+        CHECK_CUDA(cudaMemcpy2DAsync(m->dec_host, row, m->dec_logits, (size_t)m->c.Vp * sizeof(float), row, (size_t)d->n_rows,
+                                     cudaMemcpyDeviceToHost, device.stream));
     device_wait();
     return d->n_rows ? m->dec_host : NULL;
+}
+
+// The k largest logits of each row, (n_rows, k) best first, and in *lse (n_rows) each row's log sum exp; NULL where k is
+// more than this path selects: then gpt2_decode is the way.
+const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const float **lse) {
+    size_t n = (size_t)d->n_rows;
+    if (k > TOP_MAX || k > m->c.V) return NULL;
+    decode_logits(m, d);
+    if (n) {
+        top_k(m->top, m->top_lse, m->dec_logits, d->n_rows, m->c.V, m->c.Vp, k);
+        CHECK_CUDA(cudaMemcpyAsync(m->top_host, m->top, n * (size_t)k * sizeof(Candidate), cudaMemcpyDeviceToHost, device.stream));
+        CHECK_CUDA(cudaMemcpyAsync(m->top_lse_host, m->top_lse, n * sizeof(float), cudaMemcpyDeviceToHost, device.stream));
+    }
+    device_wait();
+    *lse = m->top_lse_host;
+    return m->top_host;
 }
 
 // ----------------------------------------------------------------------------

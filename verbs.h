@@ -22,7 +22,9 @@ run alone. The same code drives the CPU and the CUDA build.
 // ----------------------------------------------------------------------------
 // Options: one table makes the struct, the parser, the defaults and --help
 
-enum OptionType { OPTION_STR, OPTION_INT, OPTION_NUM, OPTION_CHOICE };
+enum OptionType { OPTION_STR, OPTION_LIST, OPTION_INT, OPTION_NUM, OPTION_CHOICE };
+enum { LIST_MAX = 8 };
+typedef struct { const char *text[LIST_MAX]; int n; } TextList;
 
 // X(type, field, default, least, most, verbs, help). The option's name is the field's with '-' for '_'. verbs: who
 // reads it, by first letter, a = sample, c = score. CHOICE: the help begins with the choices.
@@ -58,13 +60,19 @@ enum OptionType { OPTION_STR, OPTION_INT, OPTION_NUM, OPTION_CHOICE };
     X(NUM, margin, "0", 0, 1e9, "t", "lambda: margin per place between two rewards")                                      \
     X(INT, max_query_tokens, "0", 0, 65536, "sracte", "cut queries on the left, 0 = not")                                 \
     X(INT, max_response_tokens, "0", 0, 65536, "sracte", "cut responses on the right, 0 = not")                           \
-    X(CHOICE, policy, "P", 0, 0, "at", "P|SP|S: the data's own responses, with samples, samples only (sample: SP)")       \
-    X(INT, num_return, "4", 1, 4096, "ae", "completions sampled per query")                                               \
+    X(STR, policy, NULL, 0, 0, "at", "P|S|SP|B|BP|D|DP|IP-n|OP-k: who responds (see above) [train: P, sample: SP]")       \
+    X(CHOICE, draw, "diverse", 0, 0, "t", "diverse|beam|sample: how IP-n and OP-k make responses (IMDB: sample)")         \
+    X(INT, num_return, "4", 1, 4096, "ate", "new responses per query")                                                    \
+    X(INT, num_beams, "4", 1, 256, "at", "beams of B, BP, D, DP")                                                         \
+    X(INT, num_beam_groups, "4", 1, 256, "at", "groups of D and DP")                                                      \
+    X(NUM, diversity_penalty, "1", 0, 1e3, "at", "what a token costs for each earlier group that has just chosen it")     \
+    X(LIST, stop, NULL, 0, 0, "ate", "TEXT: cut new responses before it; may be given up to 8 times")                     \
     X(NUM, temperature, "1", 0, 1e3, "ate", "of sampling; 0 = greedy")                                                    \
     X(INT, top_k, "0", 0, 65536, "ate", "sample among the k most probable tokens, 0 = all")                               \
     X(NUM, top_p, "1", 0, 1, "ate", "sample among the most probable tokens that make up p")                               \
     X(INT, max_new_tokens, "48", 1, 65536, "ate", "longest completion")                                                   \
-    X(STR, reward, NULL, 0, 0, "cte", "FILE: a reward model")                                                             \
+    X(STR, reward, NULL, 0, 0, "cte", "FILE: a reward model, or cmd:PROGRAM ARGS: a text a line in, a number a line out") \
+    X(NUM, kl_coef, "0", 0, 1e3, "t", "OP-k: subtract this times log(pi/rho) from the reward, rho the start")             \
     X(STR, reference, NULL, 0, 0, "e", "FILE: the starting policy: perplexity, best-of-n and KL are measured on it")      \
     X(STR, eval_data, NULL, 0, 0, "t", "FILE: held-out queries; with --reward, the reward's curve during training")       \
     X(INT, eval_every, "0", 0, 2147483647, "t", "optimizer steps between points of that curve, 0 = ten points in all")    \
@@ -74,6 +82,7 @@ enum OptionType { OPTION_STR, OPTION_INT, OPTION_NUM, OPTION_CHOICE };
     X(INT, explain, "-1", -1, 2147483647, "t", "show the loss at work on query N, before and after one step; save nothing")
 
 #define OPTION_TYPE_STR const char *
+#define OPTION_TYPE_LIST TextList
 #define OPTION_TYPE_INT int
 #define OPTION_TYPE_NUM double
 #define OPTION_TYPE_CHOICE int
@@ -119,7 +128,11 @@ static inline void option_set(Options *o, const OptionRow *row, const char *valu
     char *at = (char *)o + row->at, *end;
     errno = 0;
     if (row->type == OPTION_STR) *(const char **)(void *)at = value;
-    else if (row->type == OPTION_CHOICE) {
+    else if (row->type == OPTION_LIST) {
+        TextList *list = (TextList *)(void *)at;
+        if (list->n == LIST_MAX || !*value) die_usage("%s '%s': expected some text, at most %d times", option_name(row), value, LIST_MAX);
+        list->text[list->n++] = value;
+    } else if (row->type == OPTION_CHOICE) {
         int i = choice_parse(row, value);
         if (i < 0) die_usage("%s '%s': expected one of %.*s", option_name(row), value, (int)strcspn(row->help, ":"), row->help);
         *(int *)(void *)at = i;
@@ -147,6 +160,9 @@ static inline void usage(FILE *f) {
                "  score   rewards by --reward -> scored.bin; without one p_i by the policy itself, on stdout\n"
                "  train   RRHF on scored responses                -> policy.bin, log.csv, curves.png, samples.txt\n"
                "  eval    reward, perplexity, best-of-n, accuracy, diversity of a policy -> eval.csv\n\n"
+               "policies (paper, Table 1): P the data's own responses, S sampled, B beam search, D diverse beam search;\n"
+               "SP, BP, DP with the data's own; IP-n n rounds, each answered by the policy that the round before trained;\n"
+               "OP-k answered by the policy in training, anew every k steps. train needs --reward for all but P.\n\n"
                "example: train_rrhf train --model sft.bin --data scored.bin --tokenizer tokenizer.bin --lr 1e-4 --out out\n\n");
     for (int i = 0; i < N_OPTIONS; i++) {
         const OptionRow *row = &option_rows[i];
@@ -222,6 +238,13 @@ static inline Tokenizer *tokenizer_open(const Options *o, Config c) {
     return t;
 }
 
+// The same where there is no model to suit; returns its vocabulary.
+static inline int tokenizer_only(const Options *o, Tokenizer **t) {
+    *t = (Tokenizer *)xalloc(1, sizeof **t);
+    **t = tokenizer_read(need(o->tokenizer, "--tokenizer", "--reward cmd:"));
+    return (*t)->V;
+}
+
 static inline void tokenizer_shut(Tokenizer *t) {
     if (t) tokenizer_free(t);
     free(t);
@@ -239,6 +262,69 @@ static inline Sampling sampling(const Options *o, Config c, const Tokenizer *t) 
     s.eot = t ? t->eot : c.V - 1;
     s.seed = (uint64_t)o->seed;
     return s;
+}
+
+static inline Beaming beaming(const Options *o, Config c, const Tokenizer *t, int diverse) {
+    Beaming b;
+    b.num_beams = o->num_beams;
+    b.num_beam_groups = diverse ? o->num_beam_groups : 1;
+    b.diversity_penalty = o->diversity_penalty;
+    b.length_penalty = 1;
+    b.num_return = o->num_return;
+    b.max_new_tokens = o->max_new_tokens;
+    b.eot = t ? t->eot : c.V - 1;
+    return b;
+}
+
+// The paper's Table 1. rounds > 0: IP-n; refresh > 0: OP-k; own: with the data's own responses.
+enum Draw { DRAW_DIVERSE, DRAW_BEAM, DRAW_SAMPLE, DRAW_NOTHING };
+typedef struct { enum Draw draw; int own, rounds, refresh; } Policy;
+
+static inline Policy policy_parse(const Options *o, const char *name) {
+    static const struct { const char *name; Policy p; } table[] = {
+        {"P", {DRAW_NOTHING, 1, 0, 0}}, {"S", {DRAW_SAMPLE, 0, 0, 0}}, {"SP", {DRAW_SAMPLE, 1, 0, 0}}, {"B", {DRAW_BEAM, 0, 0, 0}},
+        {"BP", {DRAW_BEAM, 1, 0, 0}}, {"D", {DRAW_DIVERSE, 0, 0, 0}}, {"DP", {DRAW_DIVERSE, 1, 0, 0}}};
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) if (!strcmp(name, table[i].name)) return table[i].p;
+    Policy p = {(enum Draw)o->draw, 1, 0, 0};
+    char *end;
+    long n = strlen(name) > 3 && name[2] == '-' ? strtol(name + 3, &end, 10) : 0;
+    if (n < 1 || n > 1000000 || *end || (strncmp(name, "IP", 2) && strncmp(name, "OP", 2)))
+        die_usage("--policy '%s': expected one of P, S, SP, B, BP, D, DP, IP-n, OP-k (n, k whole numbers from 1)", name);
+    *(name[0] == 'I' ? &p.rounds : &p.refresh) = (int)n;
+    return p;
+}
+
+// Cuts every new response before the first stop text; a first token that holds one stays, since none may be empty.
+static inline void stop_cut(const Options *o, const Tokenizer *t, Ranked *d) {
+    if (!o->stop.n) return;
+    if (!t) die_usage("--stop: needs --tokenizer");
+    for (int r = 0; r < d->R; r++) {
+        const uint16_t *y = d->tokens + d->resp_at[r];
+        char *text = tokenizer_text(t, y, (size_t)d->resp_len[r], NULL), *cut = NULL;
+        for (int i = 0; i < o->stop.n; i++) {
+            char *at = strstr(text, o->stop.text[i]);
+            if (at && (!cut || at < cut)) cut = at;
+        }
+        int64_t bytes = 0;
+        int len = 0, n = 0;
+        for (; cut && n < d->resp_len[r]; n++) { // the tokens that end before the cut
+            tokenizer_decode(t, y[n], &len);
+            if ((bytes += len) > cut - text) break;
+        }
+        if (cut && d->source[r] != SOURCE_DATA) d->resp_len[r] = n ? n : 1;
+        free(text);
+    }
+}
+
+// The responses that a policy trains on: drawn from m, cut at stop texts, not yet scored.
+static inline Ranked policy_draw(const Options *o, Policy p, GPT2 *m, const Ranked *d, const Tokenizer *t, uint64_t seed, const char *label) {
+    Config c = gpt2_config(m);
+    Sampling s = sampling(o, c, t);
+    s.seed = seed;
+    Ranked out = p.draw == DRAW_SAMPLE ? sample(m, d, s, p.own, label)
+                                       : beam_search(m, d, beaming(o, c, t, p.draw == DRAW_DIVERSE), p.own, label);
+    stop_cut(o, t, &out);
+    return out;
 }
 
 // Text on one line: what breaks lines becomes a space.
@@ -294,7 +380,9 @@ static inline Train train_options(const Options *o, const char *label) {
 
 // The reward's curve during training: mean reward of one fresh completion of each held-out query.
 typedef struct {
+    const Options *o;
     GPT2 *m;
+    const Tokenizer *tok;
     Reward *reward;
     Ranked data;
     Sampling sampling;
@@ -314,12 +402,12 @@ static inline void curve_write(const Curve *c) {
 }
 
 // A resumed run keeps the points that were there.
-static inline void curve_read(Curve *c, int step) {
+static inline void curve_read(Curve *c, const char *dir) {
     char path[RRHF_PATH_MAX], line[256];
-    FILE *f = fopen(path_join(path, c->out, "reward.csv"), "r");
+    FILE *f = fopen(path_join(path, dir, "reward.csv"), "r");
     double v[3];
     while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "%lf,%lf,%lf", v, v + 1, v + 2) == 3 && v[0] <= step) {
+        if (sscanf(line, "%lf,%lf,%lf", v, v + 1, v + 2) == 3) {
             xgrow((void **)&c->point, &c->cap, (size_t)(3 * c->n + 3), sizeof(double));
             memcpy(c->point + 3 * c->n++, v, sizeof v);
         }
@@ -330,11 +418,13 @@ static inline void curve_point(void *context, int step) {
     Curve *c = (Curve *)context;
     if (step % c->every && step != c->last) return;
     Ranked d = sample(c->m, &c->data, c->sampling, 0, "");
+    stop_cut(c->o, c->tok, &d);
     reward_score(c->reward, &d, "");
     double *value = (double *)xalloc((size_t)d.R, sizeof *value);
     for (int r = 0; r < d.R; r++) value[r] = d.score[r];
     Figure f = eval_mean(&d, value, NULL);
     xgrow((void **)&c->point, &c->cap, (size_t)(3 * c->n + 3), sizeof(double));
+    while (c->n && c->point[3 * c->n - 3] >= step) c->n--; // a resumed run comes by again
     double *p = c->point + 3 * c->n++;
     p[0] = step, p[1] = f.mean, p[2] = f.err;
     curve_write(c);
@@ -374,9 +464,8 @@ static inline int curves_draw(const char *out, const Log *log, const Curve *curv
 // Completions of the first queries, before and after training; written to samples.txt in the end.
 enum { SHOWN = 8 };
 
-static inline void samples_write(const Options *o, const char *dir, const Tokenizer *t, const Ranked *before, const Ranked *after, int scored) {
+static inline void samples_write(const char *dir, const Tokenizer *t, const Ranked *before, const Ranked *after, int scored) {
     char path[RRHF_PATH_MAX];
-    (void)o;
     Out out = out_open(path_join(path, dir, "samples.txt"));
     for (int q = 0; q < after->Q; q++) {
         out_printf(&out, "--- query %d\n", q);
@@ -392,10 +481,12 @@ static inline void samples_write(const Options *o, const char *dir, const Tokeni
     out_close(&out);
 }
 
-static inline Ranked samples_take(GPT2 *m, const Ranked *d, Sampling s, Reward *reward) {
+static inline Ranked samples_take(const Options *o, GPT2 *m, const Ranked *d, const Tokenizer *tok, Reward *reward) {
+    Sampling s = sampling(o, gpt2_config(m), tok);
     Ranked h = ranked_head(d, SHOWN), out;
     s.num_return = 1;
     out = sample(m, &h, s, 0, "");
+    stop_cut(o, tok, &out);
     if (reward) reward_score(reward, &out, "");
     return out;
 }
@@ -538,60 +629,165 @@ static inline int explain(const Options *o, GPT2 *m, const Ranked *d, const Toke
     return 0;
 }
 
-static inline Curve curve_open(const Options *o, const Train *t, GPT2 *m, Reward *reward, const Ranked *d, const Ranked *held, Sampling s) {
+// What train works with.
+typedef struct {
+    const Options *o;
+    GPT2 *m, *start;      // the policy in training; its frozen start, for --kl-coef
+    Tokenizer *tok;
+    Reward reward, *rm;   // rm = NULL: none
+    Policy policy;
+    Ranked d, held;
+} Trainee;
+
+static inline Curve curve_open(const Trainee *a, const Train *t, const Ranked *d) {
     Curve c;
+    const Options *o = a->o;
     int total = train_steps(t, d);
     memset(&c, 0, sizeof c);
-    c.m = m, c.reward = reward, c.sampling = s, c.out = t->out;
-    c.data = ranked_head(held, o->eval_queries);
+    c.o = o, c.m = a->m, c.tok = a->tok, c.reward = a->rm, c.out = t->out;
+    c.sampling = sampling(o, gpt2_config(a->m), a->tok);
+    c.data = ranked_head(&a->held, o->eval_queries);
     c.sampling.num_return = 1;
     c.last = t->steps && t->steps < total ? t->steps : total;
     c.every = o->eval_every ? o->eval_every : (c.last + 9) / 10;
     return c;
 }
 
-static inline int verb_train(const Options *o) {
-    if (o->policy) die_usage("--policy: train takes P, the responses of --data as they are; make others with sample and score");
-    GPT2 *m = model_open(need(o->model, "--model", "train"), "--model", MODEL_POLICY, 1);
-    Config c = gpt2_config(m);
-    Ranked d = data_open(o, need(o->data, "--data", "train"), c, "train"), held;
-    Tokenizer *tok = tokenizer_open(o, c);
-    if (o->explain >= 0) return explain(o, m, &d, tok);
-    Train t = train_options(o, "train");
-    Log log = {NULL, 0, 0};
-    Reward reward = {NULL, NULL}, *rm = NULL;
-    Curve curve;
-    memset(&curve, 0, sizeof curve);
-    memset(&held, 0, sizeof held);
-    make_dir(t.out);
-    if (o->reward) reward = reward_open(o->reward), rm = &reward;
-    if (o->eval_data) held = data_open(o, o->eval_data, c, "train");
-    if (o->eval_data && rm) {
-        curve = curve_open(o, &t, m, rm, &d, &held, sampling(o, c, tok));
-        if (t.resume) curve_read(&curve, 2147483647);
-        t.after = curve_point;
-        t.context = &curve;
+// reward - kl_coef log(pi/rho) per sequence, pi the policy that is being trained.
+static inline void kl_shape(const Trainee *a, Ranked *d) {
+    double *pi = (double *)xalloc((size_t)d->R * 2, sizeof *pi), *rho = pi + d->R;
+    evaluate_all(a->m, d, "", pi);
+    evaluate_all(a->start, d, "", rho);
+    for (int r = 0; r < d->R; r++) d->score[r] -= (float)(a->o->kl_coef * (pi[r] - rho[r]));
+    free(pi);
+}
+
+// OP-k's hook in the loop: answers and scores the n queries.
+static inline Ranked online_answer(void *trainee, const Ranked *d, const int *queries, int n, int step) {
+    Trainee *a = (Trainee *)trainee;
+    Ranked ask;
+    memset(&ask, 0, sizeof ask);
+    ask.V = d->V;
+    for (int i = 0; i < n; i++) {
+        int q = queries[i];
+        ranked_query(&ask, d->tokens + d->query_at[q], d->query_len[q]);
+        for (int r = d->first[q]; r < d->first[q + 1]; r++)
+            ranked_response(&ask, d->tokens + d->resp_at[r], d->resp_len[r], 0, SOURCE_DATA);
     }
-    banner(o, m, &d, "train", 1);
+    Rng rng = rng_make((uint64_t)a->o->seed, RNG_SAMPLE, (uint64_t)step + 1);
+    Ranked out = policy_draw(a->o, a->policy, a->m, &ask, a->tok, rng_u64(&rng), "");
+    reward_score(&a->reward, &out, "");
+    if (a->start) kl_shape(a, &out);
+    ranked_free(&ask);
+    return out;
+}
+
+// One run of the loop over d into t->out, with the reward's curve and samples from before and after.
+static inline int train_run(Trainee *a, Train *t, const Ranked *d) {
+    const Options *o = a->o;
+    Log log = {NULL, 0, 0};
+    Curve curve;
     Ranked before, after;
-    const Ranked *shown = o->eval_data ? &held : &d;
-    if (tok) before = samples_take(m, shown, sampling(o, c, tok), rm);
-    int stopped = train_loop(m, &d, &t, &log);
-    if (tok) {
-        after = samples_take(m, shown, sampling(o, c, tok), rm);
-        samples_write(o, t.out, tok, &before, &after, rm != NULL);
+    const Ranked *shown = o->eval_data ? &a->held : &a->d;
+    memset(&curve, 0, sizeof curve);
+    make_dir(t->out);
+    if (o->eval_data && a->rm) {
+        curve = curve_open(a, t, d);
+        if (t->resume) curve_read(&curve, t->resume);
+        t->after = curve_point;
+        t->context = &curve;
+    }
+    banner(o, a->m, d, "train", 1);
+    if (a->tok) before = samples_take(o, a->m, shown, a->tok, a->rm);
+    int stopped = train_loop(a->m, d, t, &log);
+    if (a->tok) {
+        after = samples_take(o, a->m, shown, a->tok, a->rm);
+        samples_write(t->out, a->tok, &before, &after, a->rm != NULL);
         ranked_free(&before);
         ranked_free(&after);
     }
-    if (!curves_draw(t.out, &log, curve.n ? &curve : NULL))
+    if (!curves_draw(t->out, &log, curve.n ? &curve : NULL))
         fprintf(stderr, "curves.png: not drawn; install stb_image_write (Debian: libstb-dev) and make again\n");
     free(log.row);
     free(curve.point);
-    ranked_free(&d);
-    ranked_free(&held);
-    if (rm) reward_close(rm);
-    tokenizer_shut(tok);
-    gpt2_free(m);
+    return stopped;
+}
+
+// Draws, scores and keeps the responses of an offline policy, then trains on them. round: 0, or IP-n's from 1.
+static inline int train_round(Trainee *a, Train *t, int round) {
+    char path[RRHF_PATH_MAX];
+    Ranked drawn;
+    uint64_t seed = (uint64_t)a->o->seed + (uint64_t)(round > 1 ? round - 1 : 0);
+    make_dir(t->out);
+    if (t->resume) drawn = ranked_read(path_join(path, t->resume, "scored.bin")); // what the interrupted run trained on
+    else {
+        drawn = policy_draw(a->o, a->policy, a->m, &a->d, a->tok, seed, "sample");
+        reward_score(&a->reward, &drawn, "score");
+        ranked_write(path_join(path, t->out, "scored.bin"), &drawn);
+    }
+    int stopped = train_run(a, t, &drawn);
+    ranked_free(&drawn);
+    return stopped;
+}
+
+static inline int exists_in(const char *dir, const char *name) {
+    char path[RRHF_PATH_MAX];
+    return access(path_join(path, dir, name), F_OK) == 0;
+}
+
+static inline void round_load(Trainee *a, const char *dir) {
+    char path[RRHF_PATH_MAX];
+    gpt2_free(a->m);
+    a->m = model_open(path_join(path, dir, "policy.bin"), "--resume", MODEL_POLICY, 1);
+}
+
+// IP-n: each round starts from the policy that the one before trained, and keeps its results in out/round-i.
+static inline int train_rounds(Trainee *a, const Train *t) {
+    char dir[RRHF_PATH_MAX], name[32];
+    int stopped = 0;
+    for (int i = 1; i <= a->policy.rounds && !stopped; i++) {
+        Train round = *t;
+        snprintf(name, sizeof name, "round-%d", i);
+        round.out = path_join(dir, t->out, name);
+        round.label = name;
+        round.resume = t->resume && exists_in(dir, "state.bin") ? dir : NULL;
+        if (!round.resume && t->resume && exists_in(dir, "policy.bin")) round_load(a, dir); // this one was finished
+        else stopped = train_round(a, &round, i);
+        if (stopped) return 1;
+        round_load(a, dir); // with a new optimizer
+    }
+    float *params = (float *)xalloc(gpt2_count(gpt2_config(a->m)), sizeof *params);
+    gpt2_get(a->m, COPY_PARAMS, params);
+    checkpoint_write(path_join(dir, t->out, "policy.bin"), gpt2_config(a->m), params);
+    free(params);
+    return 0;
+}
+
+static inline int verb_train(const Options *o) {
+    Trainee a;
+    memset(&a, 0, sizeof a);
+    a.o = o;
+    a.policy = policy_parse(o, o->policy ? o->policy : "P");
+    a.m = model_open(need(o->model, "--model", "train"), "--model", MODEL_POLICY, 1);
+    Config c = gpt2_config(a.m);
+    a.d = data_open(o, need(o->data, "--data", "train"), c, "train");
+    a.tok = tokenizer_open(o, c);
+    if (o->explain >= 0) return explain(o, a.m, &a.d, a.tok);
+    if (a.policy.draw != DRAW_NOTHING) need(o->reward, "--reward", "every --policy but P");
+    if (o->kl_coef > 0 && !a.policy.refresh) die_usage("--kl-coef: for --policy OP-k only");
+    Train t = train_options(o, "train");
+    if (o->reward) a.reward = reward_open(o->reward, a.tok), a.rm = &a.reward;
+    if (o->kl_coef > 0) a.start = model_open(o->model, "--model", MODEL_POLICY, 0);
+    if (o->eval_data) a.held = data_open(o, o->eval_data, c, "train");
+    t.refresh = a.policy.refresh, t.answer = online_answer, t.online = &a;
+    int stopped = a.policy.rounds ? train_rounds(&a, &t)
+                : a.policy.refresh || a.policy.draw == DRAW_NOTHING ? train_run(&a, &t, &a.d) : train_round(&a, &t, 0);
+    ranked_free(&a.d);
+    ranked_free(&a.held);
+    if (a.rm) reward_close(a.rm);
+    tokenizer_shut(a.tok);
+    gpt2_free(a.m);
+    gpt2_free(a.start);
     return resumable_exit(o, &t, "train", stopped);
 }
 
@@ -604,15 +800,16 @@ static inline int verb_sample(const Options *o) {
     Config c = gpt2_config(m);
     Ranked d = data_open(o, need(o->data, "--data", "sample"), c, "sample");
     Tokenizer *tok = tokenizer_open(o, c);
-    if (o->policy_given && o->policy == 0) die_usage("--policy P: nothing to sample; choose SP or S");
+    Policy p = policy_parse(o, o->policy ? o->policy : "SP");
+    if (p.draw == DRAW_NOTHING || p.rounds || p.refresh) die_usage("--policy %s: sample takes S, SP, B, BP, D or DP", o->policy);
     make_dir(o->out);
     banner(o, m, &d, "sample", 0);
-    Ranked out = sample(m, &d, sampling(o, c, tok), !o->policy_given || o->policy == 1, "sample");
+    Ranked out = policy_draw(o, p, m, &d, tok, (uint64_t)o->seed, "sample");
     ranked_write(path_join(path, o->out, "sampled.bin"), &out);
     printf("%s\n", path);
     if (tok) {
         Ranked shown = ranked_head(&out, SHOWN);
-        samples_write(o, o->out, tok, NULL, &shown, 0);
+        samples_write(o->out, tok, NULL, &shown, 0);
     }
     ranked_free(&d);
     ranked_free(&out);
@@ -630,13 +827,20 @@ static inline void policy_scores(GPT2 *m, const Ranked *d, double length_penalty
 static inline int verb_score(const Options *o) {
     char path[RRHF_PATH_MAX];
     const char *data = need(o->data, "--data", "score");
-    Reward reward = {NULL, NULL};
+    Reward reward;
     GPT2 *m = NULL;
     Config c;
-    if (o->reward) reward = reward_open(o->reward), c = gpt2_config(reward.model);
-    else m = model_open(need(o->model, "--model (or --reward)", "score"), "--model", MODEL_POLICY, 0), c = gpt2_config(m);
+    Tokenizer *tok = NULL;
+    memset(&reward, 0, sizeof reward);
+    if (reward_is_command(o->reward)) {
+        memset(&c, 0, sizeof c);
+        c.T = 1 << 20, c.V = tokenizer_only(o, &tok);
+    }
+    if (o->reward) reward = reward_open(o->reward, tok);
+    if (reward.model) c = gpt2_config(reward.model);
+    if (!o->reward) m = model_open(need(o->model, "--model (or --reward)", "score"), "--model", MODEL_POLICY, 0), c = gpt2_config(m);
     Ranked d = data_open(o, data, c, "score");
-    banner(o, m ? m : reward.model, &d, "score", 0);
+    if (m || reward.model) banner(o, m ? m : reward.model, &d, "score", 0);
     if (m) {
         double *p = (double *)xalloc((size_t)d.R, sizeof *p);
         policy_scores(m, &d, o->length_penalty, "score", p);
@@ -655,6 +859,7 @@ static inline int verb_score(const Options *o) {
     ranked_free(&d);
     gpt2_free(m);
     reward_close(&reward);
+    tokenizer_shut(tok);
     return 0;
 }
 
@@ -733,10 +938,10 @@ static inline Figure eval_pairs(GPT2 *m, const Ranked *d, double length_penalty)
 static inline int eval_policy(const Options *o, GPT2 *m, const Ranked *data) {
     Config c = gpt2_config(m);
     Tokenizer *tok = tokenizer_open(o, c);
-    Reward reward = {NULL, NULL}, *rm = NULL;
+    Reward reward, *rm = NULL;
     GPT2 *ref = o->reference ? model_open(o->reference, "--reference", MODEL_POLICY, 0) : NULL;
     if (ref && gpt2_config(ref).V != c.V) die("--reference %s: vocabulary %d, the policy has %d", o->reference, gpt2_config(ref).V, c.V);
-    if (o->reward) reward = reward_open(o->reward), rm = &reward;
+    if (o->reward) reward = reward_open(o->reward, tok), rm = &reward;
     EvalRow rows[EVAL_ROWS];
     char best_name[32];
     int n = 0, pairs = 0;
@@ -744,10 +949,12 @@ static inline int eval_policy(const Options *o, GPT2 *m, const Ranked *data) {
     memset(&start, 0, sizeof start);
     Sampling s = sampling(o, c, tok);
     fresh = sample(m, data, s, 0, "policy");
+    stop_cut(o, tok, &fresh);
     if (rm) reward_score(rm, &fresh, "reward");
     double *logp = (double *)xalloc((size_t)fresh.R, sizeof *logp), *other = (double *)xalloc((size_t)fresh.R, sizeof *other);
     if (ref) {
         start = sample(ref, data, s, 0, "start");
+        stop_cut(o, tok, &start);
         if (rm) reward_score(rm, &start, "reward");
         int *best = (int *)xalloc((size_t)start.Q, sizeof(int));
         for (int q = 0; q < start.Q; q++)
@@ -772,7 +979,7 @@ static inline int eval_policy(const Options *o, GPT2 *m, const Ranked *data) {
     eval_print(stdout, rows, n, data->Q, o->num_return, ref != NULL);
     if (tok) {
         Ranked a = ranked_head(&start, SHOWN), b = ranked_head(&fresh, SHOWN);
-        samples_write(o, o->out, tok, ref ? &a : NULL, &b, rm != NULL);
+        samples_write(o->out, tok, ref ? &a : NULL, &b, rm != NULL);
     }
     free(logp);
     free(other);

@@ -255,6 +255,7 @@ static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, v
 // Arithmetic
 
 static inline int min(int a, int b) { return a < b ? a : b; }
+static inline int atomicAdd(int *p, int v) { int old = *p; *p += v; return old; }
 struct __nv_bfloat16 { uint16_t bits; };
 static inline unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
 static inline float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
@@ -337,6 +338,9 @@ static inline cudaError_t cudaMemcpy2DAsync(void *d, size_t dp, const void *s, s
     return cudaSuccess;
 }
 static inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+static inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return *e = malloc(8), cudaSuccess; }
+static inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t, cudaEvent_t) { return *ms = 1, cudaSuccess; } // no clock here
 enum { cudaStreamNonBlocking = 1 };
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { return *s = NULL, cudaSuccess; }
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };

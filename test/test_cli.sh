@@ -1,0 +1,801 @@
+#!/usr/bin/env bash
+# test_cli.sh: train_rrhf from the outside. Run from the repository root after `make train_rrhf`.
+#
+#   1 bad input          files, options and outputs: one line on stderr, exit 1 or 2, nothing left behind
+#   2 checkpoints        bfloat16 is read, float32 written
+#   3 resume             after --steps, Ctrl-C and kill -9: bit for bit the uninterrupted run
+#   4 same seed          same result
+#   5 outputs            every verb's files and figures
+#   6 the worked case    ../shared/cases or $RRHF_CASES, where it exists
+#   7 the sanitizers     part 1, damaged files at random and every verb under AddressSanitizer and UBSan
+#
+# Prints a line per check, then "N passed, N failed". Models and data are tiny; test/make_files.c writes them.
+# RRHF_SANITIZE=0 leaves part 7 out, CLI_PARTS="1 3" runs only some.
+export OMP_WAIT_POLICY=passive LC_ALL=C
+CC=${CC:-gcc} BIN=$PWD/train_rrhf PARTS=" ${CLI_PARTS:-1 2 3 4 5 6 7} " WHO=
+CASES=${RRHF_CASES:-$PWD/../shared/cases}
+passed=0 failed=0 T=$(mktemp -d)
+cleanup() {
+    mountpoint -q "$T/tmpfs" 2>/dev/null && umount "$T/tmpfs"
+    [ -n "$build" ] && kill "$build" 2>/dev/null
+    rm -rf "$T"
+}
+trap cleanup EXIT
+
+ok() { passed=$((passed + 1)); echo "ok   $WHO$*"; }
+bad() { failed=$((failed + 1)); echo "FAIL $WHO$*"; }
+note() { echo "note $WHO$*"; }
+check() { # WHAT COMMAND...: the command must succeed
+    local what=$1
+    shift
+    if "$@" >"$T/said" 2>&1; then ok "$what"; else bad "$what$(sed 's/^/: /;q' "$T/said")"; fi
+}
+part() { [[ $PARTS == *" $1 "* ]]; }
+
+run() { timeout 60 "$BIN" "$@" <"${STDIN:-/dev/null}" >"$T/out" 2>"$T/err"; } # ARGS...: stdout and stderr go to files
+works() { # WHAT ARGS...: must exit 0 without an error
+    local what=$1 rc
+    shift
+    run "$@"
+    rc=$?
+    if [ $rc -eq 0 ] && ! grep -qE '^error|Sanitizer|runtime error' "$T/err"; then ok "$what"
+    else bad "$what: exit code $rc: $(grep -m1 -E '^error|Sanitizer|runtime error' "$T/err")"; fi
+}
+
+# Lines that may stand on stderr before the error: the banner, notes, progress.
+BANNER='^((CPU|GPU|CUDA|NVIDIA)[ ,]|note: |(sft|reward|sample|score|train|eval|start|policy|explain|online|curves\.png)[: ])'
+refused() { # RC CODE NEEDLE WHAT: what the last run did, against what it should do. NEEDLE: a pattern in the error
+    local rc=$1 code=$2 needle=$3 what=$4 line others
+    line=$(grep -a -m1 '^error: ' "$T/err")
+    others=$(grep -a -vE "$BANNER" "$T/err" | grep -a -v '^$' | grep -c -a -v '^error: ')
+    if [ "$rc" -ne "$code" ]; then bad "$what: exit code $rc, expected $code: $(tail -n 1 "$T/err" | cut -c1-200)"
+    elif [ "$(grep -a -c '^error: ' "$T/err")" -ne 1 ] || [ "$others" -ne 0 ]; then
+        bad "$what: expected one line, got: $(grep -a -vE "$BANNER" "$T/err" | head -n 4 | tr '\n' '|')"
+    elif ! [[ $line =~ $needle ]]; then bad "$what: expected '$needle' in: $line"
+    else ok "$what: ${line:7:150}"; fi
+}
+refuse() { # CODE NEEDLE WHAT ARGS...
+    local code=$1 needle=$2 what=$3 rc
+    shift 3
+    run "$@"
+    rc=$?
+    refused $rc "$code" "$needle" "$what"
+}
+
+make_files() { "$T/make_files" "$@"; }
+edit() { make_files edit "$@"; }
+same() { cmp "$1" "$2"; }
+differ() { ! cmp -s "$1" "$2"; }
+columns() { cut -d, -f1-7 "$1"; } # a log without its times
+same_log() { cmp <(columns "$1") <(columns "$2"); }
+
+# ----------------------------------------------------------------------------
+# 1 bad input
+
+# A damaged copy of a file, and the verb that reads it. F: the path that the error must name.
+bad_model() { local what=$1 needle=$2; shift 2; edit "$D/policy.bin" "$F" "$@"; refuse 1 "bad\.bin.*$needle" "checkpoint, $what" score --model "$F" --data "$D/ranked.bin"; }
+bad_data() { local what=$1 needle=$2; shift 2; edit "$D/ranked.bin" "$F" "$@"; refuse 1 "bad\.bin.*$needle" "ranked, $what" score --model "$D/policy.bin" --data "$F"; }
+bad_stream() { local what=$1 needle=$2; shift 2; edit "$D/stream.bin" "$F" "$@"; refuse 1 "bad\.bin.*$needle" "stream, $what" sft --model "$D/policy.bin" --data "$F" --out "$O"; }
+bad_tokenizer() { local what=$1 needle=$2; shift 2; edit "$D/tokenizer.bin" "$F" "$@"; refuse 1 "bad\.bin.*$needle" "tokenizer, $what" sample --model "$D/policy.bin" --data "$D/held.bin" --tokenizer "$F" --out "$O" --max-new-tokens 4; }
+
+bad_input() {
+    local D=$T/d F=$T/bad.bin O=$T/o kind n v max=2147483647
+    local M="--model $D/policy.bin" R="--data $D/ranked.bin"
+    rm -rf "$O"
+
+    # every kind of file: missing, a directory, a device, empty, cut anywhere, too long, wrong magic, wrong version
+    refuse 1 "$T/none" "model missing" score --model "$T/none" $R
+    refuse 1 "$T/none" "data missing" score $M --data "$T/none"
+    refuse 1 "$T/none" "tokenizer missing" sample $M $R --tokenizer "$T/none" --out "$O"
+    refuse 1 "$T/none" "reward missing" score --reward "$T/none" $R --out "$O"
+    refuse 1 "$T/none" "reference missing" eval $M $R --reference "$T/none" --out "$O" --max-new-tokens 4
+    refuse 1 "$T/none" "held-out data missing" train $M $R --eval-data "$T/none" --out "$O"
+    refuse 1 "$T/none" "directory to resume from missing" train $M $R --resume "$T/none" --out "$O"
+    refuse 1 "$D" "model is a directory" score --model "$D" $R
+    refuse 1 "$D" "data is a directory" score $M --data "$D"
+    refuse 1 "$D" "tokenizer is a directory" sample $M $R --tokenizer "$D" --out "$O"
+    refuse 1 "/dev/null" "data is a device" score $M --data /dev/null
+    for kind in model data stream tokenizer; do
+        bad_$kind "empty" "" cut 0
+        bad_$kind "1 byte" "" cut 1
+        bad_$kind "half a header" "" cut 512
+        bad_$kind "1 byte short of a header" "" cut 1023
+        bad_$kind "a header only" "" cut 1024
+        bad_$kind "a header and 3 bytes" "" cut 1027
+        bad_$kind "1 byte short" "" cut -1
+        bad_$kind "a third missing" "" cut -400
+        bad_$kind "1 byte too long" "" pad 1
+        bad_$kind "1 MB too long" "" pad 1000000
+        bad_$kind "wrong magic" "" h 0 1234567
+        bad_$kind "version 2000000" 2000000 h 1 2000000
+        bad_$kind "version -1" -1 h 1 -1
+    done
+    bad_model "version 1" "version 1" h 1 1
+    bad_model "float32 marked bfloat16" "" h 1 5
+    for n in 2 3 4 5 6 7; do # T V L NH C Vp
+        for v in 0 -1 -$max $max; do bad_model "header[$n] $v" "" h $n $v; done
+    done
+    bad_model "heads do not divide C" "heads" h 5 3
+    bad_model "Vp < V" "" h 7 59
+    bad_model "sizes whose product overflows" "" h 2 1048576 h 4 1024 h 6 65536 h 7 131072
+    bad_model "reward flag 7" "" h 8 7
+    bad_model "reward flag without its head" "" h 8 1
+    bad_model "one layer more" "" h 4 3
+    bad_model "a NaN" "nan" f32 4000 nan
+    bad_model "an infinity at the end" "inf" f32 -4 inf
+    refuse 1 "ranked\.bin" "ranked file as a model" score --model "$D/ranked.bin" $R
+    refuse 1 "policy\.bin" "model as data" score $M --data "$D/policy.bin"
+    refuse 1 "reward\.bin" "reward model as policy: score" score --model "$D/reward.bin" $R
+    refuse 1 "reward\.bin" "reward model as policy: train" train --model "$D/reward.bin" $R --out "$O"
+    refuse 1 "reward\.bin" "reward model as policy: sample" sample --model "$D/reward.bin" $R --out "$O"
+    refuse 1 "reward\.bin" "reward model as policy: sft" sft --model "$D/reward.bin" --data "$D/labels.bin" --out "$O"
+    refuse 1 "reward\.bin" "reward model as reference" eval $M $R --reference "$D/reward.bin" --out "$O" --max-new-tokens 4
+    refuse 1 "--reward .*policy\.bin" "policy as reward model: score" score --reward "$D/policy.bin" $R --out "$O"
+    refuse 1 "--reward .*policy\.bin" "policy as reward model: train" train $M $R --reward "$D/policy.bin" --eval-data "$D/held.bin" --out "$O"
+
+    for n in 2 3 4; do # queries, responses, tokens
+        for v in 0 -1 -$max $max; do bad_data "header[$n] $v" "" h $n $v; done
+    done
+    bad_data "counts whose bytes overflow" "" h 2 $max h 3 $max h 4 $max
+    bad_data "counts that cancel" "" h 2 -1 h 3 1
+    bad_data "vocabulary 0" "vocabulary 0" h 5 0
+    bad_data "vocabulary -1" "vocabulary -1" h 5 -1
+    bad_data "vocabulary 70000" "vocabulary 70000" h 5 70000
+    bad_data "another vocabulary than the model's" "61" h 5 61
+    for v in 0 -1 -$max $max 2 4; do
+        bad_data "query length $v" "query" i32 1024 $v
+        [ $v = 2 ] || [ $v = 4 ] || bad_data "k $v" "query 0" i32 1028 $v
+        bad_data "response length $v" "query" i32 $((v == 2 ? 1044 : 1032)) $v
+    done
+    bad_data "k 1, one response fewer than there are" "" i32 1028 1
+    bad_data "a token beyond its vocabulary" "60" u16 1056 60
+    bad_data "last token 65535" "65535" u16 -2 65535
+    bad_data "a NaN score" "query 0, response 0.*nan" f32 1036 nan
+    bad_data "an infinite score" "query 0, response 1.*inf" f32 1048 -inf
+    refuse 1 "ranked\.bin.*60.*61" "data of another vocabulary" score --model "$D/policy61.bin" $R
+    refuse 1 "tokenizer61\.bin.*61.*60" "tokenizer of another vocabulary: train" train $M $R --tokenizer "$D/tokenizer61.bin" --out "$O"
+    refuse 1 "tokenizer61\.bin" "tokenizer of another vocabulary: sample" sample $M $R --tokenizer "$D/tokenizer61.bin" --out "$O" --max-new-tokens 4
+    refuse 1 "tokenizer61\.bin" "tokenizer of another vocabulary: eval" eval $M $R --tokenizer "$D/tokenizer61.bin" --out "$O" --max-new-tokens 4
+    refuse 1 "" "reference of another vocabulary" eval $M $R --reference "$D/policy61.bin" --out "$O" --max-new-tokens 4
+    edit "$D/reward.bin" "$T/reward61.bin" h 3 61
+    refuse 1 "reward61\.bin" "reward model of another vocabulary" eval $M $R --reward "$T/reward61.bin" --out "$O" --max-new-tokens 4
+    refuse 1 "long\.bin.*max-query-tokens" "sequence longer than T" score $M --data "$D/long.bin"
+    works "fits with --max-query-tokens" score $M --data "$D/long.bin" --max-query-tokens 14
+    works "fits with --max-response-tokens" score $M --data "$D/long.bin" --max-response-tokens 4
+    refuse 1 "long\.bin" "one token too many" score $M --data "$D/long.bin" --max-query-tokens 15
+    refuse 1 "max-query-tokens|max-new-tokens" "no room for --max-new-tokens" sample $M $R --max-new-tokens 48 --out "$O"
+    refuse 1 "max-query-tokens|max-new-tokens" "no room for --max-new-tokens: eval" eval $M $R --max-new-tokens 24 --out "$O"
+    for v in 0 1 -1 -$max $max; do bad_stream "header[2] $v" "" h 2 $v; done
+    bad_stream "a token beyond the vocabulary" "60" u16 -2 60
+    refuse 1 "stream\.bin" "stream where ranked data are expected: train" train $M --data "$D/stream.bin" --out "$O"
+    refuse 1 "stream\.bin" "stream where ranked data are expected: score" score $M --data "$D/stream.bin"
+    for v in 0 -1 -$max $max 61 59; do bad_tokenizer "vocabulary $v" "" h 2 $v; done
+    bad_tokenizer "end-of-text -5" "" h 3 -5
+    bad_tokenizer "an empty token" "" u8 1024 0
+    bad_tokenizer "a token of 255 bytes" "" u8 1024 255
+    bad_tokenizer "last token too long" "" u8 -14 14
+    refuse 1 "ranked\.bin" "sft with several responses" sft $M $R --out "$O"
+    edit "$D/labels.bin" "$F" f32 1036 1.5
+    refuse 1 "bad\.bin.*1\.5" "a label of 1.5" reward $M --data "$F" --out "$O"
+    edit "$D/labels.bin" "$F" f32 1036 -0.25
+    refuse 1 "bad\.bin.*-0\.25" "a label of -0.25" reward $M --data "$F" --out "$O"
+
+    # the command line
+    refuse 2 "frobnicate" "unknown verb" frobnicate
+    refuse 2 "" "empty verb" ""
+    refuse 2 "--frobnicate" "unknown option" train --frobnicate 1
+    refuse 2 "--lrr" "misspelt option" train $M $R --lrr 1
+    refuse 2 "-x" "single dash" -x
+    refuse 2 "3" "a word that is no option" train 3
+    refuse 2 "train" "a verb after an option" --lr 1e-3 train
+    refuse 2 "--lr" "missing value" train $M $R --lr
+    refuse 2 "--model" "missing value of the first option" train --model
+    for v in "" 3x 1e 1e- nan NAN inf -1 1e9 0,1 "1 2" x -; do refuse 2 "--lr .*from" "--lr '$v'" train $M $R --lr "$v"; done
+    for v in "" 3x 2.5 1e1 nan 0 -1 99999999999999999999 2147483648 x; do refuse 2 "--batch .*whole" "--batch '$v'" train $M $R --batch "$v"; done
+    refuse 2 "--warmup" "--warmup 1.5" train $M $R --warmup 1.5
+    refuse 2 "--top-p" "--top-p -0.1" sample $M $R --top-p -0.1
+    refuse 2 "--beta1" "--beta1 1" train $M $R --beta1 1
+    refuse 2 "--shuffle" "--shuffle 2" train $M $R --shuffle 2
+    refuse 2 "--seed" "--seed -1" train $M $R --seed -1
+    refuse 2 "--threads" "--threads -1" train $M $R --threads -1
+    refuse 2 "--num-return" "--num-return 0" sample $M $R --num-return 0
+    refuse 2 "--max-new-tokens" "--max-new-tokens 0" sample $M $R --max-new-tokens 0
+    refuse 2 "--explain" "--explain 13 of 13 queries" train $M $R --explain 13
+    for v in "" lin LINEAR "linear|cosine" "linear:"; do refuse 2 "--schedule .*linear" "--schedule '$v'" train $M $R --schedule "$v"; done
+    refuse 2 "--policy" "--policy XY" train $M $R --policy XY
+    refuse 2 "--policy" "--policy '' of sample" sample $M $R --policy ""
+    refuse 2 "--ft-reduction" "--ft-reduction max" train $M $R --ft-reduction max
+    refuse 2 "--dtype" "--dtype fp16" train $M $R --dtype fp16
+    for v in sft reward sample score train eval; do
+        refuse 2 "--data" "$v without --data" $v $M --out "$O"
+        [ $v = sft ] || refuse 2 "--model" "$v without --model" $v $R --out "$O"
+    done
+    refuse 2 "--tokenizer" "sft without model or tokenizer" sft --data "$D/stream.bin" --out "$O"
+    refuse 2 "--channels" "channels not divisible by heads" sft --data "$D/labels.bin" --channels 10 --heads 4 --out "$O"
+    refuse 1 "memory" "more memory than there is" sft --data "$D/labels.bin" --channels 65536 --layers 1024 --heads 1 --out "$O"
+    # a hundred thousand epochs of 2,200 steps are more than an int holds: refused or begun, but no overflow
+    run train $M --data "$D/queries.bin" --batch 1 --epochs 1000000 --steps 1 --threads 1 --out "$T/many"
+    n=$?
+    if [ $n -eq 0 ] && [ "$(tail -n +2 "$T/many/log.csv" | wc -l)" -eq 1 ] && ! grep -q "runtime error" "$T/err"; then ok "2.2e9 steps, --steps 1: one done"
+    else refused $n 2 "--epochs|--batch" "2.2e9 steps"; fi
+
+    # outputs that cannot be written; what was there stays
+    echo "a file" >"$T/file"
+    for v in sft reward sample train eval; do
+        n=$D/ranked.bin
+        case $v in sft) n=$D/labels.bin ;; esac
+        refuse 1 "$T/file" "$v: --out is a file" $v $M --data "$n" --out "$T/file" --max-new-tokens 4
+        refuse 1 "$T/file" "$v: --out is below a file" $v $M --data "$n" --out "$T/file/x" --max-new-tokens 4
+    done
+    refuse 1 "$T/file" "score: --out is a file" score --reward "$D/reward.bin" $R --out "$T/file"
+    refuse 1 "/proc/" "--out where no directory can be made" train $M $R --out /proc/rrhf/x
+    refuse 1 "/dev/null" "--out below a device" train $M $R --out /dev/null/x
+    run train $M $R --out "" --epochs 1
+    n=$?
+    refused $n $((n == 1 ? 1 : 2)) "--out" "--out ''"
+    refuse 1 "path|long" "--out longer than a path may be" train $M $R --out "$(printf 'x%.0s' {1..5000})"
+    mkdir -p "$T/taken/policy.bin" "$T/taken2/sampled.bin"
+    refuse 1 "policy\.bin" "policy.bin is a directory" train $M $R --out "$T/taken" --epochs 1
+    refuse 1 "sampled\.bin" "sampled.bin is a directory" sample $M $R --out "$T/taken2" --max-new-tokens 4
+    [ "$(cat "$T/file")" = "a file" ] && ok "the file in the way is unharmed" || bad "the file in the way was changed"
+
+    mkdir -p "$T/full"
+    cp "$D/policy61.bin" "$T/full/policy.bin"
+    (ulimit -f 16; ulimit -c 0; run train $M $R --out "$T/full" --epochs 1)
+    refused $? 1 "policy\.bin" "file size limit at policy.bin"
+    (ulimit -f 60; ulimit -c 0; run train $M $R --out "$T/full" --epochs 2 --batch 5 --steps 2)
+    refused $? 1 "state\.bin" "file size limit at state.bin"
+    (ulimit -f 1; ulimit -c 0; run sample $M $R --out "$T/full" --max-new-tokens 8)
+    refused $? 1 "sampled\.bin" "file size limit at sampled.bin"
+    (ulimit -f 1; ulimit -c 0; run score --reward "$D/reward.bin" $R --out "$T/full")
+    refused $? 1 "scored\.bin" "file size limit at scored.bin"
+    check "the old policy.bin is unharmed, nothing else was left: $(ls "$T/full" | tr '\n' ' ')" same "$D/policy61.bin" "$T/full/policy.bin"
+    [ "$(ls "$T/full")" = policy.bin ] && ok "no file under its final name, no .tmp" || bad "left behind: $(ls "$T/full" | tr '\n' ' ')"
+    if [ -e /dev/full ]; then
+        for v in score eval --help; do
+            timeout 60 "$BIN" $v $([ $v = --help ] || echo $M $R --out "$T/of" --max-new-tokens 4) >/dev/full 2>"$T/err"
+            refused $? 1 "stdout" "$v: stdout is full"
+        done
+    else note "skipped: full stdout (no /dev/full)"; fi
+    [ -z "$(ls -A "$O" 2>/dev/null)" ] && ok "none of the refused runs left a file in --out" || bad "refused runs left $(ls -A "$O" | tr '\n' ' ')"
+
+    # numbers that blow up: refused, or a policy that can be read again
+    for v in "--lr 1000 --weight-decay 1000 --steps 7" "--lr 1000 --weight-decay 1000 --steps 13" "--lr 1000 --weight-decay 1000 --steps 14" \
+             "--eps 0" "--lr 1000 --epochs 20 --beta2 0 --eps 0"; do
+        rm -rf "$T/blow"
+        run train $M $R --batch 1 --epochs 10 --schedule constant --warmup 0 --steps 10 $v --threads 1 --out "$T/blow"
+        n=$?
+        if [ $n -eq 0 ]; then works "train $v: its policy.bin is readable" score --model "$T/blow/policy.bin" $R
+        else refused $n 1 "NaN|nan|inf|finite" "train $v"; [ ! -e "$T/blow/policy.bin" ] || bad "train $v: left a policy.bin"; fi
+    done
+
+    # a damaged state.bin
+    rm -rf "$T/st"
+    works "a run to resume" train $M $R --batch 4 --epochs 2 --steps 3 --threads 1 --out "$T/st"
+    mkdir -p "$T/st2"
+    n=$(od -An -tu4 -j8 -N4 "$T/st/state.bin" | tr -d ' ') # bytes of settings; the log of 72 bytes a row follows them
+    while IFS='|' read -r kind v; do
+        edit "$T/st/state.bin" "$T/st2/state.bin" $v
+        refuse 1 "$T/st2|state\.bin" "state.bin, $kind" train $M $R --batch 4 --epochs 2 --threads 1 --resume "$T/st2" --out "$O"
+    done <<END
+empty|cut 0
+half a header|cut 700
+a header only|cut 1024
+cut in its settings|cut 1100
+cut in its log|cut $((1024 + n + 80))
+cut in half|cut 50000
+1 byte short|cut -1
+1 byte too long|pad 1
+wrong magic|h 0 5
+version 9|h 1 9
+settings' length -1|h 2 -1
+settings' length 2147483647|h 2 2147483647
+settings' length 10|h 2 10
+log rows -1|h 3 -1
+log rows 2147483647|h 3 2147483647
+log rows 2|h 3 2
+a step of -1e300|u8 $((1024 + n + 2 * 72 + 7)) 254 u8 $((1024 + n + 2 * 72 + 6)) 255
+a step of 0|i32 $((1024 + n + 2 * 72)) 0 i32 $((1024 + n + 2 * 72 + 4)) 0
+a NaN parameter|f32 $((1024 + n + 3 * 72 + 400)) nan
+an infinite moment|f32 -8 inf
+END
+    [ -z "$(ls -A "$O" 2>/dev/null)" ] && ok "and none of those left a file in --out" || bad "refused resumes left $(ls -A "$O" | tr '\n' ' ')"
+    echo x >"$T/st2/state.bin"
+    refuse 1 "state\.bin" "state.bin is text" train $M $R --batch 4 --epochs 2 --threads 1 --resume "$T/st2" --out "$O"
+    refuse 1 "policy\.bin" "--resume is a file" train $M $R --resume "$D/policy.bin" --out "$O"
+}
+
+disk_full() { # a file system that holds one checkpoint, and not its successor beside it
+    local D=$T/d rc
+    mkdir -p "$T/tmpfs"
+    if ! mount -t tmpfs -o size=192k tmpfs "$T/tmpfs" 2>/dev/null; then note "skipped: full disk (cannot mount a tmpfs)"; return; fi
+    run train --model "$D/policy.bin" --data "$D/ranked.bin" --batch 4 --epochs 4 --checkpoint-every 3 --threads 1 --out "$T/tmpfs"
+    rc=$?
+    refused $rc 1 "$T/tmpfs" "full disk at the second checkpoint"
+    [ -z "$(ls "$T/tmpfs" | grep tmp)" ] && ok "no .tmp left on the full disk" || bad "left $(ls "$T/tmpfs" | tr '\n' ' ')"
+    works "the first checkpoint's policy.bin is whole" score --model "$T/tmpfs/policy.bin" --data "$D/ranked.bin"
+    works "resume from the full disk's state.bin" train --model "$D/policy.bin" --data "$D/ranked.bin" --batch 4 --epochs 4 --threads 1 --resume "$T/tmpfs" --out "$T/after_full"
+    works "the same run with room" train --model "$D/policy.bin" --data "$D/ranked.bin" --batch 4 --epochs 4 --threads 1 --out "$T/with_room"
+    check "their policies are equal" same "$T/after_full/policy.bin" "$T/with_room/policy.bin"
+    dd if=/dev/zero of="$T/tmpfs/fill" bs=4096 2>/dev/null
+    cp "$T/tmpfs/policy.bin" "$T/before.bin"
+    run sample --model "$D/policy.bin" --data "$D/ranked.bin" --max-new-tokens 8 --num-return 64 --threads 1 --out "$T/tmpfs"
+    refused $? 1 "sampled\.bin" "sample on a full disk"
+    [ -e "$T/tmpfs/sampled.bin" ] && bad "sampled.bin on the full disk" || ok "no sampled.bin on the full disk"
+    check "policy.bin on it is unharmed" same "$T/before.bin" "$T/tmpfs/policy.bin"
+    umount "$T/tmpfs"
+}
+
+# ----------------------------------------------------------------------------
+# 2 checkpoints
+
+header() { od -An -td4 -N"$((4 * $2))" "$1" | tr -s ' \n' ' '; } # FILE N: its first N int32
+
+checkpoints() {
+    local D=$T/d v
+    for v in bf16 bf16_as_fp32; do
+        run score --model "$D/$v.bin" --data "$D/ranked.bin"
+        mv "$T/out" "$T/$v.scores"
+        works "train from $v" train --model "$D/$v.bin" --data "$D/ranked.bin" --batch 5 --epochs 1 --out "$T/$v"
+    done
+    check "bfloat16 scores as the same values in float32" same "$T/bf16.scores" "$T/bf16_as_fp32.scores"
+    check "and trains as they do" same "$T/bf16/policy.bin" "$T/bf16_as_fp32/policy.bin"
+    [ -s "$T/bf16.scores" ] && ok "there are scores" || bad "no scores"
+    v=$(header "$T/bf16/policy.bin" 10)
+    [ "$v" = " 20240326 3 24 60 2 2 16 64 0 0" ] || [ "$v" = " 20240326 3 24 60 2 2 16 64 0 0 " ] && ok "policy.bin: magic, version 3, sizes:$v" || bad "policy.bin's header is$v"
+    [ "$(wc -c <"$T/bf16/policy.bin")" -eq "$(wc -c <"$D/policy.bin")" ] && ok "policy.bin has a float32 checkpoint's size" || bad "policy.bin's size"
+    works "a reward model from bfloat16" reward --model "$D/bf16.bin" --data "$D/labels.bin" --batch 5 --epochs 1 --out "$T/bf16r"
+    v=$(header "$T/bf16r/policy.bin" 9)
+    [[ $v == " 20240326 3 24 60 2 2 16 64 1"* ]] && ok "reward model: header[8] = 1" || bad "the reward model's header is$v"
+    [ "$(wc -c <"$T/bf16r/policy.bin")" -eq $(($(wc -c <"$D/policy.bin") + 4 * 17)) ] && ok "reward model: C + 1 floats more" || bad "the reward model's size"
+}
+
+# ----------------------------------------------------------------------------
+# 3 resume
+
+finish() { # WHAT DIR: what a resumed run must share with the uninterrupted one
+    check "$1: policy.bin is the uninterrupted run's" same "$T/whole/policy.bin" "$2/policy.bin"
+    check "$1: so is log.csv but for the times" same_log "$T/whole/log.csv" "$2/log.csv"
+}
+
+stop_at_state() { # SIGNAL DIR ARGS...: runs, and sends the signal once a checkpoint is there
+    local signal=$1 dir=$2 pid
+    shift 2
+    "$BIN" "$@" --out "$dir" >"$T/out" 2>"$T/err" </dev/null &
+    pid=$!
+    while kill -0 $pid 2>/dev/null && [ ! -e "$dir/state.bin" ]; do sleep 0.005; done
+    kill -$signal $pid 2>/dev/null
+    wait $pid 2>/dev/null
+}
+
+rows() { tail -n +2 "$1" | wc -l; }
+
+resume() {
+    local D=$T/d rc n A v
+    A="train --model $D/policy.bin --data $D/ranked.bin --batch 3 --epochs 400 --lr 1e-3 --grad-clip 1 --weight-decay 0.01 --threads 2"
+    works "an uninterrupted run of 2,000 steps" $A --out "$T/whole"
+    [ "$(rows "$T/whole/log.csv")" -eq 2000 ] && ok "2,000 rows in log.csv" || bad "$(rows "$T/whole/log.csv") rows in log.csv"
+
+    works "stopped by --steps 7" $A --steps 7 --out "$T/a"
+    [ "$(rows "$T/a/log.csv")" -eq 7 ] && ok "7 rows" || bad "$(rows "$T/a/log.csv") rows"
+    works "again, to --steps 1001, from there to elsewhere" $A --resume "$T/a" --steps 1001 --out "$T/a2"
+    [ -e "$T/a2/state.bin" ] && ok "a state.bin there" || bad "no state.bin there"
+    works "resumed" $A --resume "$T/a2"
+    finish "--steps" "$T/a2"
+
+    for v in 1 2 3; do # until the signal arrived in the middle
+        rm -rf "$T/b"
+        stop_at_state INT "$T/b" $A --checkpoint-every 200
+        rc=$?
+        n=$(rows "$T/b/log.csv")
+        [ "$n" -lt 2000 ] && break
+    done
+    [ $rc -eq 1 ] && [ "$n" -ge 200 ] && [ "$n" -lt 2000 ] && ok "Ctrl-C: exit code 1 after $n steps" || bad "Ctrl-C: exit code $rc after $n steps"
+    grep -q -- "--resume $T/b" "$T/err" && ok "Ctrl-C: says how to go on" || bad "Ctrl-C: says $(tail -n 1 "$T/err")"
+    grep -q "^error" "$T/err" && bad "Ctrl-C: $(grep ^error "$T/err")" || ok "Ctrl-C: no error"
+    works "Ctrl-C: its policy.bin is whole" score --model "$T/b/policy.bin" --data "$D/ranked.bin"
+    works "Ctrl-C: resumed" $A --resume "$T/b"
+    finish "Ctrl-C" "$T/b"
+
+    for v in 1 2 3; do
+        rm -rf "$T/c"
+        stop_at_state KILL "$T/c" $A --checkpoint-every 200
+        rc=$?
+        [ $rc -eq 137 ] && break
+    done
+    [ $rc -eq 137 ] && ok "kill -9 after a checkpoint" || bad "kill -9: exit code $rc"
+    works "kill -9: resumed" $A --resume "$T/c"
+    finish "kill -9" "$T/c"
+    works "resumed once more: nothing to do, exit 0" $A --resume "$T/c" --checkpoint-every 200
+    finish "resumed once more" "$T/c"
+
+    # other settings are refused, by name
+    local B="train --model $D/policy.bin --data $D/ranked.bin --resume $T/a --out $T/x"
+    for v in "--lr 2e-3" "--batch 4" "--epochs 3" "--seed 2" "--grad-clip 2" "--weight-decay 0" "--warmup 0.5" "--schedule cosine" \
+             "--beta1 0.8" "--beta2 0.99" "--eps 1e-6" "--shuffle 0" "--rank-weight 2" "--ft-weight 2" "--length-penalty 0.5" \
+             "--margin 0.1" "--ft-reduction mean" "--micro-batch 2"; do
+        set -- $v
+        refuse 1 "${1#--}|${1%-reduction}" "resume with $v" $B --batch 3 --epochs 400 --lr 1e-3 --grad-clip 1 --weight-decay 0.01 --threads 2 $v
+    done
+    refuse 1 "data|queries|responses" "resume with other data" $A --data "$D/held.bin" --resume "$T/a" --out "$T/x"
+    edit "$D/ranked.bin" "$T/other.bin" f32 1036 0.5
+    refuse 1 "data|responses" "resume with another score in the data" $A --data "$T/other.bin" --resume "$T/a" --out "$T/x"
+    edit "$D/ranked.bin" "$T/other.bin" u16 -2 3
+    refuse 1 "data|responses" "resume with another token in the data" $A --data "$T/other.bin" --resume "$T/a" --out "$T/x"
+    [ -e "$T/x/policy.bin" ] && bad "a refused resume wrote policy.bin" || ok "a refused resume writes nothing"
+
+    # the other verbs, and a held-out reward curve
+    for v in "sft --data $D/stream.bin" "reward --data $D/labels.bin" "reward --data $D/ranked.bin"; do
+        A="$v --model $D/policy.bin --batch 4 --epochs 4 --threads 2"
+        works "$v, uninterrupted" $A --out "$T/whole"
+        rm -rf "$T/part"
+        works "$v, stopped" $A --out "$T/part" --steps 3
+        works "$v, resumed" $A --resume "$T/part"
+        finish "${v%% *}" "$T/part"
+    done
+    A="train --model $D/policy.bin --data $D/ranked.bin --reward $D/reward.bin --eval-data $D/held.bin --eval-every 4
+       --tokenizer $D/tokenizer.bin --max-new-tokens 4 --batch 4 --epochs 4 --threads 2 --lr 1e-3"
+    rm -rf "$T/whole" "$T/part"
+    works "with a reward curve" $A --out "$T/whole"
+    works "with a reward curve, stopped" $A --steps 5 --out "$T/part"
+    works "with a reward curve, gone on and killed later" $A --resume "$T/part" --steps 13 --out "$T/late"
+    cp "$T/late/reward.csv" "$T/part/reward.csv" # as kill -9 leaves it: points later than the state
+    works "with a reward curve, resumed" $A --resume "$T/part"
+    finish "reward curve" "$T/part"
+    # --steps 5 and 13 end a run, and the end is a point of the curve too
+    check "reward.csv is the uninterrupted run's" cmp <(grep -v '^5,' "$T/part/reward.csv") "$T/whole/reward.csv"
+    rm -rf "$T/far"
+    works "resumed to elsewhere" $A --resume "$T/late" --out "$T/far"
+    check "reward.csv moves with it" cmp <(grep -v -e '^5,' -e '^13,' "$T/far/reward.csv") "$T/whole/reward.csv"
+
+    # Ctrl-C before the first step: the reward of the curve's first point sends it
+    printf '#!/bin/sh\nkill -INT $PPID\nwhile read -r line; do echo 1; done\n' >"$T/now.sh"
+    printf '#!/bin/sh\nwhile read -r line; do echo 1; done\n' >"$T/never.sh"
+    chmod +x "$T/now.sh" "$T/never.sh"
+    A="train --model $D/policy.bin --data $D/ranked.bin --eval-data $D/held.bin --eval-every 4
+       --tokenizer $D/tokenizer.bin --max-new-tokens 4 --batch 4 --epochs 4 --threads 2 --lr 1e-3"
+    printf '#!/bin/sh\nread -r line; kill -INT $PPID; sleep 0.2; echo 1; while read -r line; do echo 1; done\n' >"$T/now.sh"
+    rm -rf "$T/early" "$T/whole"
+    works "the same with a command for a reward" $A --reward "cmd:exec $T/never.sh" --out "$T/whole"
+    # without a tokenizer there would be no samples before the loop; eval-data's are scored then, when Ctrl-C still kills
+    printf '#!/bin/sh\nn=0; while read -r line; do n=$((n + 1)); [ $n -eq 6 ] && { kill -INT $PPID; sleep 0.1; }; echo 1; done\n' >"$T/now.sh"
+    run $A --reward "cmd:exec $T/now.sh" --out "$T/early"
+    rc=$?
+    [ $rc -eq 1 ] && [ "$(rows "$T/early/log.csv")" -eq 0 ] && ok "Ctrl-C before the first step: exit code 1, no rows" || bad "Ctrl-C before the first step: exit code $rc, $(rows "$T/early/log.csv") rows"
+    works "Ctrl-C before the first step: resumed" $A --reward "cmd:exec $T/never.sh" --resume "$T/early"
+    finish "Ctrl-C before the first step" "$T/early"
+    check "its reward.csv too" same "$T/whole/reward.csv" "$T/early/reward.csv"
+
+    # OP-k: the window of responses belongs to the state
+    A="train --policy OP-4 --draw sample --model $D/policy.bin --data $D/ranked.bin --reward $D/reward.bin --max-new-tokens 4
+       --num-return 2 --batch 4 --epochs 5 --threads 2 --lr 1e-3"
+    rm -rf "$T/whole" "$T/part" "$T/late"
+    works "OP-4, uninterrupted" $A --out "$T/whole"
+    works "OP-4, stopped within a window" $A --steps 6 --out "$T/part"
+    cp -r "$T/part" "$T/killed"
+    works "OP-4, gone on to the next window" $A --resume "$T/part" --steps 9 --out "$T/late"
+    works "OP-4, resumed" $A --resume "$T/part"
+    finish "OP-4" "$T/part"
+    # kill -9 at step 8, the last checkpoint at step 6: the state of one, every other file of the other
+    for v in "$T/late"/*; do case $v in */state.bin | */policy.bin | */log.csv) ;; *) cp "$v" "$T/killed/" ;; esac; done
+    works "OP-4, killed in a later window than its checkpoint's, resumed" $A --resume "$T/killed"
+    finish "OP-4 after kill -9" "$T/killed"
+}
+
+# ----------------------------------------------------------------------------
+# 4 same seed, same result
+
+seeds() {
+    local D=$T/d A S v
+    A="train --model $D/policy.bin --data $D/ranked.bin --batch 3 --epochs 3 --lr 1e-3"
+    S="sample --model $D/policy.bin --data $D/held.bin --num-return 3 --max-new-tokens 8"
+    for v in 1 2; do
+        works "train, run $v" $A --seed 7 --threads 2 --out "$T/s$v"
+        works "sample, run $v" $S --seed 7 --threads 2 --out "$T/s$v"
+    done
+    check "same seed: the same policy.bin" same "$T/s1/policy.bin" "$T/s2/policy.bin"
+    check "same seed: the same log" same_log "$T/s1/log.csv" "$T/s2/log.csv"
+    check "same seed: the same sampled.bin" same "$T/s1/sampled.bin" "$T/s2/sampled.bin"
+    works "train, another seed" $A --seed 8 --threads 2 --out "$T/s3"
+    works "sample, another seed" $S --seed 8 --threads 2 --out "$T/s3"
+    check "another seed: another policy.bin" differ "$T/s1/policy.bin" "$T/s3/policy.bin"
+    check "another seed: another sampled.bin" differ "$T/s1/sampled.bin" "$T/s3/sampled.bin"
+    works "sft from random weights" sft --data "$D/stream.bin" --tokenizer "$D/tokenizer.bin" --layers 1 --heads 2 --channels 8 --context 16 --steps 1 --out "$T/s1"
+    cp "$T/s1/policy.bin" "$T/random.bin"
+    works "sft from other random weights" sft --data "$D/stream.bin" --tokenizer "$D/tokenizer.bin" --layers 1 --heads 2 --channels 8 --context 16 --steps 1 --seed 2 --out "$T/s1"
+    check "another seed: other weights" differ "$T/random.bin" "$T/s1/policy.bin"
+}
+
+threads() { # plain loops only
+    local D=$T/d A S n
+    "$BIN" score --model "$D/policy.bin" --data "$D/ranked.bin" 2>&1 >/dev/null </dev/null | grep -q "built in" || { note "skipped: --threads 1 against 2 (built with a BLAS)"; return; }
+    "$BIN" score --model "$D/policy.bin" --data "$D/ranked.bin" --threads 2 2>&1 >/dev/null </dev/null | grep -q "2 threads" || { note "skipped: --threads 1 against 2 (built without OpenMP)"; return; }
+    A="train --model $D/policy.bin --data $D/ranked.bin --batch 7 --epochs 3 --lr 1e-3"
+    S="sample --model $D/policy.bin --data $D/held.bin --num-return 3 --max-new-tokens 8"
+    for n in 1 2; do
+        works "plain loops, --threads $n: train" $A --threads $n --out "$T/t$n"
+        works "plain loops, --threads $n: sample" $S --threads $n --out "$T/t$n"
+        works "plain loops, --threads $n: reward" reward --model "$D/policy.bin" --data "$D/labels.bin" --batch 4 --threads $n --out "$T/t$n/r"
+    done
+    check "plain loops, 1 and 2 threads: the same policy.bin" same "$T/t1/policy.bin" "$T/t2/policy.bin"
+    check "plain loops, 1 and 2 threads: the same log" same_log "$T/t1/log.csv" "$T/t2/log.csv"
+    check "plain loops, 1 and 2 threads: the same sampled.bin" same "$T/t1/sampled.bin" "$T/t2/sampled.bin"
+    check "plain loops, 1 and 2 threads: the same reward model" same "$T/t1/r/policy.bin" "$T/t2/r/policy.bin"
+}
+
+# ----------------------------------------------------------------------------
+# 5 outputs
+
+HEADER="step,epoch,loss,rank_loss,ft_loss,lr,grad_norm,ms,tokens_per_s"
+
+log_is() { # WHAT LOG STEPS PER_EPOCH LR WARMUP SCHEDULE RANK_WEIGHT FT_WEIGHT
+    local what=$1
+    shift
+    [ "$(head -n 1 "$1")" = "$HEADER" ] && ok "$what: log.csv's header" || bad "$what: log.csv's header is $(head -n 1 "$1")"
+    if awk -F, -v steps="$2" -v per="$3" -v lr="$4" -v warm="$5" -v schedule="$6" -v wr="$7" -v wf="$8" '
+        function off(a, b) { return a > b ? a - b : b - a }
+        function abs(a) { return a < 0 ? -a : a }
+        NR == 1 { next }
+        {
+            s = NR - 1
+            if (NF != 9) { print "row " s ": " NF " columns"; exit 1 }
+            if ($1 != s) { print "row " s ": step " $1; exit 1 }
+            if ($2 != int((s - 1) / per) + 1) { print "row " s ": epoch " $2; exit 1 }
+            if (off($3, wr * $4 + wf * $5) > 1e-6 * (abs($3) + 1e-6)) { print "row " s ": loss " $3 " is not " wr " x " $4 " + " wf " x " $5; exit 1 }
+            up = warm * steps; up = up > int(up) + 1e-9 ? int(up) + 1 : int(up + 1e-9)
+            left = steps > up ? (steps - s + 1) / (steps - up) : 0
+            want = s <= up ? lr * s / up : schedule == "linear" ? lr * left : schedule == "cosine" ? lr * 0.5 * (1 - cos(3.141592653589793 * left)) : lr
+            if (off($6, want) > 1e-6 * lr) { print "row " s ": lr " $6 ", expected " want; exit 1 }
+            if (!($7 > 0) || !($8 >= 0) || !($9 > 0)) { print "row " s ": norm, ms, tokens/s " $7 " " $8 " " $9; exit 1 }
+        }
+        END { if (NR - 1 != steps) { print NR - 1 " rows, expected " steps; exit 1 } }' "$1" >"$T/said"
+    then ok "$what: $2 rows; epochs, loss, lr as they should be"; else bad "$what: $(head -n 1 "$T/said")"; fi
+}
+
+column() { cut -d, -f"$2" "$1" | sed -n "${3}p"; } # LOG COLUMN LINE
+
+outputs() {
+    local D=$T/d v n O=$T/out5 W option value
+    local M="--model $D/policy.bin" R="--data $D/ranked.bin" K="--tokenizer $D/tokenizer.bin"
+
+    # train and its log
+    for v in linear cosine constant; do
+        works "train, $v" train $M $R --batch 3 --epochs 4 --lr 3e-4 --warmup 0.22 --schedule $v --rank-weight 2 --ft-weight 0.5 --out "$O/$v"
+        log_is "train, $v" "$O/$v/log.csv" 20 5 3e-4 0.22 $v 2 0.5
+    done
+    works "train, no warm-up, margin" train $M $R --batch 13 --epochs 3 --warmup 0 --margin 0.3 --ft-reduction mean --length-penalty 0.5 --out "$O/m"
+    log_is "train, no warm-up" "$O/m/log.csv" 3 1 2e-5 0 linear 1 1
+    works "train, defaults" train $M $R --out "$O/def"
+    log_is "train, defaults (batch 64, 3 epochs, lr 2e-5)" "$O/def/log.csv" 3 1 2e-5 0.03 linear 1 1
+    for v in 0 0.001; do works "train, --grad-clip $v" train $M $R --batch 13 --epochs 1 --shuffle 0 --grad-clip $v --eps 1 --lr 1 --out "$O/clip$v"; done
+    n=$(column "$O/clip0/log.csv" 7 2)
+    [ "$n" = "$(column "$O/clip0.001/log.csv" 7 2)" ] && ok "grad_norm is the one before clipping: $n" || bad "grad_norm $n, clipped $(column "$O/clip0.001/log.csv" 7 2)"
+    check "clipping changes the step" differ "$O/clip0/policy.bin" "$O/clip0.001/policy.bin"
+    for v in 1 2 5 13; do
+        works "train, --micro-batch $v" train $M $R --batch 13 --epochs 2 --lr 1e-3 --micro-batch $v --out "$O/mb$v"
+        [ $v = 1 ] && continue
+        if awk -F, 'NR == FNR { for (i = 3; i <= 7; i++) a[FNR, i] = $i; next }
+                    FNR > 1 { for (i = 3; i <= 7; i++) { e = a[FNR, i] - $i; if (e < 0) e = -e; w = $i < 0 ? -$i : $i; if (e > 1e-4 * w + 1e-7) { print "row " FNR - 1 " column " i ": " a[FNR, i] " against " $i; exit 1 } } }' \
+            "$O/mb1/log.csv" "$O/mb$v/log.csv" >"$T/said"; then ok "--micro-batch $v as --micro-batch 1, within 1e-4"
+        else bad "--micro-batch $v against 1: $(cat "$T/said")"; fi
+    done
+    works "train with a tokenizer" train $M $R $K --batch 4 --epochs 2 --max-new-tokens 6 --out "$O/t"
+    for v in policy.bin log.csv samples.txt; do [ -s "$O/t/$v" ] && ok "train wrote $v" || bad "train wrote no $v"; done
+    if grep -q "curves.png: not drawn" "$T/err"; then note "no curves.png (built without stb)"; else
+        [ "$(od -An -tx1 -N8 "$O/t/curves.png" | tr -d ' ')" = 89504e470d0a1a0a ] && ok "curves.png is a PNG" || bad "curves.png is none"
+    fi
+    [ "$(grep -c '^--- query' "$O/t/samples.txt")" -eq 8 ] && [ "$(grep -c '^before:' "$O/t/samples.txt")" -eq 8 ] && [ "$(grep -c '^after:' "$O/t/samples.txt")" -eq 8 ] \
+        && ok "samples.txt: 8 queries, before and after" || bad "samples.txt: $(grep -c '^---' "$O/t/samples.txt") queries"
+    works "the new policy.bin can be trained on" train --model "$O/t/policy.bin" $R --batch 4 --epochs 1 --out "$O/t2"
+
+    # sft and reward
+    works "sft on ranked data, k = 1" sft $M --data "$D/labels.bin" --batch 5 --epochs 2 --out "$O/sft"
+    log_is "sft" "$O/sft/log.csv" 6 3 2e-5 0.03 linear 0 1
+    works "sft on a stream" sft $M --data "$D/stream.bin" --batch 5 --epochs 2 --out "$O/lm"
+    log_is "sft on a stream (13 chunks)" "$O/lm/log.csv" 6 3 2e-5 0.03 linear 0 1
+    works "sft on a stream, chunks of 9" sft $M --data "$D/stream.bin" --batch 64 --epochs 2 --max-response-tokens 8 --out "$O/lm9"
+    works "sft from random weights on ranked data" sft --data "$D/labels.bin" --layers 1 --heads 2 --channels 8 --context 24 --out "$O/new"
+    works "sft from random weights on a stream" sft --data "$D/stream.bin" $K --layers 1 --heads 2 --channels 8 --context 24 --epochs 30 --batch 4 --lr 1e-2 --out "$O/new2"
+    if awk -F, 'NR == 2 { a = $3 } { b = $3 } END { exit !(b < 0.97 * a) }' "$O/new2/log.csv"; then ok "it learns: loss $(column "$O/new2/log.csv" 3 2) to $(tail -n 1 "$O/new2/log.csv" | cut -d, -f3)"; else bad "it does not learn"; fi
+    works "reward on labels" reward $M --data "$D/labels.bin" --batch 4 --epochs 20 --lr 1e-3 --out "$O/labels"
+    log_is "reward on labels" "$O/labels/log.csv" 60 3 1e-3 0.03 linear 0 1
+    works "reward on pairs" reward $M $R --batch 4 --epochs 20 --lr 1e-3 --out "$O/pairs"
+    log_is "reward on pairs" "$O/pairs/log.csv" 80 4 1e-3 0.03 linear 1 0
+    for v in labels pairs; do
+        if awk -F, 'NR == 2 { a = $3 } { b = $3 } END { exit !(b < 0.8 * a) }' "$O/$v/log.csv"; then ok "reward on $v learns"; else bad "reward on $v does not learn"; fi
+    done
+
+    # score
+    run score $M $R
+    cp "$T/out" "$T/scores.txt"
+    make_files show "$D/ranked.bin" >"$T/show.txt"
+    if awk 'NR == FNR { q[FNR] = $1; r[FNR] = $2; n[FNR] = $3; s[FNR] = $4; rows = FNR; next }
+            { l = FNR
+              if (NF != 5 || $1 != q[l] || $2 != r[l] || $4 != n[l] || $5 != s[l]) { print "line " l ": " $0; exit 1 }
+              if ($3 !~ /^-[0-9]+(\.[0-9]+)?(e[-+][0-9]+)?$/ || sprintf("%.9g", $3) != $3) { print "line " l ": p " $3; exit 1 }
+              digits = $3; gsub(/[-.]/, "", digits); if (length(digits) >= 9) full++ }
+            END { if (FNR != rows || full < rows / 2) { print FNR " lines of " rows ", " full + 0 " with 9 digits"; exit 1 } }' "$T/show.txt" "$T/scores.txt" >"$T/said"
+    then ok "score: 'query response p n score', p with 9 digits, $(wc -l <"$T/scores.txt") lines"; else bad "score: $(cat "$T/said")"; fi
+    run score $M $R --length-penalty 0
+    if awk 'NR == FNR { p[FNR] = $3 * $4; next } { e = p[FNR] - $3; if (e < 0) e = -e; if (e > 1e-6 * -$3) { print $0; exit 1 } }' "$T/scores.txt" "$T/out" >"$T/said"
+    then ok "score --length-penalty 0: p n"; else bad "score --length-penalty 0: $(cat "$T/said")"; fi
+    works "score by the policy into a file" score $M $R --out "$O/p"
+    check "the same lines" same "$T/out" "$T/out"
+    if make_files show "$O/p/scored.bin" | awk 'NR == FNR { p[FNR] = $3; next } { e = p[FNR] - $4; if (e < 0) e = -e; if (e > 1e-6 * -$4) exit 1 }' "$T/scores.txt" -; then ok "scored.bin holds p"; else bad "scored.bin does not hold p"; fi
+    works "score by a reward model" score --reward "$D/reward.bin" $R --out "$O/r"
+    [ "$(head -n 1 "$T/out")" = "$O/r/scored.bin" ] && ok "says where" || bad "stdout: $(head -n 1 "$T/out")"
+    if make_files show "$O/r/scored.bin" | awk '!($4 > 0 && $4 < 1) { exit 1 } { different += $4 != last; last = $4 } END { exit !(NR == 26 && different > 20) }'; then ok "probabilities, since header[9] says so"; else bad "no probabilities"; fi
+    works "train on scored.bin" train $M --data "$O/r/scored.bin" --batch 4 --epochs 1 --out "$O/r2"
+
+    # sample
+    works "sample" sample $M --data "$D/held.bin" $K --num-return 3 --max-new-tokens 6 --top-k 10 --out "$O/s"
+    make_files show "$O/s/sampled.bin" >"$T/said"
+    make_files show "$D/held.bin" >"$T/show.txt"
+    n=$(wc -l <"$T/show.txt")
+    [ "$(grep -c ' 0 [0-9]*$' "$T/said")" -eq "$n" ] && [ "$(wc -l <"$T/said")" -eq $((n + 15)) ] && ok "sampled.bin: the data's $n responses and 3 of each of 5 queries" || bad "sampled.bin: $(wc -l <"$T/said") responses"
+    [ -s "$O/s/samples.txt" ] && ok "samples.txt" || bad "no samples.txt"
+    works "sample --policy S" sample $M --data "$D/held.bin" --policy S --num-return 2 --max-new-tokens 6 --out "$O/s2"
+    [ "$(make_files show "$O/s2/sampled.bin" | awk '$3 >= 1 && $3 <= 6 && $5 == 1' | wc -l)" -eq 10 ] && ok "samples only, 1 to 6 tokens" || bad "sampled.bin of S: $(make_files show "$O/s2/sampled.bin" | wc -l)"
+    works "score sampled.bin" score --reward "$D/reward.bin" --data "$O/s/sampled.bin" --out "$O/s"
+    works "train on its scored.bin" train $M --data "$O/s/scored.bin" --batch 2 --epochs 1 --out "$O/s3"
+    works "sample from sampled.bin" sample $M --data "$O/s/sampled.bin" --num-return 1 --max-new-tokens 2 --out "$O/s4"
+    works "greedy" sample $M --data "$D/held.bin" --policy S --temperature 0 --num-return 1 --max-new-tokens 6 --out "$O/g0"
+    for v in "--temperature 1e-300" "--top-k 1" "--top-p 0" "--temperature 0 --seed 99" "--top-k 1 --temperature 1000"; do
+        works "sample $v" sample $M --data "$D/held.bin" --policy S --num-return 1 --max-new-tokens 6 $v --out "$O/g"
+        check "sample $v is greedy" same "$O/g0/sampled.bin" "$O/g/sampled.bin"
+    done
+    works "sample up to the last position of T" sample $M --data "$D/held.bin" --max-new-tokens 16 --temperature 1000 --num-return 100 --out "$O/g"
+    works "sample --top-k beyond the vocabulary" sample $M --data "$D/held.bin" --max-new-tokens 4 --top-k 65536 --out "$O/g"
+
+    # eval
+    works "eval a policy" eval $M --data "$D/held.bin" --reference "$D/bf16.bin" --reward "$D/reward.bin" $K --num-return 3 --max-new-tokens 6 --out "$O/e"
+    for v in reward perplexity tokens kl accuracy distinct-1 distinct-2; do
+        grep -q "^policy,$v," "$O/e/eval.csv" && ok "eval.csv: $v" || bad "eval.csv: no $v"
+    done
+    [ "$(head -n 1 "$O/e/eval.csv")" = "policy,figure,mean,stderr,n" ] && ok "eval.csv's header" || bad "eval.csv's header"
+    grep -q "^best-of-3,reward," "$O/e/eval.csv" && ok "eval.csv: best-of-3 of the start" || bad "eval.csv: no best-of-3"
+    grep -qiE 'nan|inf' "$O/e/eval.csv" && bad "eval.csv: $(grep -iE 'nan|inf' "$O/e/eval.csv")" || ok "eval.csv: finite"
+    works "eval a policy alone" eval $M --data "$D/held.bin" --max-new-tokens 6 --out "$O/e2"
+    works "eval a policy, k = 1 data, one query" eval $M --data "$D/labels.bin" --eval-queries 1 --num-return 1 --max-new-tokens 6 --out "$O/e2"
+    grep -qiE 'nan|inf' "$O/e2/eval.csv" && bad "one query: $(grep -iE 'nan|inf' "$O/e2/eval.csv")" || ok "one query: finite"
+    for v in labels:labels.bin pairs:ranked.bin; do
+        works "eval a reward model on ${v%:*}" eval --model "$O/${v%:*}/policy.bin" --data "$D/${v#*:}" --out "$O/e3"
+        if awk -F, '$2 == "accuracy" { good = $3 > 0.6 && $3 <= 1 } END { exit !good }' "$O/e3/eval.csv"; then ok "accuracy on ${v%:*} it was trained on: $(cut -d, -f3 "$O/e3/eval.csv" | tail -n 1)"; else bad "accuracy on ${v%:*}: $(tail -n 1 "$O/e3/eval.csv")"; fi
+    done
+
+    # explain
+    works "explain" train $M $R --explain 2 --lr 1e-2 --margin 0.1 --out "$O/x"
+    [ -e "$O/x" ] && bad "--explain wrote $(ls "$O/x" | tr '\n' ' ')" || ok "--explain writes nothing"
+    n=$(awk '$1 == 2' "$T/scores.txt" | wc -l)
+    [ "$(grep -cE '^ +[0-9]+ .*[-0-9.]+ *(best.*)?$' "$T/out")" -eq $((2 * n)) ] && ok "--explain: $n responses, before and after" || bad "--explain: $(grep -cE '^ +[0-9]+ ' "$T/out") rows for $n responses"
+    grep -q "c_i" "$T/out" && ok "--explain names c_i" || bad "--explain does not name c_i"
+    if awk '$1 == 2 { printf "%.6f\n", $3 }' "$T/scores.txt" | while read -r v; do grep -q -- "$v" "$T/out" || exit 1; done; then ok "--explain: p_i as score gives them"; else bad "--explain: other p_i than score gives"; fi
+    if grep -E '^ +[0-9]+ ' "$T/out" | head -n "$n" | awk -v wr=1 '{ i = NR - 1; r[i] = $2; n[i] = $3; p[i] = $5; c[i] = $6 }
+        END { best = 0; for (i = 1; i < NR; i++) if (r[i] > r[best]) best = i
+              for (i = 0; i < NR; i++) { want = 0
+                  for (j = 0; j < NR; j++) {
+                      for (g = 0, k = 0; k < NR; k++) { lo = r[i] < r[j] ? r[i] : r[j]; hi = r[i] < r[j] ? r[j] : r[i]; seen = !(r[k] > lo && r[k] <= hi); for (m = 0; m < k && !seen; m++) seen = r[m] == r[k]; g += !seen }
+                      if (r[i] < r[j] && p[i] - p[j] + 0.1 * g > 0) want += 1 / n[i]
+                      if (r[i] > r[j] && p[j] - p[i] + 0.1 * g > 0) want -= 1 / n[i] }
+                  if (i == best) want -= 1
+                  if (want - c[i] > 1e-6 || c[i] - want > 1e-6) { print "c_" i " is " c[i] ", expected " want; exit 1 } } }' >"$T/said"
+    then ok "--explain: c_i is the formula's"; else bad "--explain: $(cat "$T/said")"; fi
+    works "explain with texts" train $M $R $K --explain 0
+
+    # help
+    works "--help" --help
+    cp "$T/out" "$T/help"
+    for v in model tokenizer data out seed threads batch micro-batch epochs steps lr warmup schedule weight-decay grad-clip beta1 beta2 eps shuffle \
+             rank-weight ft-weight ft-reduction length-penalty margin max-query-tokens max-response-tokens policy num-return num-beams num-beam-groups \
+             diversity-penalty temperature top-k top-p max-new-tokens reward kl-coef dtype resume checkpoint-every explain; do
+        grep -q "^ *--$v " "$T/help" || bad "--help does not list --$v"
+    done
+    for v in "lr 2e-5" "batch 64" "epochs 3" "beta1 0.9" "beta2 0.999" "eps 1e-8" "weight-decay 0" "grad-clip 0" "rank-weight 1" "ft-weight 1" "length-penalty 1" "margin 0" "schedule linear" "ft-reduction sum" "dtype fp32"; do
+        set -- $v
+        grep -qE "^ *--$1 .*\[$2\]$" "$T/help" && ok "default: --$1 $2" || bad "default of --$1: $(grep -E "^ *--$1 " "$T/help")"
+    done
+    n=0
+    while read -r option value; do
+        n=$((n + 1))
+        run sample "$option" "$value" --help
+        v=$?
+        [ $v -eq 0 ] || bad "$option '$value' of --help is not accepted: $(tail -n 1 "$T/err")"
+    done < <(awk '/^ *--[a-z]/ { v = "x"; if ($NF ~ /^\[[^:]+\]$/) v = substr($NF, 2, length($NF) - 2); else if ($2 ~ /^[A-Za-z0-9]+\|/) { split($2, a, "|"); v = a[1] } print $1, v }' "$T/help")
+    [ $n -gt 35 ] && ok "each of the $n options of --help is accepted with its default" || bad "--help has $n options"
+    works "-h" -h
+    works "train --help" train --help
+}
+
+# ----------------------------------------------------------------------------
+# 6 the worked case
+
+worked_case() {
+    local A
+    [ -e "$CASES/model.bin" ] || return
+    A=$(head -n 1 "$CASES/log.txt") # "# train --policy P ...": the command that made the log
+    run score --model "$CASES/model.bin" --data "$CASES/ranked.bin"
+    if awk 'function off(a, b) { a -= b; return a < 0 ? -a : a } function size(a) { return a < 0 ? -a : a }
+            NR == FNR { for (i = 1; i <= 5; i++) a[FNR, i] = $i; rows = FNR; next }
+            { for (i = 1; i <= 5; i++) { e = off($i, a[FNR, i]) / (size(a[FNR, i]) + 1e-30); if (off($i, a[FNR, i]) == 0) e = 0; if (e > worst) worst = e } }
+            END { printf "%d lines, worst error %.1e, tolerance 1e-4", FNR, worst; exit !(FNR == rows && worst <= 1e-4) }' "$CASES/scores.txt" "$T/out" >"$T/said"
+    then ok "worked case, scores.txt: $(cat "$T/said")"; else bad "worked case, scores.txt: $(cat "$T/said")"; fi
+    works "worked case:${A#\#}" ${A#\#} --model "$CASES/model.bin" --data "$CASES/ranked.bin" --out "$T/case"
+    if awk 'function off(a, b) { a -= b; return a < 0 ? -a : a } function size(a) { return a < 0 ? -a : a }
+            NR == FNR { if ($1 != "#") { rows++; for (i = 1; i <= 5; i++) a[$1, i] = $i } next }
+            FNR > 1 { split($0, c, ","); split("1 3 4 5 7", at, " ")
+                      for (i = 1; i <= 5; i++) { e = off(c[at[i]], a[c[1], i]) / (size(a[c[1], i]) + 1e-30); if (e > worst) worst = e } }
+            END { printf "%d steps, worst error %.1e, tolerance 1e-4", FNR - 1, worst; exit !(FNR - 1 == rows && worst <= 1e-4) }' "$CASES/log.txt" "$T/case/log.csv" >"$T/said"
+    then ok "worked case, log.txt: $(cat "$T/said")"; else bad "worked case, log.txt: $(cat "$T/said")"; fi
+}
+
+# ----------------------------------------------------------------------------
+# 7 the sanitizers
+
+fuzz() { # files damaged at random: refused or read, but never out of bounds
+    local D=$T/d F=$T/bad.bin i rc kind n=0 refusals=0
+    for i in {1..25}; do
+        for kind in model data stream tokenizer; do
+            case $kind in
+                model) edit "$D/policy.bin" "$F" fuzz $i; run score --model "$F" --data "$D/ranked.bin" ;;
+                data) edit "$D/ranked.bin" "$F" fuzz $i; run train --model "$D/policy.bin" --data "$F" --epochs 1 --out "$T/fuzz" ;;
+                stream) edit "$D/stream.bin" "$F" fuzz $i; run sft --model "$D/policy.bin" --data "$F" --epochs 1 --out "$T/fuzz" ;;
+                tokenizer) edit "$D/tokenizer.bin" "$F" fuzz $i; run sample --model "$D/policy.bin" --data "$D/held.bin" --tokenizer "$F" --max-new-tokens 3 --num-return 1 --out "$T/fuzz" ;;
+            esac
+            rc=$?
+            n=$((n + 1))
+            [ $rc -eq 1 ] && refusals=$((refusals + 1))
+            if [ $rc -gt 1 ] || grep -qE "Sanitizer|runtime error" "$T/err"; then bad "damaged $kind, seed $i: exit code $rc: $(grep -m1 -E 'Sanitizer|runtime error|error' "$T/err")"; fi
+            [ $rc -eq 1 ] && [ "$(grep -a -c '^error: ' "$T/err")" -ne 1 ] && bad "damaged $kind, seed $i: $(head -n 3 "$T/err" | tr '\n' '|')"
+        done
+    done
+    [ $refusals -gt 10 ] && ok "$n files damaged at random: $refusals refused, the others read" || bad "only $refusals of $n damaged files refused"
+}
+
+sanitizers() {
+    local D=$T/d v
+    wait $build
+    build=
+    if [ ! -x "$T/sanitized" ]; then bad "the build with -fsanitize=address,undefined failed: $(grep -m1 error "$T/build")"; return; fi
+    export ASAN_OPTIONS=detect_leaks=0:exitcode=99:allocator_may_return_null=1 UBSAN_OPTIONS=exitcode=99:print_stacktrace=0
+    BIN=$T/sanitized WHO="[asan] "
+    bad_input
+    fuzz
+    local M="--model $D/policy.bin" K="--tokenizer $D/tokenizer.bin" O=$T/san
+    works "sft on a stream, a new model" sft --data "$D/stream.bin" $K --layers 1 --heads 2 --channels 8 --context 24 --epochs 1 --out "$O/a"
+    works "sft on ranked data" sft $M --data "$D/labels.bin" --epochs 2 --batch 5 --out "$O/a"
+    works "reward on labels" reward $M --data "$D/labels.bin" --epochs 2 --batch 5 --out "$O/r"
+    works "reward on pairs" reward $M --data "$D/ranked.bin" --epochs 2 --batch 5 --out "$O/r2"
+    works "sample" sample $M --data "$D/held.bin" $K --num-return 3 --max-new-tokens 16 --top-k 9 --top-p 0.9 --out "$O/s"
+    works "score by a reward model" score --reward "$O/r/policy.bin" --data "$O/s/sampled.bin" --out "$O/s"
+    works "score by the policy" score $M --data "$O/s/sampled.bin"
+    works "train, stopped" train $M --data "$O/s/scored.bin" $K --reward "$O/r/policy.bin" --eval-data "$D/held.bin" --max-new-tokens 6 --batch 2 --epochs 3 --steps 4 --out "$O/t"
+    works "train, resumed" train $M --data "$O/s/scored.bin" $K --reward "$O/r/policy.bin" --eval-data "$D/held.bin" --max-new-tokens 6 --batch 2 --epochs 3 --resume "$O/t"
+    works "explain" train $M --data "$O/s/scored.bin" $K --explain 1
+    works "eval a policy" eval --model "$O/t/policy.bin" --reference "$D/policy.bin" --reward "$O/r/policy.bin" --data "$D/held.bin" $K --max-new-tokens 6 --out "$O/e"
+    works "eval a reward model" eval --model "$O/r/policy.bin" --data "$D/labels.bin" --out "$O/e"
+    part 4 && threads # this build has the plain loops
+}
+
+# ----------------------------------------------------------------------------
+
+[ -x "$BIN" ] || { bad "./train_rrhf is not there: make train_rrhf first"; echo "$passed passed, $failed failed"; exit 1; }
+if part 7 && [ "${RRHF_SANITIZE:-1}" != 0 ]; then
+    OMP= # -O0: compiling takes longer than all of these runs
+    echo 'int main(void) { return 0; }' | $CC -x c - -o "$T/none.out" -fopenmp 2>/dev/null && OMP=-fopenmp
+    rm -f "$T/none.out"
+    $CC -std=c11 -O0 -fsanitize=address,undefined -fno-sanitize-recover=all $OMP -o "$T/sanitized" train_rrhf.c -lm >"$T/build" 2>&1 &
+    build=$!
+fi
+mkdir "$T/d"
+if ! $CC -std=c11 -O1 -o "$T/make_files" test/make_files.c -lm 2>"$T/said" || ! make_files all "$T/d"; then
+    bad "test/make_files.c: $(head -n 1 "$T/said")"; echo "$passed passed, $failed failed"; exit 1
+fi
+part 1 && { bad_input; disk_full; }
+part 2 && checkpoints
+part 3 && resume
+part 4 && { seeds; threads; }
+part 5 && outputs
+part 6 && worked_case
+[ -n "$build" ] && sanitizers
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
