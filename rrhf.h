@@ -158,6 +158,7 @@ typedef struct {
     int refresh;                             // k, 0 = the data's own responses
     Ranked (*answer)(void *online, const Ranked *d, const int *queries, int n, int step);
     void *online;
+    char drawing[256];                       // how those answers are made, in words
     char settings[1024];                     // set by the loop: what a resumed run must share
 } Train;
 
@@ -216,6 +217,10 @@ static inline void train_save(GPT2 *m, const Train *t, const Log *log, int state
     char path[RRHF_PATH_MAX];
     size_t n = gpt2_count(gpt2_config(m));
     float *host = (float *)xalloc(n, sizeof *host);
+    gpt2_get(m, COPY_PARAMS, host);
+    for (size_t i = 0; i < n; i++)
+        if (!isfinite(host[i])) die("NaN: after step %d parameter %zu is %g; nothing was overwritten: go back to the last "
+                                    "checkpoint with a smaller --lr or with --grad-clip 1", log->n, i, host[i]);
     if (state) state_write(m, t, log, host);
     gpt2_get(m, COPY_PARAMS, host);
     checkpoint_write(path_join(path, t->out, "policy.bin"), gpt2_config(m), host);
@@ -229,21 +234,27 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
     size_t n = gpt2_count(gpt2_config(m));
     In in = in_open(path_join(path, t->resume, "state.bin"));
     in_header(&in, h, STATE_MAGIC, "training state");
-    if (h[1] != 1 || h[2] < 0 || h[2] >= (int)sizeof settings || h[3] < 1) die("%s: damaged header; start without --resume", path);
+    if (h[1] != 1 || h[2] < 0 || h[2] >= (int)sizeof settings || h[3] < 0) die("%s: damaged header; start without --resume", path);
     memset(settings, 0, sizeof settings);
     in_read(&in, settings, h[2], "the settings");
-    if (strcmp(settings, t->settings))
-        die("--resume %s: it was begun with other settings\n  there: %s\n  here:  %s", t->resume, settings, t->settings);
+    const char *there = settings, *here = t->settings; // up to the first setting that differs
+    for (size_t k; (k = strcspn(there, ",")) == strcspn(here, ",") && !memcmp(there, here, k) && there[k]; there += k + 2) here += k + 2;
+    if (strcmp(there, here))
+        die("--resume %s: it was begun with %.*s, this is %.*s; give the same options, or start without --resume", t->resume,
+            (int)strcspn(there, ","), *there ? there : "fewer settings", (int)strcspn(here, ","), *here ? here : "fewer settings");
     if ((int64_t)h[3] * (int64_t)sizeof(LogRow) > in_left(&in)) die("%s: truncated: its log has %d rows", path, h[3]);
     xgrow((void **)&log->row, &log->cap, (size_t)h[3], sizeof *log->row);
     in_read(&in, log->row, (int64_t)h[3] * (int64_t)sizeof *log->row, "the log");
     log->n = h[3];
+    for (int i = 0; i < log->n; i++)
+        if (log->row[i].step != i + 1) die("%s: row %d of its log is step %g; damaged: start without --resume", path, i + 1, log->row[i].step);
     if ((int64_t)(3 * n * sizeof(float)) != in_left(&in))
         die("%s: %" PRId64 " bytes of parameters and moments, expected %zu; truncated, or of another model", path, in_left(&in), 3 * n * sizeof(float));
     float *host = (float *)xalloc(n, sizeof *host);
     enum Copy parts[3] = {COPY_PARAMS, COPY_M, COPY_V};
     for (int i = 0; i < 3; i++) {
         in_read(&in, host, (int64_t)(n * sizeof *host), "the optimizer's state");
+        for (size_t k = 0; k < n; k++) if (!isfinite(host[k])) die("%s: number %zu of part %d is %g; damaged: start without --resume", path, k, i, host[k]);
         gpt2_set(m, parts[i], host);
     }
     in_close(&in);
@@ -263,11 +274,11 @@ static inline void train_settings(Train *t, const GPT2 *m, const Ranked *d) {
     }
     snprintf(t->settings, sizeof t->settings,
              "model T%d V%d L%d NH%d C%d reward%d, data %d queries %d responses #%016" PRIx64 ", seed %" PRIu64 ", batch %d, "
-             "micro-batch %d, epochs %d, shuffle %d, lr %.9g, schedule %d, warmup %.9g, betas %.9g %.9g, eps %.9g, "
-             "weight-decay %.9g, grad-clip %.9g, rank-weight %.9g, ft-weight %.9g, ft-mean %d, length-penalty %.9g, margin %.9g, refresh %d",
+             "micro-batch %d, epochs %d, shuffle %d, lr %.9g, schedule %d, warmup %.9g, beta1 %.9g, beta2 %.9g, eps %.9g, "
+             "weight-decay %.9g, grad-clip %.9g, rank-weight %.9g, ft-weight %.9g, ft-reduction %s, length-penalty %.9g, margin %.9g, refresh %d%s",
              c.T, c.V, c.L, c.NH, c.C, c.reward, d->Q, d->R, hash, t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
              t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
-             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean, o->length_penalty, o->margin, t->refresh);
+             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh, t->drawing);
 }
 
 typedef struct { Batch b; real *out, *c; double *value, *p, *dc; } StepRoom;
@@ -337,7 +348,12 @@ static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
     return sum;
 }
 
-static inline int train_steps(const Train *t, const Ranked *d) { return t->epochs * ((d->Q + t->batch - 1) / t->batch); }
+static inline int train_steps(const Train *t, const Ranked *d) {
+    int64_t n = (int64_t)t->epochs * ((d->Q + t->batch - 1) / t->batch);
+    if (n > INT32_MAX) die_usage("--epochs %d: %" PRId64 " optimizer steps of --batch %d are more than %d; choose fewer epochs",
+                                 t->epochs, n, t->batch, INT32_MAX);
+    return (int)n;
+}
 
 // The queries that step (from 0) visits: n of them from order, which is shuffled anew for each epoch.
 static inline int step_queries(const Train *t, const Ranked *d, int step, int *order, int *epoch, const int **queries) {
@@ -353,7 +369,14 @@ static inline int step_queries(const Train *t, const Ranked *d, int step, int *o
 }
 
 // OP-k's window of data: fresh responses to the queries of steps first .. first+k-1, in the order of their visits.
-typedef struct { Ranked d; int first, visits, *index; } Window;
+// saved: the window that state.bin needs, in online-FIRST.bin beside it; -1 = none yet.
+typedef struct { Ranked d; int first, visits, *index, saved; } Window;
+
+static inline char *window_path(char *path, const char *dir, int first) {
+    char name[32];
+    snprintf(name, sizeof name, "online-%d.bin", first);
+    return path_join(path, dir, name);
+}
 
 // Makes the window that `step` needs. A resumed run in the middle of a window reads what was sampled then.
 static inline void window_refresh(Window *w, const Train *t, const Ranked *d, int step, int end, int resumed) {
@@ -368,11 +391,9 @@ static inline void window_refresh(Window *w, const Train *t, const Ranked *d, in
         n += m;
     }
     ranked_free(&w->d);
-    path_join(path, resumed ? t->resume : t->out, "online.bin");
-    w->d = resumed ? ranked_read(path) : t->answer(t->online, d, visit, n, step);
-    if (w->d.Q != n) die("%s: %d queries, expected the %d of steps %d and after; start without --resume", path, w->d.Q, n, w->first);
-    path_join(path, t->out, "online.bin");
-    ranked_write(path, &w->d);
+    w->d = resumed ? ranked_read(window_path(path, t->resume, w->first)) : t->answer(t->online, d, visit, n, step);
+    if (resumed && !strcmp(t->resume, t->out)) w->saved = w->first;
+    if (w->d.Q != n) die("%s: %d queries, expected the %d of steps %d and after; start without --resume", resumed ? path : "the responses", w->d.Q, n, w->first);
     free(w->index);
     w->index = (int *)xalloc((size_t)n, sizeof(int));
     for (int i = 0; i < n; i++) w->index[i] = i;
@@ -385,6 +406,16 @@ static inline void window_refresh(Window *w, const Train *t, const Ranked *d, in
     free(visit);
 }
 
+// Saves, with the window first: whenever the program ends, state.bin finds the window that it stands in.
+static inline void window_save(GPT2 *m, const Train *t, const Log *log, int state, Window *w) {
+    char path[RRHF_PATH_MAX];
+    int keep = state && w->d.Q;
+    if (keep) ranked_write(window_path(path, t->out, w->first), &w->d);
+    train_save(m, t, log, state);
+    if (keep && w->saved >= 0 && w->saved != w->first) unlink(window_path(path, t->out, w->saved));
+    if (keep) w->saved = w->first;
+}
+
 // Trains m on d and leaves policy.bin, log.csv and (where asked for) state.bin in t->out.
 // Returns 0, or 1 when Ctrl-C stopped it: then state.bin is there to resume from.
 static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
@@ -395,8 +426,9 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     StepRoom s = step_room(m, d, t->micro_batch);
     Window w;
     memset(&w, 0, sizeof w);
+    w.saved = -1;
     int *order = (int *)xalloc((size_t)d->Q, sizeof(int));
-    if (t->resume) train_load(m, t, log), step = (int)log->row[log->n - 1].step;
+    if (t->resume) train_load(m, t, log), step = log->n;
     int begun = step;
     interrupted = 0;
     signal(SIGINT, on_interrupt);
@@ -421,11 +453,11 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
         log->row[log->n++] = row;
         progress(&bar, step, end, "loss %.4f  rank %.4f  ft %.3f  lr %.1e  %.0f tok/s", l.loss, l.rank, l.ft, lr, row.tokens_per_s);
         if (t->after) t->after(t->context, step);
-        if (t->checkpoint_every && step % t->checkpoint_every == 0 && step < end) train_save(m, t, log, 1);
+        if (t->checkpoint_every && step % t->checkpoint_every == 0 && step < end) window_save(m, t, log, 1, &w);
         else if (now_s() - saved > 20) log_write(t, log), saved = now_s(); // the log can be watched
     }
     signal(SIGINT, SIG_DFL);
-    train_save(m, t, log, t->checkpoint_every || step < total); // a finished run needs no state to resume from
+    window_save(m, t, log, t->checkpoint_every || step < total, &w); // a finished run needs no state to resume from
     free(order);
     free(w.index);
     ranked_free(&w.d);

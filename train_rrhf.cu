@@ -1522,6 +1522,10 @@ void gpt2_zero_grad(GPT2 *m) { CHECK_CUDA(cudaMemsetAsync(m->grads, 0, m->n_para
 __global__ void grad_norm_kernel(double *part, const float *g, size_t n) {
     __shared__ double room[BLOCK];
     double sum = 0;
+    if (blockIdx.x && (size_t)blockIdx.x * BLOCK >= n / 4) { // nothing left for this block
+        if (threadIdx.x == 0) part[blockIdx.x] = 0;
+        return;
+    }
     for (size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x; i < n / 4; i += (size_t)NORM_BLOCKS * BLOCK) {
         float a[4];
         load<4>(a, g + 4 * i);
@@ -1595,6 +1599,8 @@ const char *backend_start(int threads) {
              (double)device.prop.totalGlobalMem / 1073741824, HALF ? "bfloat16" : "float32");
     return line;
 }
+
+const char *backend_dtype(void) { return HALF ? "bf16" : "fp32"; }
 
 #ifndef NO_MAIN // the tests include this file
 int main(int argc, char **argv) { return run_verb(argc, argv); }

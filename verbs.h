@@ -51,7 +51,7 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(NUM, grad_clip, "0", 0, 1e30, "srt", "largest L2 norm of the gradient, 0 = any")                                    \
     X(NUM, beta1, "0.9", 0, 0.999999999, "srt", "AdamW's first moment")                                                   \
     X(NUM, beta2, "0.999", 0, 0.999999999, "srt", "AdamW's second moment")                                                \
-    X(NUM, eps, "1e-8", 0, 1, "srt", "AdamW's epsilon")                                                                   \
+    X(NUM, eps, "1e-8", 1e-30, 1, "srt", "AdamW's epsilon")                                                                   \
     X(INT, shuffle, "1", 0, 1, "srt", "1 = a new order of the queries each epoch")                                        \
     X(NUM, rank_weight, "1", 0, 1e9, "t", "weight of the ranking loss")                                                   \
     X(NUM, ft_weight, "1", 0, 1e9, "st", "weight of the fine-tuning loss")                                                \
@@ -170,6 +170,10 @@ static inline void usage(FILE *f) {
     }
 }
 
+static inline void stdout_check(void) {
+    if (fflush(stdout) || ferror(stdout)) die("stdout: cannot write: %s; free some space or write elsewhere", strerror(errno));
+}
+
 // Fills *o from the command line; returns the verb's index, -1 for none.
 static inline int options_parse(Options *o, int argc, char **argv) {
     int verb = -1, i = 1;
@@ -185,6 +189,7 @@ static inline int options_parse(Options *o, int argc, char **argv) {
     for (; i < argc; i += 2) {
         if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) {
             usage(stdout);
+            stdout_check();
             exit(0);
         }
         const OptionRow *row = option_find(argv[i]);
@@ -779,6 +784,10 @@ static inline int verb_train(const Options *o) {
     if (o->reward) a.reward = reward_open(o->reward, a.tok), a.rm = &a.reward;
     if (o->kl_coef > 0) a.start = model_open(o->model, "--model", MODEL_POLICY, 0);
     if (o->eval_data) a.held = data_open(o, o->eval_data, c, "train");
+    if (a.policy.refresh)
+        snprintf(t.drawing, sizeof t.drawing, ", draw %d, num-return %d, num-beams %d, num-beam-groups %d, diversity-penalty %.9g, "
+                 "temperature %.9g, top-k %d, top-p %.9g, max-new-tokens %d, kl-coef %.9g", o->draw, o->num_return, o->num_beams,
+                 o->num_beam_groups, o->diversity_penalty, o->temperature, o->top_k, o->top_p, o->max_new_tokens, o->kl_coef);
     t.refresh = a.policy.refresh, t.answer = online_answer, t.online = &a;
     int stopped = a.policy.rounds ? train_rounds(&a, &t)
                 : a.policy.refresh || a.policy.draw == DRAW_NOTHING ? train_run(&a, &t, &a.d) : train_round(&a, &t, 0);
@@ -847,7 +856,7 @@ static inline int verb_score(const Options *o) {
         for (int q = 0; q < d.Q; q++)
             for (int r = d.first[q]; r < d.first[q + 1]; r++)
                 if (printf("%d %d %.9g %d %.9g\n", q, r - d.first[q], p[r], d.resp_len[r], d.score[r]) < 0) break;
-        if (fflush(stdout) || ferror(stdout)) die("stdout: cannot write: %s", strerror(errno));
+        stdout_check();
         for (int r = 0; r < d.R; r++) d.score[r] = (float)p[r];
         free(p);
     } else reward_score(&reward, &d, "score");
@@ -1031,8 +1040,11 @@ static int (*const verbs[N_VERBS])(const Options *) = {verb_sft, verb_reward, ve
 static inline int run_verb(int argc, char **argv) {
     Options o;
     int verb = options_parse(&o, argc, argv);
+    signal(SIGXFSZ, SIG_IGN); // a limit on file sizes is then an error of write, like a full disk
     fprintf(stderr, "%s\n", backend_start(o.threads));
-    return verb < 0 ? verb_demo(&o) : verbs[verb](&o);
+    int rc = verb < 0 ? verb_demo(&o) : verbs[verb](&o);
+    stdout_check();
+    return rc;
 }
 
 #endif

@@ -102,8 +102,8 @@ resume() { if [ -f "$1/state.bin" ]; then echo "--resume $1"; fi; } # an interru
 step "$out/sft/done" ./train_rrhf sft --data "$out/stream.bin" $tok $model --context 128 --ft-reduction mean --batch 16 \
     --epochs 1 --lr 1e-3 --schedule cosine --warmup 0.05 --weight-decay 0.1 --grad-clip 1 --beta2 0.99 \
     --checkpoint-every 500 --out "$out/sft" $(resume "$out/sft"); touch "$out/sft/done"
-step "$out/reward/done" ./train_rrhf reward --model "$out/sft/policy.bin" --data "$out/labels.bin" --batch 32 --epochs 1 \
-    --lr 3e-4 --warmup 0.1 --weight-decay 0.1 --grad-clip 1 --checkpoint-every 300 --out "$out/reward" $(resume "$out/reward")
+step "$out/reward/done" ./train_rrhf reward --model "$out/sft/policy.bin" --data "$out/labels.bin" --batch 16 --epochs 1 \
+    --lr 2e-4 --warmup 0.1 --weight-decay 0.1 --grad-clip 1 --beta2 0.99 --checkpoint-every 300 --out "$out/reward" $(resume "$out/reward")
 touch "$out/reward/done"
 step "$out/reward/eval.csv" ./train_rrhf eval --model "$out/reward/policy.bin" --data "$out/labels_test.bin" --out "$out/reward"
 step "$out/sampled/sampled.bin" ./train_rrhf sample --model "$out/sft/policy.bin" --data "$out/queries.bin" $tok --policy SP \

@@ -10,7 +10,7 @@ Included by verbs.h.
 #define STORY_H
 
 enum {
-    STORY_TRAIN = 6000, STORY_HELD = 300, // reviews
+    STORY_TRAIN = 12000, STORY_STREAM = 7000, STORY_HELD = 300, // reviews: labelled, to pretrain on, held-out queries
     STORY_VOCABULARY = 640, STORY_QUERY = 24, STORY_RESPONSE = 32, STORY_SNIPPET = STORY_QUERY + STORY_RESPONSE
 };
 
@@ -26,7 +26,7 @@ static inline void story_tokenizer(const char *path) {
     Review r = {NULL, 0, 0};
     char *text = NULL;
     size_t n = 0, cap = 0;
-    for (int i = 0; i < STORY_TRAIN / 2; i++) {
+    for (int i = 0; i < STORY_TRAIN / 4; i++) {
         story_review(i, &r);
         xgrow((void **)&text, &cap, n + r.len + 1, 1);
         memcpy(text + n, r.text, r.len);
@@ -61,9 +61,11 @@ static inline void story_data(Tokenizer *t, int first, int n, const char *stream
         story_review(i, &r);
         ids.n = 0;
         tokenizer_encode(t, r.text, r.len, &ids);
-        tokenizer_encode(t, r.text, r.len, &all);
-        xgrow((void **)&all.id, &all.cap, all.n + 1, sizeof *all.id);
-        all.id[all.n++] = (uint16_t)t->eot;
+        if (i < STORY_STREAM) {
+            tokenizer_encode(t, r.text, r.len, &all);
+            xgrow((void **)&all.id, &all.cap, all.n + 1, sizeof *all.id);
+            all.id[all.n++] = (uint16_t)t->eot;
+        }
         story_snippet(&label, &ids, &rng, i & 1);
         if (query.Q == n_queries || ids.n < STORY_SNIPPET) continue;
         ranked_query(&query, ids.id, STORY_QUERY);
@@ -125,18 +127,18 @@ static inline int verb_demo(const Options *user) {
         snprintf(other[0], sizeof other[0], "%s/stream.bin", dir);
         snprintf(other[1], sizeof other[1], "%s/labels_%s.bin", dir, sets[i]);
         snprintf(other[2], sizeof other[2], "%s/queries_%s.bin", dir, sets[i]);
-        story_data(&t, i ? STORY_TRAIN : 0, i ? STORY_HELD + 100 : STORY_TRAIN, i ? NULL : other[0], other[1], other[2], i ? STORY_HELD : 768);
+        story_data(&t, i ? STORY_TRAIN : 0, i ? STORY_HELD + 100 : STORY_TRAIN, i ? NULL : other[0], other[1], other[2], i ? STORY_HELD : 1024);
     }
     tokenizer_free(&t);
     static const char *const commands[] = {
         "sft --data @/stream.bin --tokenizer @/tokenizer.bin --layers 3 --heads 4 --channels 128 --context 64 --ft-reduction mean "
         "--batch 16 --epochs 1 --lr 2e-3 --warmup 0.05 --schedule cosine --weight-decay 0.1 --grad-clip 1 --out @/sft",
-        "reward --model @/sft/policy.bin --data @/labels_train.bin --batch 32 --epochs 2 --lr 5e-4 --out @/reward",
+        "reward --model @/sft/policy.bin --data @/labels_train.bin --batch 32 --epochs 1 --lr 1e-3 --out @/reward",
         "eval --model @/reward/policy.bin --data @/labels_held.bin --out @/reward",
         "sample --model @/sft/policy.bin --data @/queries_train.bin --tokenizer @/tokenizer.bin --policy SP --num-return 4 --top-k 50 "
         "--max-new-tokens 32 --out @/sampled",
         "score --reward @/reward/policy.bin --data @/sampled/sampled.bin --out @/scored",
-        "train --model @/sft/policy.bin --data @/scored/scored.bin --tokenizer @/tokenizer.bin --batch 16 --epochs 2 --lr 3e-4 "
+        "train --model @/sft/policy.bin --data @/scored/scored.bin --tokenizer @/tokenizer.bin --batch 16 --epochs 2 --lr 5e-4 "
         "--reward @/reward/policy.bin --eval-data @/queries_held.bin --top-k 50 --max-new-tokens 32 --out @",
         "eval --model @/policy.bin --reference @/sft/policy.bin --reward @/reward/policy.bin --data @/queries_held.bin "
         "--tokenizer @/tokenizer.bin --num-return 4 --top-k 50 --max-new-tokens 32 --out @/eval"};

@@ -6,6 +6,7 @@ which have the same names. cpu_layers.c compiles train_rrhf.c with its contract 
 #define CPU_LAYERS_H
 
 #include "../model.h"    // defines: Config, Batch, Decode, AdamW, Copy
+#include "../rrhf.h"     // defines: Train, StepRoom, Loss
 #include "../sampler.h"  // defines: Sampling
 
 typedef struct CpuGPT2 CpuGPT2;
@@ -41,6 +42,9 @@ typedef struct {
     void (*update)(CpuGPT2 *m, AdamW o, double grad_scale, int step);
     void (*decode_plan)(CpuGPT2 *m, int n, int n_rows, int slots);
     const float *(*decode)(CpuGPT2 *m, const Decode *d);
+    StepRoom (*step_room)(CpuGPT2 *m, const Ranked *d, int micro);
+    Loss (*train_step)(CpuGPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double lr, int step,
+                       double *grad_norm, int64_t *tokens);
     Ranked (*sample)(CpuGPT2 *m, const Ranked *d, Sampling s, int keep_own, const char *label);
 } CpuLayers;
 

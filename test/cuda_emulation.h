@@ -23,8 +23,15 @@ cuBLASLt, whose matrix product is the plain loop.
 #include <string.h>      // defines: memcpy
 #include <sys/mman.h>    // defines: mmap
 #include <type_traits>   // defines: conditional
-#ifndef __x86_64__
+#if defined(__x86_64__) && defined(__linux__) && !defined(EMULATION_UCONTEXT)
+#define EMULATION_SWITCH // a stack switch of our own: swapcontext asks the kernel each time
+#else
 #include <ucontext.h>    // defines: swapcontext
+#endif
+#if defined(__has_feature) && !defined(__SANITIZE_ADDRESS__)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
 #endif
 
 #define __global__
@@ -63,7 +70,7 @@ struct Fiber {
     int line;                // of the barrier that it waits at
     uint3 thread;
     void *fake;              // AddressSanitizer's
-#ifdef __x86_64__
+#ifdef EMULATION_SWITCH
     void *sp;
 #else
     ucontext_t context;
@@ -84,7 +91,7 @@ static struct {
 } emu;
 static int emulation_reverse;
 
-#ifdef __x86_64__ // saves the callee-saved registers and the stack pointer, loads those of another fiber
+#ifdef EMULATION_SWITCH // saves the callee-saved registers and the stack pointer, loads those of another fiber
 extern "C" void emu_switch(void **save, void *load);
 __asm__(".text\n.globl emu_switch\nemu_switch:\n"
         "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\n"
@@ -98,7 +105,7 @@ static void emu_to(Fiber *from, Fiber *to, const void *bottom, size_t size) {
 #else
     (void)bottom, (void)size;
 #endif
-#ifdef __x86_64__
+#ifdef EMULATION_SWITCH
     emu_switch(&from->sp, to->sp);
 #else
     swapcontext(&from->context, &to->context);
@@ -128,7 +135,7 @@ static void emu_fiber_start(int i) {
     char *stack = emu.stacks + (size_t)i * FIBER_STACK;
     Fiber *f = &emu.fiber[i];
     f->state = FIBER_READY;
-#ifdef __x86_64__
+#ifdef EMULATION_SWITCH
     void **sp = (void **)(void *)(stack + FIBER_STACK - 64);
     *--sp = NULL;                        // so that the stack is aligned as after a call
     *--sp = (void *)emu_fiber_main;      // emu_switch returns to it

@@ -14,7 +14,7 @@
 export OMP_WAIT_POLICY=passive LC_ALL=C
 CC=${CC:-gcc} BIN=$PWD/train_rrhf PARTS=" ${CLI_PARTS:-1 2 3 4 5 6 7} " WHO=
 CASES=${RRHF_CASES:-$PWD/../shared/cases}
-passed=0 failed=0 T=$(mktemp -d)
+passed=0 failed=0 build= T=$(mktemp -d)
 cleanup() {
     mountpoint -q "$T/tmpfs" 2>/dev/null && umount "$T/tmpfs"
     [ -n "$build" ] && kill "$build" 2>/dev/null
@@ -43,16 +43,17 @@ works() { # WHAT ARGS...: must exit 0 without an error
 }
 
 # Lines that may stand on stderr before the error: the banner, notes, progress.
-BANNER='^((CPU|GPU|CUDA|NVIDIA)[ ,]|note: |(sft|reward|sample|score|train|eval|start|policy|explain|online|curves\.png)[: ])'
+BANNER='^((CPU|GPU|CUDA|NVIDIA)[ ,]|note: |(sft|reward|sample|score|train|eval|start|policy|explain|round-[0-9]+|curves\.png)[: ]|==[0-9]+==WARNING: AddressSanitizer failed to allocate)'
 refused() { # RC CODE NEEDLE WHAT: what the last run did, against what it should do. NEEDLE: a pattern in the error
-    local rc=$1 code=$2 needle=$3 what=$4 line others
-    line=$(grep -a -m1 '^error: ' "$T/err")
-    others=$(grep -a -vE "$BANNER" "$T/err" | grep -a -v '^$' | grep -c -a -v '^error: ')
-    if [ "$rc" -ne "$code" ]; then bad "$what: exit code $rc, expected $code: $(tail -n 1 "$T/err" | cut -c1-200)"
-    elif [ "$(grep -a -c '^error: ' "$T/err")" -ne 1 ] || [ "$others" -ne 0 ]; then
-        bad "$what: expected one line, got: $(grep -a -vE "$BANNER" "$T/err" | head -n 4 | tr '\n' '|')"
-    elif ! [[ $line =~ $needle ]]; then bad "$what: expected '$needle' in: $line"
-    else ok "$what: ${line:7:150}"; fi
+    local rc=$1 code=$2 needle=$3 what=$4 line error= errors=0 others=
+    while IFS= read -r line; do
+        if [[ $line == "error: "* ]]; then error=$line errors=$((errors + 1))
+        elif [ -n "$line" ] && ! [[ $line =~ $BANNER ]]; then others+="$line | "; fi
+    done < <(tr -d "\\000" <"$T/err")
+    if [ "$rc" -ne "$code" ]; then bad "$what: exit code $rc, expected $code: ${error:-$others}"
+    elif [ $errors -ne 1 ] || [ -n "$others" ]; then bad "$what: expected one line, got: $error | ${others:0:200}"
+    elif ! [[ $error =~ $needle ]]; then bad "$what: expected $needle in: $error"
+    else ok "$what: ${error:7:150}"; fi
 }
 refuse() { # CODE NEEDLE WHAT ARGS...
     local code=$1 needle=$2 what=$3 rc
@@ -233,7 +234,7 @@ bad_input() {
     run train $M $R --out "" --epochs 1
     n=$?
     refused $n $((n == 1 ? 1 : 2)) "--out" "--out ''"
-    refuse 1 "path|long" "--out longer than a path may be" train $M $R --out "$(printf 'x%.0s' {1..5000})"
+    refuse 1 "--out|path|long" "--out longer than a path may be" train $M $R --out "$(printf 'x%.0s' {1..5000})"
     mkdir -p "$T/taken/policy.bin" "$T/taken2/sampled.bin"
     refuse 1 "policy\.bin" "policy.bin is a directory" train $M $R --out "$T/taken" --epochs 1
     refuse 1 "sampled\.bin" "sampled.bin is a directory" sample $M $R --out "$T/taken2" --max-new-tokens 4
@@ -260,13 +261,12 @@ bad_input() {
     [ -z "$(ls -A "$O" 2>/dev/null)" ] && ok "none of the refused runs left a file in --out" || bad "refused runs left $(ls -A "$O" | tr '\n' ' ')"
 
     # numbers that blow up: refused, or a policy that can be read again
-    for v in "--lr 1000 --weight-decay 1000 --steps 7" "--lr 1000 --weight-decay 1000 --steps 13" "--lr 1000 --weight-decay 1000 --steps 14" \
-             "--eps 0" "--lr 1000 --epochs 20 --beta2 0 --eps 0"; do
+    for v in "--lr 1000 --weight-decay 1000 --steps 2" "--lr 1000 --weight-decay 1000" "--eps 0 --steps 1" "--eps 0 --steps 2" "--eps 0"; do
         rm -rf "$T/blow"
         run train $M $R --batch 1 --epochs 10 --schedule constant --warmup 0 --steps 10 $v --threads 1 --out "$T/blow"
         n=$?
         if [ $n -eq 0 ]; then works "train $v: its policy.bin is readable" score --model "$T/blow/policy.bin" $R
-        else refused $n 1 "NaN|nan|inf|finite" "train $v"; [ ! -e "$T/blow/policy.bin" ] || bad "train $v: left a policy.bin"; fi
+        else refused $n $((n == 2 ? 2 : 1)) "NaN|nan|inf|finite|--eps" "train $v"; [ ! -e "$T/blow/policy.bin" ] || bad "train $v: left a policy.bin"; fi
     done
 
     # a damaged state.bin
@@ -372,7 +372,7 @@ rows() { tail -n +2 "$1" | wc -l; }
 
 resume() {
     local D=$T/d rc n A v
-    A="train --model $D/policy.bin --data $D/ranked.bin --batch 3 --epochs 400 --lr 1e-3 --grad-clip 1 --weight-decay 0.01 --threads 2"
+    A="train --model $D/policy.bin --data $D/ranked.bin --batch 3 --epochs 400 --lr 1e-3 --grad-clip 1 --weight-decay 0.01 --threads 1"
     works "an uninterrupted run of 2,000 steps" $A --out "$T/whole"
     [ "$(rows "$T/whole/log.csv")" -eq 2000 ] && ok "2,000 rows in log.csv" || bad "$(rows "$T/whole/log.csv") rows in log.csv"
 
@@ -415,7 +415,7 @@ resume() {
              "--beta1 0.8" "--beta2 0.99" "--eps 1e-6" "--shuffle 0" "--rank-weight 2" "--ft-weight 2" "--length-penalty 0.5" \
              "--margin 0.1" "--ft-reduction mean" "--micro-batch 2"; do
         set -- $v
-        refuse 1 "${1#--}|${1%-reduction}" "resume with $v" $B --batch 3 --epochs 400 --lr 1e-3 --grad-clip 1 --weight-decay 0.01 --threads 2 $v
+        refuse 1 "${1#--}" "resume with $v" $B --batch 3 --epochs 400 --lr 1e-3 --grad-clip 1 --weight-decay 0.01 --threads 1 $v
     done
     refuse 1 "data|queries|responses" "resume with other data" $A --data "$D/held.bin" --resume "$T/a" --out "$T/x"
     edit "$D/ranked.bin" "$T/other.bin" f32 1036 0.5
@@ -480,6 +480,22 @@ resume() {
     for v in "$T/late"/*; do case $v in */state.bin | */policy.bin | */log.csv) ;; *) cp "$v" "$T/killed/" ;; esac; done
     works "OP-4, killed in a later window than its checkpoint's, resumed" $A --resume "$T/killed"
     finish "OP-4 after kill -9" "$T/killed"
+
+    # IP-n: rounds, each in its own directory
+    A="${A/OP-4/IP-2}"
+    rm -rf "$T/whole"
+    works "IP-2, uninterrupted" $A --out "$T/whole"
+    mkdir "$T/ip"
+    cp -r "$T/whole/round-1" "$T/ip"
+    sed -i "s/^1,/1.0,/" "$T/ip/round-1/log.csv" # a mark that would go if round 1 were run again
+    works "IP-2, killed between its rounds, resumed" $A --resume "$T/ip"
+    check "IP-2: policy.bin is the uninterrupted run's" same "$T/whole/policy.bin" "$T/ip/policy.bin"
+    grep -q "^1\.0," "$T/ip/round-1/log.csv" && ok "IP-2: the finished round was not run again" || bad "IP-2: the finished round was run again"
+    A="${A/IP-2/OP-4}"
+    for v in "--num-return 3" "--temperature 0.5" "--max-new-tokens 5" "--top-k 3" "--draw beam"; do
+        set -- $v
+        refuse 1 "${1#--}" "resume OP-4 with $v" $A --resume "$T/late" --out "$T/x" $v
+    done
 }
 
 # ----------------------------------------------------------------------------
@@ -546,7 +562,7 @@ log_is() { # WHAT LOG STEPS PER_EPOCH LR WARMUP SCHEDULE RANK_WEIGHT FT_WEIGHT
             left = steps > up ? (steps - s + 1) / (steps - up) : 0
             want = s <= up ? lr * s / up : schedule == "linear" ? lr * left : schedule == "cosine" ? lr * 0.5 * (1 - cos(3.141592653589793 * left)) : lr
             if (off($6, want) > 1e-6 * lr) { print "row " s ": lr " $6 ", expected " want; exit 1 }
-            if (!($7 > 0) || !($8 >= 0) || !($9 > 0)) { print "row " s ": norm, ms, tokens/s " $7 " " $8 " " $9; exit 1 }
+            if (!($7 >= 0) || !($8 >= 0) || !($9 > 0)) { print "row " s ": norm, ms, tokens/s " $7 " " $8 " " $9; exit 1 }
         }
         END { if (NR - 1 != steps) { print NR - 1 " rows, expected " steps; exit 1 } }' "$1" >"$T/said"
     then ok "$what: $2 rows; epochs, loss, lr as they should be"; else bad "$what: $(head -n 1 "$T/said")"; fi
@@ -555,7 +571,7 @@ log_is() { # WHAT LOG STEPS PER_EPOCH LR WARMUP SCHEDULE RANK_WEIGHT FT_WEIGHT
 column() { cut -d, -f"$2" "$1" | sed -n "${3}p"; } # LOG COLUMN LINE
 
 outputs() {
-    local D=$T/d v n O=$T/out5 W option value
+    local D=$T/d v n O=$T/out5 option value row
     local M="--model $D/policy.bin" R="--data $D/ranked.bin" K="--tokenizer $D/tokenizer.bin"
 
     # train and its log
@@ -620,7 +636,7 @@ outputs() {
     if awk 'NR == FNR { p[FNR] = $3 * $4; next } { e = p[FNR] - $3; if (e < 0) e = -e; if (e > 1e-6 * -$3) { print $0; exit 1 } }' "$T/scores.txt" "$T/out" >"$T/said"
     then ok "score --length-penalty 0: p n"; else bad "score --length-penalty 0: $(cat "$T/said")"; fi
     works "score by the policy into a file" score $M $R --out "$O/p"
-    check "the same lines" same "$T/out" "$T/out"
+    check "the same lines" same "$T/scores.txt" "$T/out"
     if make_files show "$O/p/scored.bin" | awk 'NR == FNR { p[FNR] = $3; next } { e = p[FNR] - $4; if (e < 0) e = -e; if (e > 1e-6 * -$4) exit 1 }' "$T/scores.txt" -; then ok "scored.bin holds p"; else bad "scored.bin does not hold p"; fi
     works "score by a reward model" score --reward "$D/reward.bin" $R --out "$O/r"
     [ "$(head -n 1 "$T/out")" = "$O/r/scored.bin" ] && ok "says where" || bad "stdout: $(head -n 1 "$T/out")"
@@ -666,15 +682,15 @@ outputs() {
     # explain
     works "explain" train $M $R --explain 2 --lr 1e-2 --margin 0.1 --out "$O/x"
     [ -e "$O/x" ] && bad "--explain wrote $(ls "$O/x" | tr '\n' ' ')" || ok "--explain writes nothing"
-    n=$(awk '$1 == 2' "$T/scores.txt" | wc -l)
-    [ "$(grep -cE '^ +[0-9]+ .*[-0-9.]+ *(best.*)?$' "$T/out")" -eq $((2 * n)) ] && ok "--explain: $n responses, before and after" || bad "--explain: $(grep -cE '^ +[0-9]+ ' "$T/out") rows for $n responses"
+    n=$(awk '$1 == 2' "$T/scores.txt" | wc -l) row='^ +[0-9]+ +[-+.0-9e]+ +[0-9]+ +-[.0-9]+ +-[.0-9]+ +'
+    [ "$(grep -cE "$row" "$T/out")" -eq $((2 * n)) ] && ok "--explain: $n responses, before and after" || bad "--explain: $(grep -cE "$row" "$T/out") rows for $n responses"
     grep -q "c_i" "$T/out" && ok "--explain names c_i" || bad "--explain does not name c_i"
     if awk '$1 == 2 { printf "%.6f\n", $3 }' "$T/scores.txt" | while read -r v; do grep -q -- "$v" "$T/out" || exit 1; done; then ok "--explain: p_i as score gives them"; else bad "--explain: other p_i than score gives"; fi
-    if grep -E '^ +[0-9]+ ' "$T/out" | head -n "$n" | awk -v wr=1 '{ i = NR - 1; r[i] = $2; n[i] = $3; p[i] = $5; c[i] = $6 }
+    if grep -E "$row" "$T/out" | head -n "$n" | awk -v wr=1 '{ i = NR - 1; r[i] = $2; n[i] = $3; p[i] = $5; c[i] = $6 }
         END { best = 0; for (i = 1; i < NR; i++) if (r[i] > r[best]) best = i
               for (i = 0; i < NR; i++) { want = 0
                   for (j = 0; j < NR; j++) {
-                      for (g = 0, k = 0; k < NR; k++) { lo = r[i] < r[j] ? r[i] : r[j]; hi = r[i] < r[j] ? r[j] : r[i]; seen = !(r[k] > lo && r[k] <= hi); for (m = 0; m < k && !seen; m++) seen = r[m] == r[k]; g += !seen }
+                      g = 0; for (k = 0; k < NR; k++) { lo = r[i] < r[j] ? r[i] : r[j]; hi = r[i] < r[j] ? r[j] : r[i]; seen = !(r[k] > lo && r[k] <= hi); for (m = 0; m < k && !seen; m++) seen = r[m] == r[k]; g += !seen }
                       if (r[i] < r[j] && p[i] - p[j] + 0.1 * g > 0) want += 1 / n[i]
                       if (r[i] > r[j] && p[j] - p[i] + 0.1 * g > 0) want -= 1 / n[i] }
                   if (i == best) want -= 1
@@ -723,7 +739,7 @@ worked_case() {
     if awk 'function off(a, b) { a -= b; return a < 0 ? -a : a } function size(a) { return a < 0 ? -a : a }
             NR == FNR { if ($1 != "#") { rows++; for (i = 1; i <= 5; i++) a[$1, i] = $i } next }
             FNR > 1 { split($0, c, ","); split("1 3 4 5 7", at, " ")
-                      for (i = 1; i <= 5; i++) { e = off(c[at[i]], a[c[1], i]) / (size(a[c[1], i]) + 1e-30); if (e > worst) worst = e } }
+                      for (i = 1; i <= 5; i++) { v = size(a[c[1], i]); e = off(c[at[i]], a[c[1], i]) / (v > 0.01 ? v : 0.01); if (e > worst) worst = e } }
             END { printf "%d steps, worst error %.1e, tolerance 1e-4", FNR - 1, worst; exit !(FNR - 1 == rows && worst <= 1e-4) }' "$CASES/log.txt" "$T/case/log.csv" >"$T/said"
     then ok "worked case, log.txt: $(cat "$T/said")"; else bad "worked case, log.txt: $(cat "$T/said")"; fi
 }
@@ -751,10 +767,11 @@ fuzz() { # files damaged at random: refused or read, but never out of bounds
     [ $refusals -gt 10 ] && ok "$n files damaged at random: $refusals refused, the others read" || bad "only $refusals of $n damaged files refused"
 }
 
-sanitizers() {
-    local D=$T/d v
-    wait $build
-    build=
+sanitizers() { # beside the other parts, with its own directory
+    local D=$T/d v omp=
+    echo "int main(void) { return 0; }" | $CC -x c - -o "$T/none.out" -fopenmp 2>/dev/null && omp=-fopenmp
+    rm -f "$T/none.out"
+    $CC -std=c11 -O0 -fsanitize=address,undefined -fno-sanitize-recover=all $omp -o "$T/sanitized" train_rrhf.c -lm >"$T/build" 2>&1 # -O0: compiling takes longer than all of the runs
     if [ ! -x "$T/sanitized" ]; then bad "the build with -fsanitize=address,undefined failed: $(grep -m1 error "$T/build")"; return; fi
     export ASAN_OPTIONS=detect_leaks=0:exitcode=99:allocator_may_return_null=1 UBSAN_OPTIONS=exitcode=99:print_stacktrace=0
     BIN=$T/sanitized WHO="[asan] "
@@ -779,16 +796,16 @@ sanitizers() {
 # ----------------------------------------------------------------------------
 
 [ -x "$BIN" ] || { bad "./train_rrhf is not there: make train_rrhf first"; echo "$passed passed, $failed failed"; exit 1; }
-if part 7 && [ "${RRHF_SANITIZE:-1}" != 0 ]; then
-    OMP= # -O0: compiling takes longer than all of these runs
-    echo 'int main(void) { return 0; }' | $CC -x c - -o "$T/none.out" -fopenmp 2>/dev/null && OMP=-fopenmp
-    rm -f "$T/none.out"
-    $CC -std=c11 -O0 -fsanitize=address,undefined -fno-sanitize-recover=all $OMP -o "$T/sanitized" train_rrhf.c -lm >"$T/build" 2>&1 &
-    build=$!
-fi
 mkdir "$T/d"
 if ! $CC -std=c11 -O1 -o "$T/make_files" test/make_files.c -lm 2>"$T/said" || ! make_files all "$T/d"; then
     bad "test/make_files.c: $(head -n 1 "$T/said")"; echo "$passed passed, $failed failed"; exit 1
+fi
+if part 7 && [ "${RRHF_SANITIZE:-1}" != 0 ]; then
+    mkdir "$T/asan"
+    ln -s "$T/d" "$T/asan/d"
+    ln -s "$T/make_files" "$T/asan/make_files"
+    (T=$T/asan; sanitizers; echo "$passed $failed" >"$T/counts") >"$T/asan.log" 2>&1 &
+    build=$!
 fi
 part 1 && { bad_input; disk_full; }
 part 2 && checkpoints
@@ -796,6 +813,11 @@ part 3 && resume
 part 4 && { seeds; threads; }
 part 5 && outputs
 part 6 && worked_case
-[ -n "$build" ] && sanitizers
+if [ -n "$build" ]; then
+    wait $build
+    build=
+    cat "$T/asan.log"
+    if read -r p f <"$T/asan/counts"; then passed=$((passed + p)) failed=$((failed + f)); else bad "part 7 ended early"; fi
+fi
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ]

@@ -553,6 +553,45 @@ static void test_training(int reward) {
     room_free();
 }
 
+// The loop's own step, in two micro-batches and with clipping, for each of the losses.
+static void test_loop(const char *name, QueryLoss loss, int reward) {
+    enum { STEPS = 3 };
+    Config c = tiny(reward);
+    size_t n = gpt2_count(c);
+    static const int order[3] = {2, 0, 1};
+    float *params = tiny_params(c), *a = zeros(n), *b = zeros(n), got[5 * STEPS], want[5 * STEPS];
+    GPT2 *m = gpt2_build(c, params, 1);
+    CpuGPT2 *r = cpu.build(c, params, 1);
+    Ranked d = ranked_make(shapes[2], 3, c.V);
+    Train t;
+    memset(&t, 0, sizeof t);
+    t.batch = 3, t.micro_batch = 2, t.grad_clip = 0.5, t.loss = loss;
+    t.adam.beta1 = 0.9, t.adam.beta2 = 0.999, t.adam.eps = 1e-8, t.adam.weight_decay = 0.1;
+    t.objective.rank_weight = 2, t.objective.ft_weight = 0.5, t.objective.length_penalty = 0.7, t.objective.margin = 0.1;
+    for (int i = 0; i < d.R && loss == logistic_loss; i++) d.score[i] = (float)(i & 1);
+    StepRoom s = step_room(m, &d, 2), u = cpu.step_room(r, &d, 2);
+    for (int i = 0; i < STEPS; i++) {
+        double norm[2];
+        int64_t tokens[2] = {0, 0};
+        Loss x = train_step(m, &t, &s, &d, order, 3, 1e-3, i + 1, &norm[0], &tokens[0]);
+        Loss y = cpu.train_step(r, &t, &u, &d, order, 3, 1e-3, i + 1, &norm[1], &tokens[1]);
+        float now[2][5] = {{(float)x.loss, (float)x.rank, (float)x.ft, (float)norm[0], (float)tokens[0]},
+                           {(float)y.loss, (float)y.rank, (float)y.ft, (float)norm[1], (float)tokens[1]}};
+        for (int k = 0; k < 5; k++) got[k * STEPS + i] = now[0][k], want[k * STEPS + i] = now[1][k];
+    }
+    double worst = 0;
+    for (int k = 0; k < 5; k++) worst = fmax(worst, error_of(got + k * STEPS, want + k * STEPS, STEPS));
+    gpt2_get(m, COPY_PARAMS, a);
+    cpu.get(r, COPY_PARAMS, b);
+    report(name, fmax(worst, distance(a, b, n)), tolerance);
+    error_of(a, b, n);
+    step_room_free(&s), step_room_free(&u);
+    gpt2_free(m);
+    cpu.free(r);
+    ranked_free(&d);
+    room_free();
+}
+
 // The optimizer's kernels, whose errors the training test would hide behind the model's.
 static void test_optimizer(void) {
     Config c = tiny(1);
@@ -650,6 +689,9 @@ static uint64_t run_all(void) {
     test_optimizer();
     test_training(0);
     test_training(1);
+    test_loop("train_step, RRHF", rrhf_loss, 0);
+    test_loop("train_step, logistic", logistic_loss, 1);
+    test_loop("train_step, pairwise", pairwise_loss, 1);
     test_generation();
     return hash;
 }
