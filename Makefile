@@ -51,11 +51,37 @@ test/test_gradients: test/test_gradients.c train_rrhf.c test/test.h $(HEADERS)
 test/test_model_double: test/test_model.c train_rrhf.c test/test.h $(HEADERS)
 	$(TEST_BUILD) -DREAL=double
 
+NVCC ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
+PRECISION = BF16 # or FP32
+GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)
+GPU_ARCH = $(if $(GPU),-arch=sm_$(GPU),-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90)
+GPU_BUILD = $(NVCC) -std=c++17 -O3 $(GPU_ARCH) $(if $(OMP),-Xcompiler -fopenmp) $(if $(STB),-DHAVE_STB -I$(STB))
+
+train_rrhfcu: train_rrhf.cu dev/.precision-$(strip $(PRECISION)) $(HEADERS)
+	@test -n "$(NVCC)" || { echo "train_rrhfcu: no nvcc found; install the CUDA toolkit or set NVCC=. ./train_rrhf does the same on the CPU."; exit 1; }
+	$(GPU_BUILD) -DPRECISION_$(strip $(PRECISION)) -o $@ train_rrhf.cu -lcublasLt
+dev/.precision-%: # a build in the other precision starts afresh
+	@rm -f dev/.precision-*; touch $@
+
+# The CUDA kernels against the CPU: on test/cuda_emulation.h, and on the GPU where there is one with nvcc.
+CXX = g++
+CUDA_TESTS = test/test_cuda_fp32 test/test_cuda_bf16 $(if $(and $(GPU),$(NVCC)),test/test_cuda_gpu_fp32 test/test_cuda_gpu_bf16)
+CUDA_PARTS = test/test_cuda.cu test/cuda_emulation.h test/cpu_layers.h test/test.h train_rrhf.cu $(HEADERS)
+EMULATED = $(CXX) -x c++ -std=c++17 -O1 -g -fno-strict-aliasing -DCUDA_EMULATION -o $@ test/test_cuda.cu -x none test/cpu_layers.o -lm
+test/cpu_layers.o: test/cpu_layers.c test/cpu_layers.h train_rrhf.c $(HEADERS)
+	$(CC) $(CFLAGS) -O2 $(CFLAGS_EXTRA) -c -o $@ test/cpu_layers.c
+test/test_cuda_fp32: test/cpu_layers.o $(CUDA_PARTS)
+	$(EMULATED) -DPRECISION_FP32
+test/test_cuda_bf16: test/cpu_layers.o $(CUDA_PARTS)
+	$(EMULATED) -DPRECISION_BF16 -fsanitize=address,undefined
+test/test_cuda_gpu_%: test/cpu_layers.o $(CUDA_PARTS)
+	$(GPU_BUILD) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) -o $@ test/test_cuda.cu test/cpu_layers.o -lcublasLt
+
 # The number of passed and failed checks of all tests; the last line is the sum.
-test: train_rrhf dev/convert $(TESTS)
-	@bash test/run.sh $(TESTS) "bash test/test_cli.sh"
+test: train_rrhf dev/convert $(TESTS) $(CUDA_TESTS)
+	@bash test/run.sh $(TESTS) $(CUDA_TESTS) "bash test/test_cli.sh"
 
 clean:
-	rm -f train_rrhf train_rrhfcu dev/convert dev/imdb $(TESTS)
+	rm -f train_rrhf train_rrhfcu dev/convert dev/imdb dev/.precision-* $(TESTS) $(CUDA_TESTS) test/cpu_layers.o
 
 .PHONY: test clean

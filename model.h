@@ -198,5 +198,6 @@ void   gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots);
 // logits (n_rows, V), owned by the model, valid until the next call
 const float *gpt2_decode(GPT2 *m, const Decode *d);
 const char *backend_start(int threads);          // 0 = all; returns a line for the banner
+const char *backend_dtype(void);                 // what this build computes in, of --dtype: "fp32" or "bf16"
 
 #endif

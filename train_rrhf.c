@@ -795,6 +795,8 @@ const char *backend_start(int threads) {
     return line;
 }
 
+const char *backend_dtype(void) { return "fp32"; }
+
 #ifndef NO_MAIN // the tests include this file
 int main(int argc, char **argv) { return run_verb(argc, argv); }
 #endif

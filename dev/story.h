@@ -133,7 +133,8 @@ static inline int verb_demo(const Options *user) {
     static const char *const commands[] = {
         "sft --data @/stream.bin --tokenizer @/tokenizer.bin --layers 3 --heads 4 --channels 128 --context 64 --ft-reduction mean "
         "--batch 16 --epochs 1 --lr 2e-3 --warmup 0.05 --schedule cosine --weight-decay 0.1 --grad-clip 1 --out @/sft",
-        "reward --model @/sft/policy.bin --data @/labels_train.bin --batch 32 --epochs 1 --lr 1e-3 --out @/reward",
+        "reward --model @/sft/policy.bin --data @/labels_train.bin --batch 16 --epochs 1 --lr 2e-4 --warmup 0.1 --grad-clip 1 --beta2 0.99 "
+        "--out @/reward",
         "eval --model @/reward/policy.bin --data @/labels_held.bin --out @/reward",
         "sample --model @/sft/policy.bin --data @/queries_train.bin --tokenizer @/tokenizer.bin --policy SP --num-return 4 --top-k 50 "
         "--max-new-tokens 32 --out @/sampled",
