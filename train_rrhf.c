@@ -24,9 +24,11 @@ same bits whatever the number of threads.
 #ifdef _OPENMP
 #define PARALLEL_FOR _Pragma("omp parallel for schedule(static)")
 #define PARALLEL_FOR2 _Pragma("omp parallel for collapse(2) schedule(static)")
+#define PARALLEL_TILES _Pragma("omp parallel for collapse(2) schedule(dynamic)")
 #else
 #define PARALLEL_FOR
 #define PARALLEL_FOR2
+#define PARALLEL_TILES
 #endif
 #define SIMD _Pragma("omp simd")
 #define SIMD_SUM(...) SIMD_SUM_(omp simd reduction(+ : __VA_ARGS__))
@@ -104,7 +106,7 @@ enum { VECTOR = 32, MR = 6, NV = 2 };
 #else
 enum { VECTOR = 16, MR = 6, NV = 2 };
 #endif
-enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 256, TILE_M = 16 * MR, TILE_N = 512, NC = 8 * TILE_N };
+enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 256, TILE_M = 8 * MR, TILE_N = 128, NC = 32 * TILE_N };
 typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
 
 // One register tile: c (rows, cols) (+)= strip (K, MR) times panel (K, NR).
@@ -171,7 +173,7 @@ static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak
             for (int p = 0; p < panels; p++)
                 gemm_pack(pb + (size_t)p * NR * kc, b + k0 * bk + (size_t)(n0 + p * NR) * bn, bn, bk,
                           min_int(NR, nc - p * NR), NR, kc);
-            PARALLEL_FOR2
+            PARALLEL_TILES
             for (int m0 = 0; m0 < M; m0 += TILE_M) // a tile of C stays in cache while its panels pass by
                 for (int j0 = 0; j0 < nc; j0 += TILE_N)
                     for (int j = j0; j < min_int(j0 + TILE_N, nc); j += NR)

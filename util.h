@@ -23,6 +23,7 @@ Used by the CPU build, the CUDA build, the tests and the tools in dev/: the comm
 #include <stdio.h>       // defines: FILE, fprintf
 #include <stdlib.h>      // defines: calloc, free, exit
 #include <string.h>      // defines: memcpy, strcmp, strerror
+#include <sys/mman.h>    // defines: madvise
 #include <sys/stat.h>    // defines: stat, mkdir
 #include <time.h>        // defines: clock_gettime
 #include <unistd.h>      // defines: unlink, isatty, fsync
@@ -81,6 +82,13 @@ static inline void *xalloc(size_t count, size_t size) {
     void *p = calloc(count ? count : 1, size ? size : 1);
     if (!p) die("memory: no room for %.1f MiB; try a smaller --batch, --micro-batch or model",
                 (double)count * (double)size / 1048576.0);
+#ifdef MADV_HUGEPAGE // large arrays in 2 MiB pages: a page fault costs as much as reading what it brings
+    enum { HUGE_PAGE = 1 << 21 };
+    if (count * size >= 2 * HUGE_PAGE) {
+        char *at = (char *)(((uintptr_t)p + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
+        madvise(at, count * size - (size_t)(at - (char *)p), MADV_HUGEPAGE);
+    }
+#endif
     return p;
 }
 

@@ -10,7 +10,7 @@ Included by verbs.h.
 #define STORY_H
 
 enum {
-    STORY_TRAIN = 12000, STORY_STREAM = 7000, STORY_HELD = 300, // reviews: labelled, to pretrain on, held-out queries
+    STORY_TRAIN = 11000, STORY_STREAM = 6000, STORY_HELD = 300, // reviews: labelled, to pretrain on, held-out queries
     STORY_VOCABULARY = 640, STORY_QUERY = 24, STORY_RESPONSE = 32, STORY_SNIPPET = STORY_QUERY + STORY_RESPONSE
 };
 
@@ -139,8 +139,8 @@ static inline int verb_demo(const Options *user) {
         "sample --model @/sft/policy.bin --data @/queries_train.bin --tokenizer @/tokenizer.bin --policy SP --num-return 4 --top-k 50 "
         "--max-new-tokens 32 --out @/sampled",
         "score --reward @/reward/policy.bin --data @/sampled/sampled.bin --out @/scored",
-        "train --model @/sft/policy.bin --data @/scored/scored.bin --tokenizer @/tokenizer.bin --batch 16 --epochs 2 --lr 5e-4 "
-        "--reward @/reward/policy.bin --eval-data @/queries_held.bin --top-k 50 --max-new-tokens 32 --out @",
+        "train --model @/sft/policy.bin --data @/scored/scored.bin --tokenizer @/tokenizer.bin --batch 16 --epochs 2 --lr 1e-3 "
+        "--reward @/reward/policy.bin --eval-data @/queries_held.bin --eval-queries 150 --top-k 50 --max-new-tokens 32 --out @",
         "eval --model @/policy.bin --reference @/sft/policy.bin --reward @/reward/policy.bin --data @/queries_held.bin "
         "--tokenizer @/tokenizer.bin --num-return 4 --top-k 50 --max-new-tokens 32 --out @/eval"};
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
