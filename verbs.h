@@ -35,7 +35,7 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(STR, out, "out", 0, 0, "sracte", "DIR: where results go")                                                           \
     X(INT, seed, "1337", 0, 2147483647, "sracte", "same seed, same result")                                               \
     X(INT, threads, "0", 0, 4096, "sracte", "CPU threads, 0 = all")                                                       \
-    X(CHOICE, dtype, NULL, 0, 0, "sracte", "fp32|bf16: arithmetic of the network; a build has one, and takes it by itself") \
+    X(CHOICE, dtype, "fp32", 0, 0, "sracte", "fp32|bf16: arithmetic; train_rrhfcu has the one it was built for, as default")  \
     X(INT, layers, "4", 1, 1024, "s", "blocks of a model made from random weights")                                       \
     X(INT, heads, "4", 1, 1024, "s", "attention heads of such a model")                                                   \
     X(INT, channels, "256", 1, 65536, "s", "channels of such a model")                                                    \

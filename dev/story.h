@@ -99,15 +99,15 @@ static inline int story_run(const Options *user, const char *line) {
     return verbs[verb](&o);
 }
 
-// The first three queries of a samples.txt, as they are.
+// The first query of eval's samples.txt with three completions from before and three from after.
 static inline void story_show(const char *path) {
     FILE *f = fopen(path, "r");
     char line[4096];
-    int shown = 0;
-    while (f && fgets(line, sizeof line, f)) {
-        shown += !strncmp(line, "---", 3);
-        if (shown > 3) break;
-        fputs(line, stdout);
+    int queries = 0, before = 0, after = 0;
+    while (f && fgets(line, sizeof line, f) && (queries += !strncmp(line, "---", 3)) < 2) {
+        before += !strncmp(line, "before:", 7);
+        after += !strncmp(line, "after:", 6);
+        if (strncmp(line, "---", 3) && (after ? after <= 3 : before <= 3)) fputs(line, stdout);
     }
     if (f) fclose(f);
 }
@@ -152,8 +152,8 @@ static inline int verb_demo(const Options *user) {
         int rc = story_run(user, line);
         if (rc) return rc;
     }
-    snprintf(path, sizeof path, "%s/samples.txt", dir);
-    printf("\nThe same queries before and after RRHF (reward in brackets):\n");
+    snprintf(path, sizeof path, "%s/eval/samples.txt", dir);
+    printf("\nThree completions of a held-out query before and after RRHF (reward in brackets):\n");
     story_show(path);
     printf("\n%s/curves.png  %s/log.csv  %s/samples.txt  %s/policy.bin   (%.0f s)\n", dir, dir, dir, dir, now_s() - start);
     return 0;
