@@ -5,7 +5,7 @@
 #   dev/imdb.sh [--size small|large] [--tokenizer gpt2_tokenizer.bin] [PATH ...]
 #
 # PATH: the folder aclImdb, a folder that holds it or its archives, or archives (.tar.gz, .tar.xz). Without one the
-# official archive (84 MB) and llm.c's GPT-2 tokenizer are fetched. small: about 10 minutes on two cores; large
+# official archive (84 MB) and llm.c's GPT-2 tokenizer are fetched. small: 5 to 10 minutes on two cores; large
 # (default): about an hour. Results go to out/imdb-SIZE; a step whose result is there is not done again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,7 +14,7 @@ ARCHIVE_SHA256=c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe
 TOKENIZER_URL=https://huggingface.co/datasets/karpathy/llmc-starter-pack/resolve/main/gpt2_tokenizer.bin
 
 die() { echo "error: $*" >&2; exit 1; }
-size=large tokenizer= paths=() here=$PWD
+size=large tokenizer= paths=()
 while [ $# -gt 0 ]; do
     case $1 in
         --size) size=${2:?--size: expected small or large}; shift 2;;
@@ -112,8 +112,9 @@ step "$out/scored/scored.bin" ./train_rrhf score --reward "$out/reward/policy.bi
 step "$out/rrhf/done" ./train_rrhf train --model "$out/sft/policy.bin" --data "$out/scored/scored.bin" $tok --batch 16 --lr 1e-4 \
     $rrhf --reward "$out/reward/policy.bin" --eval-data "$out/queries_test.bin" --eval-queries 256 $ask \
     --checkpoint-every 50 --out "$out/rrhf" $(resume "$out/rrhf"); touch "$out/rrhf/done"
-step "$out/eval/eval.csv" ./train_rrhf eval --model "$out/rrhf/policy.bin" --reference "$out/sft/policy.bin" \
-    --reward "$out/reward/policy.bin" --data "$out/queries_test.bin" $tok --num-return 4 $ask --out "$out/eval" | tee "$out/table.txt"
+evaluate() { "$@" > "$out/table.tmp" && mv "$out/table.tmp" "$out/table.txt"; }
+step "$out/table.txt" evaluate ./train_rrhf eval --model "$out/rrhf/policy.bin" --reference "$out/sft/policy.bin" \
+    --reward "$out/reward/policy.bin" --data "$out/queries_test.bin" $tok --num-return 4 $ask --out "$out/eval"
 }
 cat "$out/table.txt"
 sed -n 's/^reward model,accuracy,\([^,]*\),\([^,]*\),\(.*\)/reward model: accuracy \1 +- \2 on \3 test snippets/p' "$out/reward/eval.csv"
