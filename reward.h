@@ -28,11 +28,11 @@ The second is InstructGPT's reward-model loss (Ouyang et al. 2022). Which one, t
 // ----------------------------------------------------------------------------
 // The losses of a reward model
 
-static inline double sigmoid(double z) { return z > 0 ? 1 / (1 + exp(-z)) : exp(z) / (1 + exp(z)); }
-static inline double softplus(double z) { return z > 0 ? z + log1p(exp(-z)) : log1p(exp(z)); } // log(1 + exp(z))
+static inline BOTH double sigmoid(double z) { return z > 0 ? 1 / (1 + exp(-z)) : exp(z) / (1 + exp(z)); }
+static inline BOTH double softplus(double z) { return z > 0 ? z + log1p(exp(-z)) : log1p(exp(z)); } // log(1 + exp(z))
 
 // dL/dz = sigmoid(z) - r
-static inline Loss logistic_loss(const Objective *o, int k, const double *z, const int *n, const float *r, double *p, double *c) {
+static inline BOTH Loss logistic_loss(const Objective *o, int k, const double *z, const int *n, const float *r, double *p, double *c) {
     Loss l = {0, 0, 0};
     (void)o, (void)n;
     for (int i = 0; i < k; i++) {
@@ -45,7 +45,7 @@ static inline Loss logistic_loss(const Objective *o, int k, const double *z, con
 }
 
 // dL/dz_i = sigmoid(z_i - z_j) / pairs for the worse one of each pair, its negative for the better one
-static inline Loss pairwise_loss(const Objective *o, int k, const double *z, const int *n, const float *r, double *p, double *c) {
+static inline BOTH Loss pairwise_loss(const Objective *o, int k, const double *z, const int *n, const float *r, double *p, double *c) {
     Loss l = {0, 0, 0};
     int pairs = 0;
     (void)o, (void)n;

@@ -43,7 +43,7 @@ typedef struct { double loss, rank, ft; } Loss; // rank and ft before weighting,
 typedef Loss (*QueryLoss)(const Objective *o, int k, const double *value, const int *n, const float *r, double *p, double *c);
 
 // gap_ij: how many places apart two rewards are among the query's distinct rewards.
-static inline int rrhf_gap(int k, const float *r, float low, float high) {
+static inline BOTH int rrhf_gap(int k, const float *r, float low, float high) {
     int gap = 0;
     for (int i = 0; i < k; i++) {
         int seen = r[i] <= low || r[i] > high;
@@ -53,7 +53,7 @@ static inline int rrhf_gap(int k, const float *r, float low, float high) {
     return gap;
 }
 
-static inline Loss rrhf_loss(const Objective *o, int k, const double *logp, const int *n, const float *r, double *p, double *c) {
+static inline BOTH Loss rrhf_loss(const Objective *o, int k, const double *logp, const int *n, const float *r, double *p, double *c) {
     Loss l = {0, 0, 0};
     int best = 0;
     for (int i = 0; i < k; i++) {
@@ -281,7 +281,7 @@ static inline void train_settings(Train *t, const GPT2 *m, const Ranked *d) {
              t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh, t->drawing);
 }
 
-typedef struct { Batch b; real *out, *c; double *value, *p, *dc; } StepRoom;
+typedef struct { Batch b; real *out, *c; double *value, *p, *dc; Loss sum; } StepRoom; // sum: over the step so far
 
 static inline StepRoom step_room(GPT2 *m, const Ranked *d, int micro) {
     int bound[4];
@@ -302,6 +302,18 @@ static inline void step_room_free(StepRoom *s) {
     free(s->out); free(s->c); free(s->value); free(s->p); free(s->dc);
 }
 
+static inline void check_value(int step, int query, int response, double value) {
+    if (!isfinite(value))
+        die("NaN: step %d, query %d, response %d: value %g; nothing was overwritten: go back to the last "
+            "checkpoint with a smaller --lr or with --grad-clip 1", step, query, response, value);
+}
+
+static inline void check_norm(int step, double norm, double loss) {
+    if (!isfinite(norm))
+        die("NaN: step %d: the gradient's norm is %g (loss %g); nothing was overwritten: go back to the last checkpoint "
+            "with a smaller --lr or with --grad-clip 1", step, norm, loss);
+}
+
 // One micro-batch: scores -> losses -> coefficients -> gradients. scale = 1 / (queries of the optimizer step).
 static inline Loss micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double scale, int step) {
     Loss sum = {0, 0, 0};
@@ -313,9 +325,7 @@ static inline Loss micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
         int i = b->first[g], k = b->first[g + 1] - i;
         Loss l = t->loss(&t->objective, k, s->value + i, b->resp_len + i, b->score + i, s->p + i, s->dc + i);
         for (int j = i; j < i + k; j++) {
-            if (!isfinite(s->value[j]))
-                die("NaN: step %d, query %d, response %d: value %g; nothing was overwritten: go back to the last "
-                    "checkpoint with a smaller --lr or with --grad-clip 1", step, b->query[g], j - i, s->value[j]);
+            check_value(step, b->query[g], j - i, s->value[j]);
             s->c[j] = (real)(s->dc[j] * scale);
         }
         sum.loss += l.loss * scale;
@@ -326,26 +336,32 @@ static inline Loss micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
     return sum;
 }
 
+// The end of a step: the gradient's norm, clipping, the update. Returns the losses, summed over the step.
+static inline Loss step_end(GPT2 *m, const Train *t, StepRoom *s, AdamW adam, int step, double *grad_norm) {
+    *grad_norm = gpt2_grad_norm(m);
+    check_norm(step, *grad_norm, s->sum.loss);
+    gpt2_update(m, adam, t->grad_clip > 0 && *grad_norm > t->grad_clip ? t->grad_clip / *grad_norm : 1, step);
+    return s->sum;
+}
+
+// What the loop asks of the backend beyond model.h. The CPU does what micro_step and step_end say. A device that
+// computes the losses itself does the same, but hands nothing back before the end of the step, so that it never waits
+// for the host; where a value or the norm is not finite it leaves the weights alone, and gpt2_step_end dies.
+void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double scale, int step);
+Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, AdamW adam, int step, double *grad_norm);
+
 // One optimizer step over the n queries; returns the losses before the update, and the gradient's norm.
 static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n,
                               double lr, int step, double *grad_norm, int64_t *tokens) {
-    Loss sum = {0, 0, 0};
     AdamW adam = t->adam;
+    adam.lr = lr;
+    memset(&s->sum, 0, sizeof s->sum);
     gpt2_zero_grad(m);
     for (int i = 0; i < n; i += t->micro_batch) {
-        Loss l = micro_step(m, t, s, d, queries + i, n - i < t->micro_batch ? n - i : t->micro_batch, 1.0 / n, step);
-        sum.loss += l.loss;
-        sum.rank += l.rank;
-        sum.ft += l.ft;
+        gpt2_step(m, t, s, d, queries + i, n - i < t->micro_batch ? n - i : t->micro_batch, 1.0 / n, step);
         *tokens += s->b.N;
     }
-    *grad_norm = gpt2_grad_norm(m);
-    if (!isfinite(*grad_norm))
-        die("NaN: step %d: the gradient's norm is %g (loss %g); nothing was overwritten: go back to the last checkpoint "
-            "with a smaller --lr or with --grad-clip 1", step, *grad_norm, sum.loss);
-    adam.lr = lr;
-    gpt2_update(m, adam, t->grad_clip > 0 && *grad_norm > t->grad_clip ? t->grad_clip / *grad_norm : 1, step);
-    return sum;
+    return gpt2_step_end(m, t, s, adam, step, grad_norm);
 }
 
 static inline int train_steps(const Train *t, const Ranked *d) {

@@ -781,6 +781,17 @@ void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) {
     }
 }
 
+void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double scale, int step) {
+    Loss l = micro_step(m, t, s, d, queries, n, scale, step);
+    s->sum.loss += l.loss;
+    s->sum.rank += l.rank;
+    s->sum.ft += l.ft;
+}
+
+Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, AdamW adam, int step, double *grad_norm) {
+    return step_end(m, t, s, adam, step, grad_norm);
+}
+
 // ----------------------------------------------------------------------------
 // The machine
 

@@ -13,8 +13,9 @@ order that depends on its sizes only, so that a run has the same bits each time.
 Types: elem is what matrix products read and write (bfloat16, or float in the float32 build); all sums are float.
 Shapes are row-major; dimensions have the letters of model.h. A kernel's comment says what a block and a thread own,
 and what bounds it: bytes per element moved to or from memory (bfloat16 build), or operations.
-Everything runs on one stream. The host waits for the device where the contract hands a number back: in gpt2_forward,
-gpt2_grad_norm, gpt2_decode and gpt2_get; while the device computes a backward, the host packs the next batch.
+Everything runs on one stream. The host waits for the device once per optimizer step, in gpt2_step_end: the losses are
+computed on the device too, and while it works on a micro-batch the host packs the next one. Elsewhere it waits where
+the contract hands numbers back: in gpt2_forward, gpt2_grad_norm, gpt2_decode and gpt2_get.
 test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one on test/cuda_emulation.h.
 */
 #include "util.h"        // defines: die, xalloc
@@ -967,6 +968,62 @@ static void head_backward(elem *dx, float *dw, float *db, const float *c, const 
 }
 
 // ----------------------------------------------------------------------------
+// The objective, on the device: rrhf.h and reward.h say what it is
+
+enum { LOSS_RRHF, LOSS_LOGISTIC, LOSS_PAIRWISE };
+// bad, query: a response whose value is not finite, and its query; both counted from 1, 0 = none
+typedef struct { Loss loss; int bad; double value; } QueryEnd;
+typedef struct { Loss loss; int bad, query; double value, norm; float scale; } StepEnd;
+
+// A batch's queries and rewards on the device. pred: where a query's predictions start
+typedef struct { const int *query, *first, *pred, *resp, *resp_len; const float *score; } Queries;
+
+// values (R,3): what the loss sees of each response, p_i, dL/dvalue; coef (R) the last, times scale; end (Q).
+// A block, one warp, owns a query; a lane a response (its sum of log P), the first lane the loss. Bound by latency.
+__global__ void query_loss_kernel(float *coef, QueryEnd *end, double *value, double *p, double *dc, const float *out, Queries b, int kind,
+                                  int reward, Objective o, double scale) {
+    int g = blockIdx.x, r0 = b.first[g], k = b.first[g + 1] - r0;
+    for (int r = r0 + threadIdx.x; r < r0 + k; r += 32) {
+        double sum = reward ? (double)out[r] : 0;
+        for (int i = b.pred[g]; !reward && i < b.pred[g + 1]; i++) if (b.resp[i] == r) sum += (double)out[i];
+        value[r] = sum;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        QueryEnd e;
+        const int *n = b.resp_len + r0;
+        const float *score = b.score + r0;
+        e.loss = kind == LOSS_RRHF ? rrhf_loss(&o, k, value + r0, n, score, p + r0, dc + r0)
+               : kind == LOSS_LOGISTIC ? logistic_loss(&o, k, value + r0, n, score, p + r0, dc + r0)
+                                       : pairwise_loss(&o, k, value + r0, n, score, p + r0, dc + r0);
+        e.bad = 0, e.value = 0;
+        for (int i = k; i > 0; i--) if (!isfinite(value[r0 + i - 1])) e.bad = i, e.value = value[r0 + i - 1];
+        end[g] = e;
+    }
+    __syncthreads();
+    for (int r = r0 + threadIdx.x; r < r0 + k; r += 32) coef[r] = (float)(dc[r] * scale);
+}
+
+// Adds a micro-batch's losses to the step's, in the order of its queries. One thread.
+__global__ void add_losses_kernel(StepEnd *end, const QueryEnd *query, Queries b, int Q, double scale) {
+    for (int g = 0; threadIdx.x == 0 && g < Q; g++) {
+        end->loss.loss += query[g].loss.loss * scale;
+        end->loss.rank += query[g].loss.rank * scale;
+        end->loss.ft += query[g].loss.ft * scale;
+        if (query[g].bad && !end->bad) end->query = b.query[g] + 1, end->bad = query[g].bad, end->value = query[g].value;
+    }
+}
+
+// The gradient's norm from its partial sums, and what the update multiplies it by: 0 = leave everything alone. One thread.
+__global__ void step_end_kernel(StepEnd *end, const double *part, int parts, double clip) {
+    double sum = 0;
+    if (threadIdx.x) return;
+    for (int i = 0; i < parts; i++) sum += part[i];
+    end->norm = sqrt(sum);
+    end->scale = !isfinite(end->norm) || end->bad ? 0 : clip > 0 && end->norm > clip ? (float)(clip / end->norm) : 1;
+}
+
+// ----------------------------------------------------------------------------
 // Choosing tokens
 
 // top (n, k): the k largest of each row's V logits, best first, of equal ones the lower ids; lse (n) = log sum exp of
@@ -1082,6 +1139,8 @@ static void top_k(Candidate *top, float *lse, const float *logits, int n, int V,
     X(elem,  dlnf,   1, U, c.C)                                                                 \
     X(float, delta,  1, N, c.NH)                                                                \
     X(float, coef,   1, N, 1)          /* c_i */                                                \
+    X(double, values, 3, N, 1)         /* what the loss sees of each response, p_i, dL/dvalue */ \
+    X(QueryEnd, ends, 1, N, 1)         /* each query's losses */                                \
     X(float, part,   1, PARTS, 4 * c.C)
 
 #define X(name, layers, rows, cols, decay) elem *name;
@@ -1105,7 +1164,11 @@ struct GPT2 {
     char *activations;                // one allocation for all of the above
     int N, U;                         // planned for
     float *out_host, *coef_host;      // (N) pinned
-    int *stage_host, *stage, *count;  // a batch's integers, pinned and on the device; room for sorting
+    int *stage_both[2], *stage_host;  // a batch's integers, pinned: one batch is filled while the other travels
+    int *stage, *count, turn;         // the same on the device; room for sorting; which of the two
+    cudaEvent_t sent[2];              // when each had left
+    StepEnd *end, *end_host;          // the step so far, and pinned
+    Queries queries;                  // the batch's, on the device
     size_t stage_size, staged;        // integers
     const int *token, *pos, *rows, *pred, *target, *resp; // the batch, on the device
     const Tile *tiles;
@@ -1180,7 +1243,10 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
         m->dw = gpt2_params(c, m->grads);
         m->norm = (double *)device_alloc(NORM_BLOCKS * sizeof(double), "sums", "use a smaller model");
         m->norm_host = (double *)pinned_alloc(NORM_BLOCKS * sizeof(double));
+        m->end = (StepEnd *)device_alloc(sizeof *m->end, "sums", "use a smaller model");
+        m->end_host = (StepEnd *)pinned_alloc(sizeof *m->end_host);
     }
+    for (int k = 0; k < 2; k++) CHECK_CUDA(cudaEventCreate(&m->sent[k]));
     gpt2_set(m, COPY_PARAMS, params);
     return m;
 }
@@ -1188,11 +1254,12 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
 void gpt2_free(GPT2 *m) {
     if (!m) return;
     device_wait();
-    void *on_device[] = {m->params, HALF ? m->copies : NULL, m->grads, m->m, m->v, m->norm, m->activations, m->stage, m->cache,
+    void *on_device[] = {m->params, HALF ? m->copies : NULL, m->grads, m->m, m->v, m->norm, m->end, m->activations, m->stage, m->cache,
                          m->dec, m->dec_logits, m->dec_ints, m->top, m->top_lse};
-    void *pinned[] = {m->norm_host, m->out_host, m->coef_host, m->stage_host, m->dec_host, m->dec_ints_host, m->top_host, m->top_lse_host};
+    void *pinned[] = {m->norm_host, m->end_host, m->out_host, m->coef_host, m->stage_both[0], m->stage_both[1], m->dec_host, m->dec_ints_host, m->top_host, m->top_lse_host};
     for (size_t i = 0; i < sizeof on_device / sizeof *on_device; i++) device_free(on_device[i]);
     for (size_t i = 0; i < sizeof pinned / sizeof *pinned; i++) pinned_free(pinned[i]);
+    for (int i = 0; i < 2; i++) CHECK_CUDA(cudaEventDestroy(m->sent[i]));
     free(m->count);
     free(m);
 }
@@ -1231,7 +1298,7 @@ void gpt2_plan(GPT2 *m, int N, int U) {
     device_wait();
     device_free(m->activations);
     device_free(m->stage);
-    pinned_free(m->stage_host), pinned_free(m->out_host), pinned_free(m->coef_host);
+    pinned_free(m->stage_both[0]), pinned_free(m->stage_both[1]), pinned_free(m->out_host), pinned_free(m->coef_host);
     size_t bytes = activation_bytes(c, training, N, U);
     if (bytes >> 26) // small ones are not worth a line
         fprintf(stderr, "GPU memory: %.1f MiB of parameters, %.1f of activations for %d tokens at once, %.1f on the device\n",
@@ -1245,8 +1312,8 @@ void gpt2_plan(GPT2 *m, int N, int U) {
 #undef X
     if (!HALF) m->half = (elem *)(void *)m->dx;
     m->stage_size = (size_t)N * (6 + 4 + sizeof(Tile) / sizeof(int)) + 16; // token pos rows pred target resp, 2 x (order start+key), tiles
-    m->stage_size += (size_t)N * 2;
-    m->stage_host = (int *)pinned_alloc(m->stage_size * sizeof(int));
+    m->stage_size += (size_t)N * (2 + 5); // and query first pred resp_len score
+    for (int i = 0; i < 2; i++) m->stage_both[i] = (int *)pinned_alloc(m->stage_size * sizeof(int));
     m->stage = (int *)device_alloc(m->stage_size * sizeof(int), "a batch", "lower --micro-batch");
     m->out_host = (float *)pinned_alloc((size_t)N * sizeof(float));
     m->coef_host = (float *)pinned_alloc((size_t)N * sizeof(float));
@@ -1303,6 +1370,9 @@ static void stage_run(GPT2 *m, int n0, int n1, int a0, int a1, int seen) {
 
 static void batch_send(GPT2 *m, const Batch *b) {
     const int *tiles;
+    m->turn ^= 1;
+    m->stage_host = m->stage_both[m->turn];
+    CHECK_CUDA(cudaEventSynchronize(m->sent[m->turn])); // the batch before the last has left: no wait in practice
     m->staged = 0;
     m->n_tiles = 0;
     stage_room(m, &tiles, 0);
@@ -1321,8 +1391,20 @@ static void batch_send(GPT2 *m, const Batch *b) {
     if (m->grads) {
         m->by_token = stage_sorted(m, b->token, b->N, m->c.V);
         m->by_pos = stage_sorted(m, b->pos, b->N, m->c.T);
+        int *at = stage_room(m, &m->queries.pred, (size_t)b->Q + 1); // a response has as many predictions as tokens
+        at[0] = 0;
+        for (int g = 0; g < b->Q; g++) {
+            at[g + 1] = at[g];
+            for (int r = b->first[g]; r < b->first[g + 1]; r++) at[g + 1] += b->resp_len[r];
+        }
+        m->queries.query = stage_copy(m, b->query, b->Q);
+        m->queries.first = stage_copy(m, b->first, b->Q + 1);
+        m->queries.resp_len = stage_copy(m, b->resp_len, b->R);
+        m->queries.score = (const float *)(const void *)stage_copy(m, (const int *)(const void *)b->score, b->R);
+        m->queries.resp = m->resp;
     }
     CHECK_CUDA(cudaMemcpyAsync(m->stage, m->stage_host, m->staged * sizeof(int), cudaMemcpyHostToDevice, device.stream));
+    CHECK_CUDA(cudaEventRecord(m->sent[m->turn], device.stream));
 }
 
 // ----------------------------------------------------------------------------
@@ -1365,9 +1447,10 @@ static void block_backward(GPT2 *m, int N, int l) {
     layernorm_backward(m->dx, half, d.ln1w + LC, d.ln1b + LC, m->part, m->dc, m->x + NC_, NULL, m->w.ln1w + LC, m->mean1 + n1, m->rstd1 + n1, N, C);
 }
 
-void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
+// Leaves the outputs in m->out.
+static void forward(GPT2 *m, const Batch *b) {
     Config c = m->c;
-    int U = c.reward ? b->R : b->U, n_out = c.reward ? b->R : b->P;
+    int U = c.reward ? b->R : b->U;
     gpt2_plan(m, b->N, U);
     batch_send(m, b);
     embedding_forward(m->x, m->token, m->pos, m->w.wte, m->w.wpe, b->N, c.C);
@@ -1376,17 +1459,21 @@ void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
     layernorm_forward(m->lnf, m->meanf, m->rstdf, m->read, m->mid + slice(m, c.L - 1, c.C), m->branch, m->rows, m->w.lnfw, m->w.lnfb, U, c.C);
     if (c.reward) head_forward(m->out, m->lnf, m->w.rewardw, m->w.rewardb, U, c.C);
     else classifier_forward(m->out, m->logits, m->lsef, m->lnf, m->h.wte, m->pred, m->target, U, c.C, c.V, c.Vp);
+}
+
+void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
+    int n_out = m->c.reward ? b->R : b->P;
+    forward(m, b);
     CHECK_CUDA(cudaMemcpyAsync(m->out_host, m->out, (size_t)n_out * sizeof(float), cudaMemcpyDeviceToHost, device.stream));
     device_wait();
     for (int i = 0; i < n_out; i++) out[i] = (real)m->out_host[i];
 }
 
-void gpt2_backward(GPT2 *m, const Batch *b, const real *coef) {
+// With the coefficients in m->coef.
+static void backward(GPT2 *m, const Batch *b) {
     Config c = m->c;
     int U = c.reward ? b->R : b->U;
     size_t NC_ = (size_t)b->N * (size_t)c.C;
-    for (int i = 0; i < b->R; i++) m->coef_host[i] = (float)coef[i];
-    CHECK_CUDA(cudaMemcpyAsync(m->coef, m->coef_host, (size_t)b->R * sizeof(float), cudaMemcpyHostToDevice, device.stream));
     if (c.reward) head_backward(m->dlnf, m->dw.rewardw, m->dw.rewardb, m->coef, m->lnf, m->w.rewardw, U, c.C);
     else classifier_backward(m->dlnf, m->dw.wte, m->logits, m->out, m->lsef, m->coef, m->lnf, m->h.wte, m->pred, m->target, m->resp, U, c.C, c.V, c.Vp);
     CHECK_CUDA(cudaMemsetAsync(m->dx, 0, NC_ * sizeof(float), device.stream)); // rows that are not read have no gradient
@@ -1394,6 +1481,28 @@ void gpt2_backward(GPT2 *m, const Batch *b, const real *coef) {
     layernorm_backward(m->dx, HALF ? m->half : NULL, m->dw.lnfw, m->dw.lnfb, m->part, m->dlnf, m->read, m->rows, m->w.lnfw, m->meanf, m->rstdf, U, c.C);
     for (int l = c.L - 1; l >= 0; l--) block_backward(m, b->N, l);
     embedding_backward(m->dw.wte, m->dw.wpe, m->dx, m->by_token, m->by_pos, c.C);
+}
+
+void gpt2_backward(GPT2 *m, const Batch *b, const real *coef) {
+    for (int i = 0; i < b->R; i++) m->coef_host[i] = (float)coef[i];
+    CHECK_CUDA(cudaMemcpyAsync(m->coef, m->coef_host, (size_t)b->R * sizeof(float), cudaMemcpyHostToDevice, device.stream));
+    backward(m, b);
+}
+
+// The losses of a batch and its coefficients, from m->out into m->coef and m->ends.
+static void batch_loss(GPT2 *m, int Q, QueryLoss loss, Objective o, double scale) {
+    int kind = loss == rrhf_loss ? LOSS_RRHF : loss == logistic_loss ? LOSS_LOGISTIC : LOSS_PAIRWISE;
+    LAUNCH(query_loss_kernel, Q, 32, 0, m->coef, m->ends, m->values, m->values + m->N, m->values + 2 * (size_t)m->N, m->out, m->queries, kind,
+           m->c.reward, o, scale);
+}
+
+void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double scale, int step) {
+    (void)step;
+    batch_pack(&s->b, d, queries, n);
+    forward(m, &s->b);
+    batch_loss(m, n, t->loss, t->objective, scale);
+    LAUNCH(add_losses_kernel, 1, 32, 0, m->end, m->ends, m->queries, n, scale);
+    backward(m, &s->b);
 }
 
 // ----------------------------------------------------------------------------
@@ -1516,7 +1625,10 @@ const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const float **
 // ----------------------------------------------------------------------------
 // The optimizer
 
-void gpt2_zero_grad(GPT2 *m) { CHECK_CUDA(cudaMemsetAsync(m->grads, 0, m->n_params * sizeof(float), device.stream)); }
+void gpt2_zero_grad(GPT2 *m) { // and the step's losses
+    CHECK_CUDA(cudaMemsetAsync(m->grads, 0, m->n_params * sizeof(float), device.stream));
+    CHECK_CUDA(cudaMemsetAsync(m->end, 0, sizeof *m->end, device.stream));
+}
 
 // part[block] = sum of squares of the block's share of g. Threads step through g together. Bytes: 4 per element.
 __global__ void grad_norm_kernel(double *part, const float *g, size_t n) {
@@ -1552,11 +1664,13 @@ double gpt2_grad_norm(GPT2 *m) {
 
 // AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
 // w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), on the float32 weights; half (n), if wanted, gets them as elem.
+// gs scales the gradient; where `end` is given it says by how much, and whether at all.
 // A thread owns W elements. Bytes: 4 (g) + 8 (m) + 8 (v) + 8 (w) + 2 (half) per element.
 template <int W> __global__ void adamw_kernel(float *w, elem *half, float *m, float *v, const float *g, size_t n, float lr, float b1, float b2,
-                                              float vs, float eps, float decay, float gs) {
+                                              float vs, float eps, float decay, float gs, const StepEnd *end) {
     size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * W;
-    if (i >= n) return;
+    if (end) gs = end->scale;
+    if (i >= n || (end && gs == 0)) return;
     float wi[W], mi[W], vi[W], gi[W];
     load<W>(wi, w + i);
     load<W>(mi, m + i);
@@ -1574,7 +1688,7 @@ template <int W> __global__ void adamw_kernel(float *w, elem *half, float *m, fl
     if (half) store<W>(half + i, wi);
 }
 
-void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) {
+static void update(GPT2 *m, AdamW o, double grad_scale, const StepEnd *end, int step) {
     float lr = (float)(o.lr / (1 - pow(o.beta1, step))), vs = (float)(1 / (1 - pow(o.beta2, step)));
     Tensor t[N_TENSORS];
     gpt2_tensors(m->c, t);
@@ -1584,8 +1698,22 @@ void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) {
         if (!n) continue;
         LAUNCH_WIDE(wide, 4, adamw_kernel, div_up(n, BLOCK * (wide ? 4 : 1)), BLOCK, 0, m->params + at, HALF ? m->copies + at : NULL, m->m + at,
                     m->v + at, m->grads + at, n, lr, (float)o.beta1, (float)o.beta2, vs, (float)o.eps,
-                    t[k].decay ? (float)(o.lr * o.weight_decay) : 0.0f, (float)grad_scale);
+                    t[k].decay ? (float)(o.lr * o.weight_decay) : 0.0f, (float)grad_scale, end);
     }
+}
+
+void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) { update(m, o, grad_scale, NULL, step); }
+
+Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, AdamW adam, int step, double *grad_norm) {
+    const StepEnd *e = m->end_host;
+    LAUNCH(grad_norm_kernel, NORM_BLOCKS, BLOCK, 0, m->norm, m->grads, m->n_params);
+    LAUNCH(step_end_kernel, 1, 32, 0, m->end, m->norm, NORM_BLOCKS, t->grad_clip);
+    update(m, adam, 1, m->end, step);
+    CHECK_CUDA(cudaMemcpyAsync(m->end_host, m->end, sizeof *m->end, cudaMemcpyDeviceToHost, device.stream));
+    device_wait(); // the one of this step
+    if (e->bad) check_value(step, e->query - 1, e->bad - 1, e->value);
+    check_norm(step, *grad_norm = e->norm, e->loss.loss);
+    return s->sum = e->loss;
 }
 
 // ----------------------------------------------------------------------------

@@ -29,6 +29,11 @@ Used by the CPU build, the CUDA build, the tests and the tools in dev/: the comm
 #include <unistd.h>      // defines: unlink, isatty, fsync
 
 #define RRHF_PATH_MAX 4096
+#ifdef __CUDACC__
+#define BOTH __host__ __device__ // a function that a GPU's kernels call too
+#else
+#define BOTH
+#endif
 
 // ----------------------------------------------------------------------------
 // Errors

@@ -553,6 +553,66 @@ static void test_training(int reward) {
     room_free();
 }
 
+// The losses on the device against the same functions on the host; then the end of a step, with and without a NaN.
+static void test_losses(int shape, QueryLoss loss, int reward) {
+    Ranked d = ranked_make(shapes[shape], shape_queries[shape], VOCABULARY);
+    Batch b = batch_of(&d, 0, shape_queries[shape]);
+    GPT2 *m = carrier(&b, reward);
+    Objective o = {2, 0.5, 0.7, 0.1, 1};
+    size_t R = (size_t)b.R, n_out = (size_t)(reward ? b.R : b.P);
+    float *out = normals(n_out, 1), *coef = zeros(R), *sums = zeros(3), *got = zeros(3), *grads = normals(m->n_params, 1), *params = zeros(m->n_params), *after = zeros(m->n_params);
+    double *value = (double *)xalloc(3 * R, sizeof *value), norm = 0;
+    AdamW adam = {1e-3, 0.9, 0.999, 1e-8, 0};
+    StepEnd e;
+    for (int i = 0; i < b.R && loss == logistic_loss; i++) b.score[i] = (float)(i & 1);
+    batch_send(m, &b);
+    CHECK_CUDA(cudaMemcpyAsync(m->out, out, n_out * sizeof *out, cudaMemcpyHostToDevice, device.stream));
+    gpt2_zero_grad(m);
+    section();
+    for (int twice = 0; twice < 2; twice++) {
+        batch_loss(m, b.Q, loss, o, 0.25);
+        LAUNCH(add_losses_kernel, 1, 32, 0, m->end, m->ends, m->queries, b.Q, 0.25);
+    }
+    batch_values(&b, reward, out, value);
+    for (int g = 0; g < b.Q; g++) {
+        int i = b.first[g];
+        Loss l = loss(&o, b.first[g + 1] - i, value + i, b.resp_len + i, b.score + i, value + R + i, value + 2 * R + i);
+        sums[0] += 0.5f * (float)l.loss, sums[1] += 0.5f * (float)l.rank, sums[2] += 0.5f * (float)l.ft;
+    }
+    for (size_t i = 0; i < R; i++) coef[i] = (float)(0.25 * value[2 * R + i]);
+    check_float("coefficients", m->coef, coef, R);
+    for (int bad = 0; bad < 2; bad++) {
+        gpt2_set(m, COPY_GRADS, grads);
+        LAUNCH(grad_norm_kernel, NORM_BLOCKS, BLOCK, 0, m->norm, m->grads, m->n_params);
+        LAUNCH(step_end_kernel, 1, 32, 0, m->end, m->norm, NORM_BLOCKS, 0.5);
+        gpt2_get(m, COPY_PARAMS, params);
+        update(m, adam, 1, m->end, 1);
+        gpt2_get(m, COPY_PARAMS, after);
+        CHECK_CUDA(cudaMemcpyAsync(&e, m->end, sizeof e, cudaMemcpyDeviceToHost, device.stream));
+        device_wait();
+        int same = !memcmp(params, after, m->n_params * sizeof *params);
+        if (bad) {
+            if (!same || e.query != b.query[0] + 1 || e.bad != 1) check(0, "a NaN must stop the step: query %d, response %d", e.query, e.bad);
+            continue;
+        }
+        for (size_t i = 0; i < m->n_params; i++) norm += (double)grads[i] * (double)grads[i];
+        float end[2] = {(float)e.norm, e.scale}, want[2] = {(float)sqrt(norm), norm > 0.25 ? (float)(0.5 / sqrt(norm)) : 1};
+        got[0] = (float)e.loss.loss, got[1] = (float)e.loss.rank, got[2] = (float)e.loss.ft;
+        compare("losses", got, sums, 3);
+        compare("norm and scale", end, want, 2);
+        if (same || e.bad) check(0, "an update that changes nothing");
+        out[0] = NAN; // of the first query's first response
+        CHECK_CUDA(cudaMemcpyAsync(m->out, out, n_out * sizeof *out, cudaMemcpyHostToDevice, device.stream));
+        batch_loss(m, b.Q, loss, o, 0.25);
+        LAUNCH(add_losses_kernel, 1, 32, 0, m->end, m->ends, m->queries, b.Q, 0.25);
+    }
+    free(value);
+    gpt2_free(m);
+    batch_free(&b);
+    ranked_free(&d);
+    room_free();
+}
+
 // The loop's own step, in two micro-batches and with clipping, for each of the losses.
 static void test_loop(const char *name, QueryLoss loss, int reward) {
     enum { STEPS = 3 };
@@ -686,6 +746,11 @@ static uint64_t run_all(void) {
     rng = rng_make(1, 1, 1);
     hash = 1469598103934665603ull;
     test_layers();
+    for (int s = 0; s < SHAPES; s++) {
+        test_losses(s, rrhf_loss, 0);
+        test_losses(s, logistic_loss, 1);
+        test_losses(s, pairwise_loss, 1);
+    }
     test_optimizer();
     test_training(0);
     test_training(1);
