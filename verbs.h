@@ -575,8 +575,9 @@ static inline int verb_reward(const Options *o) {
     return resumable_exit(o, &t, "reward", stopped);
 }
 
-// The loss at work on one query, in the words of rrhf.h.
-static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ranked *d, int q, const Tokenizer *tok, const char *when) {
+// The loss at work on the one query of d, in the words of rrhf.h.
+static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ranked *d, const char *when) {
+    int q = 0;
     batch_pack(&s->b, d, &q, 1);
     gpt2_forward(m, &s->b, s->out);
     batch_values(&s->b, 0, s->out, s->value);
@@ -598,7 +599,6 @@ static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ran
                    hinge > 0 ? hinge : 0, s->p[i] >= s->p[j] ? "   out of order" : "");
         }
     printf("  %d pair%s out of order; L_rank %.6f, L_ft %.6f, L %.6f\n\n", wrong, wrong == 1 ? "" : "s", l.rank, l.ft, l.loss);
-    (void)tok;
 }
 
 static inline int explain(const Options *o, GPT2 *m, const Ranked *d, const Tokenizer *tok) {
@@ -624,14 +624,14 @@ static inline int explain(const Options *o, GPT2 *m, const Ranked *d, const Toke
         free(text);
     }
     printf("\n");
-    explain_table(&t, &s, m, &one, 0, tok, "before the step");
+    explain_table(&t, &s, m, &one, "before the step");
     double norm;
     int64_t tokens = 0;
     int zero = 0;
     train_step(m, &t, &s, &one, &zero, 1, t.adam.lr, 1, &norm, &tokens);
     char when[128];
     snprintf(when, sizeof when, "after one AdamW step on this query alone, lr %g, gradient norm %.6g", t.adam.lr, norm);
-    explain_table(&t, &s, m, &one, 0, tok, when);
+    explain_table(&t, &s, m, &one, when);
     step_room_free(&s);
     ranked_free(&one);
     return 0;
