@@ -24,6 +24,7 @@ endif
 ifndef NO_BLAS # OpenBLAS, or another library with cblas.h, or the Mac's Accelerate
   BLAS := $(firstword $(foreach f,-lopenblas -lcblas -lblas,$(if $(call builds,cblas.h,$(f)),$(f))))
 endif
+CJSON := $(call builds,cjson/cJSON.h,-lcjson)
 ifndef NO_STB
   STB := $(firstword $(foreach d,/usr/include/stb /usr/local/include/stb /opt/homebrew/include .,$(if $(wildcard $(d)/stb_image_write.h),$(d))))
 endif
@@ -36,6 +37,7 @@ train_rrhf: train_rrhf.c $(HEADERS)
 	$(CC) $(CFLAGS) $(OPTIONS) -o $@ train_rrhf.c $(BLAS) $(LDLIBS)
 
 dev/convert: dev/convert.c $(HEADERS)
+	@test -n "$(CJSON)" || { echo "dev/convert: no cJSON found; install it (Debian: libcjson-dev)"; exit 1; }
 	$(CC) $(CFLAGS) $(CFLAGS_EXTRA) -o $@ dev/convert.c -lcjson $(LDLIBS)
 
 dev/imdb: dev/imdb.c $(HEADERS)
@@ -43,7 +45,7 @@ dev/imdb: dev/imdb.c $(HEADERS)
 
 # Tests: each is one program (or script) that prints a line per check and ends with "N passed, N failed".
 TEST_BUILD = $(CC) $(CFLAGS) -O2 $(OPTIONS) -DNO_MAIN -o $@ $< $(BLAS) $(LDLIBS)
-TESTS = $(addprefix test/test_,tokenizer plot rrhf gradients model model_double reference sampler convert)
+TESTS = $(addprefix test/test_,tokenizer plot rrhf gradients model model_double reference sampler $(if $(CJSON),convert))
 test/test_%: test/test_%.c train_rrhf.c test/test.h $(HEADERS)
 	$(TEST_BUILD)
 test/test_gradients: test/test_gradients.c train_rrhf.c test/test.h $(HEADERS)
@@ -65,7 +67,7 @@ dev/.precision-%: # a build in the other precision starts afresh
 
 # The CUDA kernels against the CPU: on test/cuda_emulation.h, and on the GPU where there is one with nvcc.
 CXX = g++
-CUDA_TESTS = test/test_cuda_fp32 test/test_cuda_bf16 $(if $(and $(GPU),$(NVCC)),test/test_cuda_gpu_fp32 test/test_cuda_gpu_bf16)
+CUDA_TESTS = $(if $(shell command -v $(CXX)),test/test_cuda_fp32 test/test_cuda_bf16) $(if $(and $(GPU),$(NVCC)),test/test_cuda_gpu_fp32 test/test_cuda_gpu_bf16)
 CUDA_PARTS = test/test_cuda.cu test/cuda_emulation.h test/cpu_layers.h test/test.h train_rrhf.cu $(HEADERS)
 EMULATED = $(CXX) -x c++ -std=c++17 -O1 -g -fno-strict-aliasing -DCUDA_EMULATION -o $@ test/test_cuda.cu -x none test/cpu_layers.o -lm
 test/cpu_layers.o: test/cpu_layers.c test/cpu_layers.h train_rrhf.c $(HEADERS)
@@ -78,7 +80,9 @@ test/test_cuda_gpu_%: test/cpu_layers.o $(CUDA_PARTS)
 	$(GPU_BUILD) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) -o $@ test/test_cuda.cu test/cpu_layers.o -lcublasLt
 
 # The number of passed and failed checks of all tests; the last line is the sum.
-test: train_rrhf dev/convert $(TESTS) $(CUDA_TESTS)
+test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS)
+	@$(if $(CJSON),,echo "not tested: dev/convert (no cJSON; Debian: libcjson-dev)")
+	@$(if $(shell command -v $(CXX)),,echo "not tested: the CUDA kernels (no $(CXX))")
 	@bash test/run.sh $(TESTS) $(CUDA_TESTS) "bash test/test_cli.sh"
 
 clean:

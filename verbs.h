@@ -331,6 +331,7 @@ static inline Ranked policy_draw(const Options *o, Policy p, GPT2 *m, const Rank
     s.seed = seed;
     Ranked out = p.draw == DRAW_SAMPLE ? sample(m, d, s, p.own, label)
                                        : beam_search(m, d, beaming(o, c, t, p.draw == DRAW_DIVERSE), p.own, label);
+    memset(out.score, 0, (size_t)out.R * sizeof *out.score); // a beam's score is no reward
     stop_cut(o, t, &out);
     return out;
 }
