@@ -158,8 +158,8 @@ typedef struct {
     int refresh;                             // k, 0 = the data's own responses
     Ranked (*answer)(void *online, const Ranked *d, const int *queries, int n, int step);
     void *online;
-    char drawing[256];                       // how those answers are made, in words
-    char settings[1024];                     // set by the loop: what a resumed run must share
+    char drawing[1024];                      // how those answers are made, in words
+    char settings[2048];                     // set by the loop: what a resumed run must share
 } Train;
 
 typedef struct { double step, epoch, loss, rank_loss, ft_loss, lr, grad_norm, ms, tokens_per_s; } LogRow;

@@ -73,7 +73,9 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(INT, max_new_tokens, "48", 1, 65536, "ate", "longest completion")                                                   \
     X(STR, reward, NULL, 0, 0, "cte", "FILE: a reward model, or cmd:PROGRAM ARGS: a text a line in, a number a line out") \
     X(NUM, kl_coef, "0", 0, 1e3, "t", "OP-k: subtract this times log(pi/rho) from the reward, rho the start")             \
-    X(STR, reference, NULL, 0, 0, "e", "FILE: the starting policy: perplexity, best-of-n and KL are measured on it")      \
+    X(STR, reference, NULL, 0, 0, "e", "FILE: the starting policy: best-of-n and KL are measured on it")                  \
+    X(INT, start_return, "8", 0, 4096, "e", "completions per query of --reference, for best-of-n; 0 = none")              \
+    X(STR, perplexity, NULL, 0, 0, "e", "FILE: the model under which perplexity is measured [--reference, else --model]") \
     X(STR, eval_data, NULL, 0, 0, "t", "FILE: held-out queries; with --reward, the reward's curve during training")       \
     X(INT, eval_every, "0", 0, 2147483647, "t", "optimizer steps between points of that curve, 0 = ten points in all")    \
     X(INT, eval_queries, "0", 0, 2147483647, "te", "use only the first so many held-out queries, 0 = all")                \
@@ -431,7 +433,7 @@ static inline void curve_point(void *context, int step) {
     reward_score(c->reward, &d, "");
     double *value = (double *)xalloc((size_t)d.R, sizeof *value);
     for (int r = 0; r < d.R; r++) value[r] = d.score[r];
-    Figure f = eval_mean(&d, value, NULL);
+    Figure f = figure_mean(value, d.R); // one response per query
     xgrow((void **)&c->point, &c->cap, (size_t)(3 * c->n + 3), sizeof(double));
     while (c->n && c->point[3 * c->n - 3] >= step) c->n--; // a resumed run comes by again
     double *p = c->point + 3 * c->n++;
@@ -658,7 +660,7 @@ static inline Curve curve_open(const Trainee *a, const Train *t, const Ranked *d
     c.data = ranked_head(&a->held, o->eval_queries);
     c.sampling.num_return = 1;
     c.last = t->steps && t->steps < total ? t->steps : total;
-    c.every = o->eval_every ? o->eval_every : (c.last + 9) / 10;
+    c.every = o->eval_every ? o->eval_every : (total + 9) / 10; // of the whole schedule: a run in parts has the same points
     return c;
 }
 
@@ -785,13 +787,18 @@ static inline int verb_train(const Options *o) {
     if (a.policy.draw != DRAW_NOTHING) need(o->reward, "--reward", "every --policy but P");
     if (o->kl_coef > 0 && !a.policy.refresh) die_usage("--kl-coef: for --policy OP-k only");
     Train t = train_options(o, "train");
+    if (a.policy.rounds && t.resume && strcmp(t.resume, t.out)) die_usage("--out %s: the rounds of IP-n are resumed in place; leave it out", t.out);
     if (o->reward) a.reward = reward_open(o->reward, a.tok), a.rm = &a.reward;
     if (o->kl_coef > 0) a.start = model_open(o->model, "--model", MODEL_POLICY, 0);
     if (o->eval_data) a.held = data_open(o, o->eval_data, c, "train");
-    if (a.policy.refresh)
-        snprintf(t.drawing, sizeof t.drawing, ", draw %d, num-return %d, num-beams %d, num-beam-groups %d, diversity-penalty %.9g, "
-                 "temperature %.9g, top-k %d, top-p %.9g, max-new-tokens %d, kl-coef %.9g", o->draw, o->num_return, o->num_beams,
-                 o->num_beam_groups, o->diversity_penalty, o->temperature, o->top_k, o->top_p, o->max_new_tokens, o->kl_coef);
+    if (a.policy.refresh) {
+        int n = snprintf(t.drawing, sizeof t.drawing, ", draw %d, num-return %d, num-beams %d, num-beam-groups %d, diversity-penalty %.9g, "
+                         "temperature %.9g, top-k %d, top-p %.9g, max-new-tokens %d, kl-coef %.9g, reward %.300s", o->draw, o->num_return,
+                         o->num_beams, o->num_beam_groups, o->diversity_penalty, o->temperature, o->top_k, o->top_p,
+                         o->max_new_tokens, o->kl_coef, o->reward);
+        for (int i = 0; i < o->stop.n; i++)
+            n += snprintf(t.drawing + n, sizeof t.drawing - (size_t)n, ", stop %.40s", o->stop.text[i]);
+    }
     t.refresh = a.policy.refresh, t.answer = online_answer, t.online = &a;
     int stopped = a.policy.rounds ? train_rounds(&a, &t)
                 : a.policy.refresh || a.policy.draw == DRAW_NOTHING ? train_run(&a, &t, &a.d) : train_round(&a, &t, 0);
@@ -879,9 +886,9 @@ static inline int verb_score(const Options *o) {
 // ----------------------------------------------------------------------------
 // eval
 
-typedef struct { const char *name; Figure reward, perplexity, accuracy, length, kl; double distinct1, distinct2; } EvalRow;
+typedef struct { char name[32]; Figure reward, perplexity, accuracy, length, kl; double distinct1, distinct2; } EvalRow; // distinct < 0: none
 
-enum { EVAL_ROWS = 3 };
+enum { EVAL_ROWS = 16 }; // the start, best of 2, 4, .. 4096, the policy
 
 static inline void figure_print(FILE *f, const char *fmt, Figure v) {
     char cell[64];
@@ -890,7 +897,7 @@ static inline void figure_print(FILE *f, const char *fmt, Figure v) {
     fprintf(f, "  %-17s", cell);
 }
 
-static inline void eval_print(FILE *f, const EvalRow *rows, int n, int queries, int k, int has_reference) {
+static inline void eval_print(FILE *f, const EvalRow *rows, int n, const Options *o, int queries) {
     fprintf(f, "\n%-10s  %-17s  %-17s  %-17s  %-17s  %-17s  %s\n", "policy", "reward", "perplexity", "tokens", "KL to start",
             "accuracy of p_i", "distinct-1/2");
     for (int i = 0; i < n; i++) {
@@ -900,10 +907,13 @@ static inline void eval_print(FILE *f, const EvalRow *rows, int n, int queries, 
         figure_print(f, "%.1f +- %.1f", rows[i].length);
         figure_print(f, "%.2f +- %.2f", rows[i].kl);
         figure_print(f, "%.3f +- %.3f", rows[i].accuracy);
-        fprintf(f, "  %.3f / %.3f\n", rows[i].distinct1, rows[i].distinct2);
+        if (rows[i].distinct1 < 0) fprintf(f, "  -\n");
+        else fprintf(f, "  %.3f / %.3f\n", rows[i].distinct1, rows[i].distinct2);
     }
-    fprintf(f, "%d held-out queries, %d completions each; +- one standard error over queries; perplexity under %s\n", queries, k,
-            has_reference ? "the start" : "the policy itself");
+    fprintf(f, "%d held-out queries, %d completions each", queries, o->num_return);
+    if (n > 1) fprintf(f, " (%d of the start)", o->start_return);
+    fprintf(f, "; +- one standard error over queries; perplexity under %s\n",
+            o->perplexity ? o->perplexity : o->reference ? "the start" : "the policy itself");
 }
 
 static inline void eval_csv(const char *dir, const EvalRow *rows, int n) {
@@ -915,26 +925,31 @@ static inline void eval_csv(const char *dir, const EvalRow *rows, int n) {
         Figure f[] = {rows[i].reward, rows[i].perplexity, rows[i].length, rows[i].kl, rows[i].accuracy};
         for (int j = 0; j < 5; j++)
             if (f[j].n) out_printf(&out, "%s,%s,%.6g,%.6g,%d\n", rows[i].name, names[j], f[j].mean, f[j].err, f[j].n);
-        out_printf(&out, "%s,distinct-1,%.6g,,\n%s,distinct-2,%.6g,,\n", rows[i].name, rows[i].distinct1, rows[i].name, rows[i].distinct2);
+        if (rows[i].distinct1 >= 0)
+            out_printf(&out, "%s,distinct-1,%.6g,,\n%s,distinct-2,%.6g,,\n", rows[i].name, rows[i].distinct1, rows[i].name, rows[i].distinct2);
     }
     out_close(&out);
 }
 
-// The completions d of one policy as a row; logp (R) under that policy, ref (R) under the reference.
-static inline EvalRow eval_row(const char *name, const Ranked *d, const double *logp, const double *ref, const int *best, int has_reward) {
+// The completions d of one policy as a row. judge, pi, rho (R): their log-probabilities under the judge of perplexity,
+// under the policy and under the start (NULL: no KL). best > 0: the best of so many; k: completions that distinct-n counts.
+static inline EvalRow eval_row(const char *name, const Ranked *d, const double *judge, const double *pi, const double *rho,
+                               int best, int k, int has_reward) {
     EvalRow row;
     memset(&row, 0, sizeof row);
-    row.name = name;
-    double *v = (double *)xalloc((size_t)d->R, sizeof *v);
+    if (best) snprintf(row.name, sizeof row.name, "best-of-%d", best);
+    else snprintf(row.name, sizeof row.name, "%s", name);
+    double *v = (double *)xalloc((size_t)d->R * 2, sizeof *v), *weight = v + d->R;
+    eval_weights(d, best, weight);
     for (int r = 0; r < d->R; r++) v[r] = d->score[r];
-    if (has_reward) row.reward = eval_mean(d, v, best);
+    if (has_reward) row.reward = eval_mean(d, v, weight);
     for (int r = 0; r < d->R; r++) v[r] = d->resp_len[r];
-    row.length = eval_mean(d, v, best);
-    for (int r = 0; logp && r < d->R; r++) v[r] = logp[r] - ref[r];
-    if (logp) row.kl = eval_mean(d, v, best);
-    row.perplexity = eval_perplexity(d, ref, best);
-    row.distinct1 = eval_distinct(d, 1, best);
-    row.distinct2 = eval_distinct(d, 2, best);
+    row.length = eval_mean(d, v, weight);
+    for (int r = 0; rho && r < d->R; r++) v[r] = pi[r] - rho[r];
+    if (rho) row.kl = eval_mean(d, v, weight);
+    row.perplexity = eval_perplexity(d, judge, weight);
+    row.distinct1 = best ? -1 : eval_distinct(d, 1, k); // of completions that count in part there is no text
+    row.distinct2 = best ? -1 : eval_distinct(d, 2, k);
     free(v);
     return row;
 }
@@ -948,57 +963,67 @@ static inline Figure eval_pairs(GPT2 *m, const Ranked *d, double length_penalty)
     return f;
 }
 
+static inline GPT2 *eval_open(const char *path, const char *option, Config c) {
+    GPT2 *m = path ? model_open(path, option, MODEL_POLICY, 0) : NULL;
+    if (m && gpt2_config(m).V != c.V) die("%s %s: vocabulary %d, the policy has %d", option, path, gpt2_config(m).V, c.V);
+    return m;
+}
+
+static inline double *eval_logp(GPT2 *m, const Ranked *d) { // (R); NULL without a model
+    double *logp = m ? (double *)xalloc((size_t)d->R, sizeof *logp) : NULL;
+    if (m) evaluate_all(m, d, "", logp);
+    return logp;
+}
+
+static inline Ranked eval_sample(const Options *o, GPT2 *m, const Ranked *data, Sampling s, const Tokenizer *tok, Reward *rm, const char *label) {
+    Ranked d = sample(m, data, s, 0, label);
+    stop_cut(o, tok, &d);
+    if (rm) reward_score(rm, &d, "reward");
+    return d;
+}
+
 static inline int eval_policy(const Options *o, GPT2 *m, const Ranked *data) {
     Config c = gpt2_config(m);
     Tokenizer *tok = tokenizer_open(o, c);
     Reward reward, *rm = NULL;
-    GPT2 *ref = o->reference ? model_open(o->reference, "--reference", MODEL_POLICY, 0) : NULL;
-    if (ref && gpt2_config(ref).V != c.V) die("--reference %s: vocabulary %d, the policy has %d", o->reference, gpt2_config(ref).V, c.V);
+    GPT2 *ref = eval_open(o->reference, "--reference", c), *judge = eval_open(o->perplexity, "--perplexity", c);
     if (o->reward) reward = reward_open(o->reward, tok), rm = &reward;
     EvalRow rows[EVAL_ROWS];
-    char best_name[32];
-    int n = 0, pairs = 0;
-    Ranked start, fresh;
+    int n = 0, pairs = 0, k = o->num_return, with_start = ref && o->start_return;
+    Ranked start;
     memset(&start, 0, sizeof start);
     Sampling s = sampling(o, c, tok);
-    fresh = sample(m, data, s, 0, "policy");
-    stop_cut(o, tok, &fresh);
-    if (rm) reward_score(rm, &fresh, "reward");
-    double *logp = (double *)xalloc((size_t)fresh.R, sizeof *logp), *other = (double *)xalloc((size_t)fresh.R, sizeof *other);
-    if (ref) {
-        start = sample(ref, data, s, 0, "start");
-        stop_cut(o, tok, &start);
-        if (rm) reward_score(rm, &start, "reward");
-        int *best = (int *)xalloc((size_t)start.Q, sizeof(int));
-        for (int q = 0; q < start.Q; q++)
-            for (int r = best[q] = start.first[q]; r < start.first[q + 1]; r++)
-                if (start.score[r] > start.score[best[q]]) best[q] = r;
-        evaluate_all(ref, &start, "", other);
-        rows[n++] = eval_row(o->names[0], &start, NULL, other, NULL, rm != NULL);
-        snprintf(best_name, sizeof best_name, "best-of-%d", o->num_return);
-        if (rm) rows[n++] = eval_row(best_name, &start, NULL, other, best, 1);
-        free(best);
+    Ranked fresh = eval_sample(o, m, data, s, tok, rm, "policy");
+    if (with_start) {
+        s.num_return = o->start_return;
+        start = eval_sample(o, ref, data, s, tok, rm, "start");
+        double *logp = eval_logp(judge ? judge : ref, &start);
+        if (k > s.num_return) k = s.num_return;
+        rows[n++] = eval_row(o->names[0], &start, logp, NULL, NULL, 0, k, rm != NULL);
+        for (int best = 2; rm && best <= s.num_return; best *= 2) rows[n++] = eval_row("", &start, logp, NULL, NULL, best, 0, 1);
+        free(logp);
     }
-    evaluate_all(m, &fresh, "", logp);
-    if (ref) evaluate_all(ref, &fresh, "", other);
-    rows[n++] = eval_row(o->names[1], &fresh, ref ? logp : NULL, ref ? other : logp, NULL, rm != NULL);
+    double *pi = eval_logp(m, &fresh), *rho = eval_logp(ref, &fresh), *judged_logp = eval_logp(judge, &fresh);
+    rows[n++] = eval_row(o->names[1], &fresh, judge ? judged_logp : ref ? rho : pi, pi, rho, 0, k, rm != NULL);
     for (int q = 0; q < data->Q; q++)
         for (int r = data->first[q]; r < data->first[q + 1]; r++) pairs |= data->score[r] != data->score[data->first[q]];
-    const Ranked *judged = pairs ? data : rm ? (ref ? &start : &fresh) : NULL; // pairs given, or made by the reward
+    const Ranked *judged = pairs ? data : rm ? (with_start ? &start : &fresh) : NULL; // pairs given, or made by the reward
     if (judged) rows[n - 1].accuracy = eval_pairs(m, judged, o->length_penalty);
-    if (judged && ref) rows[0].accuracy = eval_pairs(ref, judged, o->length_penalty);
+    if (judged && with_start) rows[0].accuracy = eval_pairs(ref, judged, o->length_penalty);
     make_dir(o->out);
     eval_csv(o->out, rows, n);
-    eval_print(stdout, rows, n, data->Q, o->num_return, ref != NULL);
+    eval_print(stdout, rows, n, o, data->Q);
     if (tok) {
         Ranked a = ranked_head(&start, SHOWN), b = ranked_head(&fresh, SHOWN);
-        samples_write(o->out, tok, ref ? &a : NULL, &b, rm != NULL);
+        samples_write(o->out, tok, with_start ? &a : NULL, &b, rm != NULL);
     }
-    free(logp);
-    free(other);
+    free(pi);
+    free(rho);
+    free(judged_logp);
     ranked_free(&fresh);
     ranked_free(&start);
     gpt2_free(ref);
+    gpt2_free(judge);
     if (rm) reward_close(rm);
     tokenizer_shut(tok);
     return 0;

@@ -669,7 +669,16 @@ outputs() {
         grep -q "^policy,$v," "$O/e/eval.csv" && ok "eval.csv: $v" || bad "eval.csv: no $v"
     done
     [ "$(head -n 1 "$O/e/eval.csv")" = "policy,figure,mean,stderr,n" ] && ok "eval.csv's header" || bad "eval.csv's header"
-    grep -q "^best-of-3,reward," "$O/e/eval.csv" && ok "eval.csv: best-of-3 of the start" || bad "eval.csv: no best-of-3"
+    for v in 2 4 8; do
+        grep -q "^best-of-$v,reward," "$O/e/eval.csv" && ok "eval.csv: best-of-$v of the start" || bad "eval.csv: no best-of-$v"
+    done
+    awk -F, '$2 == "reward" { if ($1 != "policy" && $3 + 0 < last) exit 1; if ($1 != "policy") last = $3 + 0 }' "$O/e/eval.csv" && ok "best-of-n does not fall as n grows" || bad "best-of-n falls: $(grep ,reward, "$O/e/eval.csv")"
+    works "eval with a judge of its own" eval $M --data "$D/held.bin" --reference "$D/bf16.bin" --start-return 0 --perplexity "$D/bf16.bin" $K --num-return 3 --max-new-tokens 6 --out "$O/e4"
+    [ "$(grep -E '^policy,(tokens|kl)' "$O/e4/eval.csv")" = "$(grep -E '^policy,(tokens|kl)' "$O/e/eval.csv")" ] && ok "the same tokens and KL with and without the start's completions" || bad "eval.csv differs without the start"
+    grep -q "^start," "$O/e4/eval.csv" && bad "--start-return 0 shows the start" || ok "--start-return 0 leaves the start out"
+    works "eval under the policy itself" eval $M --data "$D/held.bin" --reference "$D/bf16.bin" --start-return 0 --perplexity "$D/policy.bin" $K --num-return 3 --max-new-tokens 6 --out "$O/e5"
+    works "eval without a reference" eval $M --data "$D/held.bin" $K --num-return 3 --max-new-tokens 6 --out "$O/e6"
+    [ "$(grep perplexity "$O/e5/eval.csv")" = "$(grep perplexity "$O/e6/eval.csv")" ] && [ "$(grep perplexity "$O/e5/eval.csv")" != "$(grep perplexity "$O/e/eval.csv")" ] && ok "perplexity is the judge's" || bad "perplexity: $(grep -h perplexity "$O/e"/eval.csv "$O/e5/eval.csv" "$O/e6/eval.csv")"
     grep -qiE 'nan|inf' "$O/e/eval.csv" && bad "eval.csv: $(grep -iE 'nan|inf' "$O/e/eval.csv")" || ok "eval.csv: finite"
     works "eval a policy alone" eval $M --data "$D/held.bin" --max-new-tokens 6 --out "$O/e2"
     works "eval a policy, k = 1 data, one query" eval $M --data "$D/labels.bin" --eval-queries 1 --num-return 1 --max-new-tokens 6 --out "$O/e2"
