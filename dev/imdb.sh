@@ -3,10 +3,12 @@
 # per query, rewards, RRHF, evaluation on held-out test queries.
 #
 #   dev/imdb.sh [--size small|large] [--tokenizer gpt2_tokenizer.bin] [PATH ...]
+#   dev/imdb.sh table [--jobs N] ...     every sampling policy of the paper: its Table 10 and more (hours, see below)
 #
 # PATH: the folder aclImdb, a folder that holds it or its archives, or archives (.tar.gz, .tar.xz). Without one the
 # official archive (84 MB) and llm.c's GPT-2 tokenizer are fetched. small: 5 to 10 minutes on two cores; large
 # (default): about an hour. Results go to out/imdb-SIZE; a step whose result is there is not done again.
+# table: 19 more runs, --jobs N (all cores) at a time with one thread each, and table.md, table.csv, table.png.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ARCHIVE=https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz
@@ -14,12 +16,14 @@ ARCHIVE_SHA256=c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe
 TOKENIZER_URL=https://huggingface.co/datasets/karpathy/llmc-starter-pack/resolve/main/gpt2_tokenizer.bin
 
 die() { echo "error: $*" >&2; exit 1; }
-size=large tokenizer= paths=()
+size=large tokenizer='' paths=() table='' jobs=$(getconf _NPROCESSORS_ONLN)
+if [ "${1:-}" = table ]; then table=1; shift; fi
 while [ $# -gt 0 ]; do
     case $1 in
         --size) size=${2:?--size: expected small or large}; shift 2;;
         --tokenizer) tokenizer=${2:?--tokenizer: expected a file}; shift 2;;
-        --help|-h) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0;;
+        --jobs) jobs=${2:?--jobs: expected a number}; shift 2;;
+        --help|-h) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0;;
         -*) echo "error: '$1': no such option; see --help" >&2; exit 2;;
         *) [ -e "$1" ] || die "$1: no such file or folder"; paths+=("$(realpath "$1")"); shift;;
     esac
@@ -87,7 +91,7 @@ step() { # result command...: runs the command unless its result is there
     "$@" || exit $?
 }
 
-make -s train_rrhf dev/imdb
+make -s train_rrhf dev/imdb ${table:+dev/table} >&2
 if [ ! -f "$out/queries_test.bin" ]; then
     reviews=$(find_reviews)
     gpt2=$(find_tokenizer)
@@ -105,6 +109,53 @@ step "$out/sft/done" ./train_rrhf sft --data "$out/stream.bin" $tok $model --con
 step "$out/reward/done" ./train_rrhf reward --model "$out/sft/policy.bin" --data "$out/labels.bin" --batch 16 --epochs 1 \
     --lr 2e-4 --warmup 0.1 --weight-decay 0.1 --grad-clip 1 --beta2 0.99 --checkpoint-every 300 --out "$out/reward" $(resume "$out/reward")
 touch "$out/reward/done"
+}
+
+# shellcheck disable=SC2046,SC2086
+# A row of the table: name, seed, options of train. 2,048 queries once, 512 steps of 4; one completion of 128 held-out
+# queries every 64 steps; then 4 completions each of 512. SFT has no training, and best-of-n beside it.
+row() {
+    local dir=$out/rows/$1-$2 model=$out/rows/$1-$2/policy.bin start=0 seed=$2 name=$1; shift 2
+    if [ -e "$dir/eval/eval.csv" ]; then echo "have     $dir" >&2; return; fi
+    mkdir -p "$dir"
+    if [ "$name" = SFT ]; then model=$out/sft/policy.bin start=8; fi
+    {
+        if [ "$name" != SFT ] && [ ! -e "$dir/done" ]; then
+            step "$dir/done" ./train_rrhf train --model "$out/sft/policy.bin" --data "$out/queries.bin" $tok --reward "$out/reward/policy.bin" \
+                "$@" $ask --batch 4 --epochs 1 --lr 5e-5 --eval-data "$out/queries_test.bin" --eval-queries 128 --eval-every 64 --draw sample \
+                --threads 1 --seed "$seed" --checkpoint-every 128 --out "$dir" $(resume "$dir")
+            touch "$dir/done"
+        fi
+        step "$dir/eval/eval.csv" ./train_rrhf eval --model "$model" --reference "$out/sft/policy.bin" --start-return $start \
+            --reward "$out/reward/policy.bin" --data "$out/queries_test.bin" $tok $ask --threads 1 --out "$dir/eval"
+    } > "$dir/run.txt" 2>&1 || die "$dir: failed; see $dir/run.txt"
+    echo "done     $dir" >&2
+}
+rows=("SFT 0"
+    "P 1 --policy P" "BP 1 --policy BP" "B 1 --policy B" "SP 1 --policy SP" "DP 1 --policy DP" "D 1 --policy D"
+    "IP-3 1 --policy IP-3" "OP-128 1 --policy OP-128" "OP-128-KL 1 --policy OP-128 --kl-coef 0.1"
+    "BP-no-rank 1 --policy BP --rank-weight 0" "BP-no-ft 1 --policy BP --ft-weight 0")
+for seed in 2 3; do
+    rows+=("BP $seed --policy BP" "B $seed --policy B" "OP-128 $seed --policy OP-128" "BP-no-rank $seed --policy BP --rank-weight 0")
+done
+# shellcheck disable=SC2086
+if [ -n "$table" ]; then
+    dirs=() failed=0
+    for r in "${rows[@]}"; do
+        set -- $r
+        dirs+=("$out/rows/$1-$2")
+        while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || failed=1; done
+        row $r &
+    done
+    for j in $(jobs -p); do wait "$j" || failed=1; done
+    [ $failed = 0 ] || exit 1
+    dev/table "$out" "${dirs[@]}"
+    cat "$out/table.md"
+    exit
+fi
+
+# shellcheck disable=SC2046,SC2086
+{
 step "$out/reward/eval.csv" ./train_rrhf eval --model "$out/reward/policy.bin" --data "$out/labels_test.bin" --out "$out/reward"
 step "$out/sampled/sampled.bin" ./train_rrhf sample --model "$out/sft/policy.bin" --data "$out/queries.bin" $tok --policy SP \
     --num-return 4 $ask --out "$out/sampled"
