@@ -67,7 +67,7 @@ peer() { # key, who, round, command that prints the number
 
 # Milliseconds from the line that matches FROM ('' = the start of the program) to the line that matches TO.
 span() { # from, to, command
-    local begin='' end='' line out
+    local begin='' end='' line out last=''
     [ -n "$1" ] || begin=$EPOCHREALTIME
     exec {out}< <("${@:3}" 2>&1 || echo "failed")
     while read -r line <&$out; do
@@ -144,7 +144,7 @@ row() { # work, kind, key of ours, key of the peers, least ratio
     done
     if [ -z "$best" ]; then say "| $1 | $(show "$2" "$ours") | not measured | | $5 | |"; return; fi
     say "| $1 | $(show "$2" "$ours") | $(show "$2" "$best") ($name) | $(echo "$best $ours $5" |
-        awk '{printf "%.2f | %s | %s", $1 / $2, $3, $1 / $2 >= $3 ? "yes" : "no"}') |"
+        awk '{printf "%.2f | %s | %s", $1 / $2, $3, ($1 / $2 >= $3 ? "yes" : "no")}') |"
 }
 
 labels=() # of the interpreters: what they have
@@ -153,14 +153,15 @@ for p in "${pythons[@]}"; do
     labels+=("$("$p" - << 'PY'
 import importlib.metadata as m
 def has(name):
-    try: return f"{name} {m.version(name)}"
+    try: return f"{name} {m.version(name).split('+')[0]}"
     except m.PackageNotFoundError: return ""
 print(" ".join(filter(None, map(has, ("torch", "transformers", "tiktoken")))) or "no packages")
 PY
     )")
 done
 label() { # index, package: "torch 2.1.0"; nothing where it is missing
-    [[ ${labels[$1]} =~ $2\ [^ ]+ ]] && echo "${BASH_REMATCH[0]}"
+    local package="$2 [^ ]+"
+    [[ ${labels[$1]} =~ $package ]] && echo "${BASH_REMATCH[0]}"
 }
 compiles() { [ "$("${pythons[$1]}" dev/bench/peers.py versions 2> /dev/null | value compile)" = 1 ]; }
 
@@ -179,7 +180,7 @@ torch_round() { # key, round, options
 gflop=$(awk 'BEGIN {N = 64 + 6 * 48; U = 1 + 6 * 47; printf "%.1f", 3 * (2.0 * N * 12 * 12 * 768 ^ 2 + 2.0 * U * 768 * 50257) / 1e9}')
 
 say "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), $threads threads; $(train ./train_rrhf "$dir/k2.bin" 1 2>&1 | head -1)."
-say "GPT-2 124M, random weights; medians of $rounds rounds in turns, $steps steps each; python: $(IFS=';'; echo "${labels[*]}")."
+say "GPT-2 124M, random weights; medians of $rounds rounds in turns, $steps steps each; Python: $(printf '%s; ' "${labels[@]}" | sed 's/; $//')."
 say ""
 say "| work | ours | theirs | ratio | target | met |"
 say "| --- | --- | --- | --- | --- | --- |"
@@ -200,7 +201,7 @@ if wanted step; then
     done
     row "RRHF step, float32" ms step step 4
     say "$(echo "$(median "$dir/step.ours.samples") $(median "$dir/peak.samples") $gflop" | awk '{rate = $3 / $1 * 1e3; share = 100 * rate / $2
-        printf "| its %s GFLOP of matrix products | %.0f GFLOP/s | %.0f GFLOP/s (FMA peak) | %.0f %% | 65 %% | %s |", $3, rate, $2, share, share >= 65 ? "yes" : "no"}')"
+        printf "| its %s GFLOP of matrix products | %.0f GFLOP/s | %.0f GFLOP/s (FMA peak) | %.0f %% | 65 %% | %s |", $3, rate, $2, share, (share >= 65 ? "yes" : "no")}')"
     row "RRHF step, float32, without a BLAS" ms noblas step 1
     if [ -n "$bf16" ]; then say "| RRHF step, bfloat16 | not measured: $bf16 | | | 2 | |"; else row "RRHF step, bfloat16" ms bf16 bf16 2; fi
 fi
@@ -216,7 +217,7 @@ if wanted k; then
         END {slope = (n * xy - x * y) / (n * xx - x * x); fixed = (y - slope * x) / n; s = ""
              for (i = 1; i <= n; i++) {all[i] = ms[i] / N[i]; net[i] = (ms[i] - fixed) / N[i]; a = a s sprintf("%.2f", all[i]); b = b s sprintf("%.2f", net[i]); s = ", "}
              printf "| ms per distinct token, k = %s | %s | less the fixed %.0f ms a step: %s | %.0f %%, less the fixed %.0f %% apart | 10 %% apart | %s |",
-                 k, a, fixed, b, spread(all), spread(net), spread(net) <= 10 ? "yes" : "no"}')"
+                 k, a, fixed, b, spread(all), spread(net), (spread(net) <= 10 ? "yes" : "no")}')"
 fi
 
 completions() { # row's name, its key, file of queries, tokens, work, options
@@ -251,9 +252,10 @@ if wanted tokenizer; then
         for i in $(seq "$rounds"); do
             echo "tokenizer: round $i" >&2
             add tokenizer ours "$(encode_ms "$dir/encode" "$tokenizer" "$dir/text.txt")"
-            ids=$(value sum < "$dir/tokens.txt")
+            ids=$(value sum < "$dir/tokens.txt") tried=''
             for j in "${!pythons[@]}"; do
-                name=$(label "$j" tiktoken) || continue
+                { name=$(label "$j" tiktoken) && [[ $tried != *"$name;"* ]]; } || continue # the same release only once
+                tried+="$name;"
                 peer tokenizer "$name" "$i" encode_ms "${pythons[$j]}" dev/bench/peers.py tiktoken "$tokenizer" "$dir/text.txt"
                 [ "$(value sum < "$dir/tokens.txt")" = "$ids" ] || echo "   $name made other tokens than ours" >&2
             done

@@ -62,7 +62,8 @@ def generate(how, model_path, ask_path, threads):
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
     model, x, new = gpt2(model_path), queries(ask_path), 48
-    args = dict(max_new_tokens=new, min_new_tokens=new, use_cache=True, pad_token_id=0, num_return_sequences=4)
+    args = dict(max_new_tokens=new, min_new_tokens=new, use_cache=True, pad_token_id=0, num_return_sequences=4,
+                synced_gpus=False)  # given, lest it load torch.distributed, which Debian 12 has broken
     args.update(dict(do_sample=True, top_k=50) if how == "sample" else dict(do_sample=False, num_beams=4))
     with torch.inference_mode():
         model.generate(x[:1], attention_mask=torch.ones_like(x[:1]), **dict(args, max_new_tokens=2, min_new_tokens=2))  # warm up
