@@ -3,6 +3,7 @@
 #
 #   dev/bench/bench_cpu.sh [--torch torch_rrhf.py] [--python PYTHON]... [--tokenizer gpt2_tokenizer.bin --text TEXT]
 #                          [--only step,k,sample,beam,memory,tokenizer,start] [--rounds 3] [--steps 5]
+#   dev/bench/bench_cpu.sh torch_rrhf.py [PYTHON]...      the same as --torch and --python
 #
 # --torch      the PyTorch training step; without it its rows show our figure only
 # --python     an interpreter with torch, transformers or tiktoken; several take turns and the fastest counts [python3]
@@ -22,7 +23,8 @@ while [ $# -gt 0 ]; do
         --torch|--python|--tokenizer|--text|--only|--rounds|--steps) [ $# -gt 1 ] || die "$1: expected a value after it" ;;&
         --torch) torch=$2 ;; --python) pythons+=("$2") ;; --tokenizer) tokenizer=$2 ;; --text) text=$2 ;;
         --only) only=$2 ;; --rounds) rounds=$2 ;; --steps) steps=$2 ;;
-        *) die "'$1': no such option; see the head of this file" ;;
+        -*) die "'$1': no such option; see the head of this file" ;;
+        *) if [ -z "$torch" ]; then torch=$1; else pythons+=("$1"); fi; shift; continue ;; # the short form
     esac
     shift 2
 done
@@ -81,16 +83,16 @@ span() { # from, to, command
     echo "$begin $end" | awk '{printf "%.1f\n", ($2 - $1) * 1e3}'
 }
 
-peak_mib() { # command: the largest resident memory of the whole process
+peak_mib() { # command, no function: the largest resident memory of the whole process
     local pid peak='' now
     "$@" > /dev/null 2> "$dir/said.txt" &
     pid=$!
     while kill -0 $pid 2> /dev/null; do
-        now=$(sed -n 's/^VmHWM: *\([0-9]*\).*/\1/p' /proc/$pid/status 2> /dev/null || true)
+        now=$(sed -n 's/^VmHWM:[^0-9]*\([0-9]*\).*/\1/p' /proc/$pid/status 2> /dev/null || true)
         peak=${now:-$peak}
         sleep 0.05
     done
-    wait $pid || { tail -1 "$dir/said.txt" >&2; return 1; }
+    { wait $pid && [ -n "$peak" ]; } || { tail -1 "$dir/said.txt" >&2; return 1; }
     echo "$peak" | awk '{printf "%.0f\n", $1 / 1024}'
 }
 
@@ -236,7 +238,7 @@ if wanted beam; then completions beam ask16.bin $((16 * 4 * 48)) "beam search, 4
 
 if wanted memory; then
     echo "memory" >&2
-    add memory ours "$(peak_mib train ./train_rrhf "$dir/k6.bin" 3)"
+    add memory ours "$(peak_mib ./train_rrhf train --model "$model" --data "$dir/k6.bin" --batch 1 --epochs 3 --threads "$threads" --out "$dir/out")"
     for i in "${!pythons[@]}"; do
         [ -z "$torch" ] || ! name=$(label "$i" torch) || peer memory "$name" 1 peak_mib "${pythons[$i]}" "$torch" --steps 1 --threads "$threads"
     done
@@ -275,4 +277,5 @@ if wanted start; then
     row "from the command to the first step done" ms start start 5
 fi
 
+if [ -s "$dir/peak.txt" ]; then say ""; say "Ceilings: $(paste -sd';' "$dir/peak.txt" | sed 's/;/; /g')."; fi
 if [ "$only" = "$all" ]; then cp "$table" dev/bench/cpu_table.md && echo "dev/bench/cpu_table.md" >&2; fi
