@@ -56,14 +56,21 @@ model=$dir/model.bin
 # ----------------------------------------------------------------------------
 # Measuring. A sample is one number, the lower the better; KEY.WHO holds those of one program.
 
-add() { [ -z "$3" ] || echo "$3" >> "$dir/$1.$2.samples"; } # key, who, number
 median() { sort -n "$1" | awk '{a[NR] = $1} END {if (NR) print (a[int((NR + 1) / 2)] + a[int(NR / 2) + 1]) / 2}'; }
 value() { sed -n "s/.*$1 \([0-9.]*\).*/\1/p" | tail -1; } # the number after a name
+
+ours() { # key, command that prints the number; its failure is ours to mend
+    local number
+    { number=$("${@:2}") && [ -n "$number" ]; } || die "no figure for $1"
+    echo "$number" >> "$dir/$1.ours.samples"
+}
 
 # A program of the peer's may be missing or fail: then it has no sample, and after the first round no other turn.
 peer() { # key, who, round, command that prints the number
     [ "$3" = 1 ] || [ -s "$dir/$1.$2.samples" ] || return 0
-    add "$1" "$2" "$("${@:4}" 2> "$dir/peer.txt" || true)"
+    local number
+    number=$("${@:4}" 2> "$dir/peer.txt") || true
+    [ -z "$number" ] || echo "$number" >> "$dir/$1.$2.samples"
     [ -s "$dir/$1.$2.samples" ] || echo "   $2: no figure; it said: $(tail -1 "$dir/peer.txt")" >&2
 }
 
@@ -108,7 +115,7 @@ torch_ms() { "$1" "$torch" --steps "$steps" --threads "$threads" "${@:2}" | valu
 
 complete_ms() { # file of queries, options: from the loaded model to the last token; checks how many tokens there are
     span '^sample +policy:' '\([0-9.]+ s\)$' ./train_rrhf sample --model "$model" --data "$dir/$1" --num-return 4 --max-new-tokens 48 \
-        --threads "$threads" --out "$dir/out" "${@:2}"
+        --threads "$threads" --out "$dir/out" "${@:2}" || return 1
     local queries new
     read -r queries _ new <<< "$(od -An -t d4 -j 8 -N 12 "$dir/out/sampled.bin")"
     new=$((new - 64 * queries))
@@ -195,10 +202,10 @@ if wanted step; then
         echo "step: round $i" >&2
         "$dir/fma_peak" "$threads" > "$dir/peak.txt"
         sed -n 's/.* \([0-9.]*\) GFLOP.*/\1/p' "$dir/peak.txt" >> "$dir/peak.samples"
-        add step ours "$(step_ms ./train_rrhf "$dir/k6.bin")"
+        ours step step_ms ./train_rrhf "$dir/k6.bin"
         torch_round step "$i"
-        add noblas ours "$(step_ms "$dir/noblas/train_rrhf" "$dir/k6.bin")"
-        [ -n "$bf16" ] || add bf16 ours "$(step_ms ./train_rrhf "$dir/k6.bin" --dtype bf16)"
+        ours noblas step_ms "$dir/noblas/train_rrhf" "$dir/k6.bin"
+        [ -n "$bf16" ] || ours bf16 step_ms ./train_rrhf "$dir/k6.bin" --dtype bf16
         [ -n "$bf16" ] || torch_round bf16 "$i" --bf16
     done
     row "RRHF step, float32" ms step step 4
@@ -211,7 +218,7 @@ fi
 if wanted k; then
     for i in $(seq "$rounds"); do
         echo "k: round $i" >&2
-        for k in 2 4 8 16; do add "k$k" ours "$(step_ms ./train_rrhf "$dir/k$k.bin")"; done
+        for k in 2 4 8 16; do ours "k$k" step_ms ./train_rrhf "$dir/k$k.bin"; done
     done
     say "$(for k in 2 4 8 16; do echo "$k $((64 + 48 * k)) $(median "$dir/k$k.ours.samples")"; done | awk '
         function spread(a,  i, lo, hi) {lo = hi = a[1]; for (i in a) {if (a[i] < lo) lo = a[i]; if (a[i] > hi) hi = a[i]}; return 100 * (hi / lo - 1)}
@@ -226,7 +233,7 @@ completions() { # row's name, its key, file of queries, tokens, work, options
     local i j name
     for i in $(seq "$rounds"); do
         echo "$1: round $i" >&2
-        add "$1" ours "$(complete_ms "$2" "${@:5}")"
+        ours "$1" complete_ms "$2" "${@:5}"
         for j in "${!pythons[@]}"; do
             name="$(label "$j" transformers), $(label "$j" torch)" && peer "$1" "$name" "$i" generate_ms "${pythons[$j]}" "$1" "$2"
         done
@@ -238,7 +245,7 @@ if wanted beam; then completions beam ask16.bin $((16 * 4 * 48)) "beam search, 4
 
 if wanted memory; then
     echo "memory" >&2
-    add memory ours "$(peak_mib ./train_rrhf train --model "$model" --data "$dir/k6.bin" --batch 1 --epochs 3 --threads "$threads" --out "$dir/out")"
+    ours memory peak_mib ./train_rrhf train --model "$model" --data "$dir/k6.bin" --batch 1 --epochs 3 --threads "$threads" --out "$dir/out"
     for i in "${!pythons[@]}"; do
         [ -z "$torch" ] || ! name=$(label "$i" torch) || peer memory "$name" 1 peak_mib "${pythons[$i]}" "$torch" --steps 1 --threads "$threads"
     done
@@ -253,7 +260,7 @@ if wanted tokenizer; then
         [ -s "$dir/text.txt" ] || die "$text: no text found"
         for i in $(seq "$rounds"); do
             echo "tokenizer: round $i" >&2
-            add tokenizer ours "$(encode_ms "$dir/encode" "$tokenizer" "$dir/text.txt")"
+            ours tokenizer encode_ms "$dir/encode" "$tokenizer" "$dir/text.txt"
             ids=$(value sum < "$dir/tokens.txt") tried=''
             for j in "${!pythons[@]}"; do
                 { name=$(label "$j" tiktoken) && [[ $tried != *"$name;"* ]]; } || continue # the same release only once
@@ -269,7 +276,7 @@ fi
 if wanted start; then
     for i in $(seq "$rounds"); do
         echo "start: round $i" >&2
-        add start ours "$(span '' '^train +1/1 ' train ./train_rrhf "$dir/k6.bin" 1)"
+        ours start span '' '^train +1/1 ' train ./train_rrhf "$dir/k6.bin" 1
         for j in "${!pythons[@]}"; do
             [ -z "$torch" ] || ! name=$(label "$j" torch) || peer start "$name" "$i" span '' '^step 0 ' "${pythons[$j]}" "$torch" --steps 1 --threads "$threads"
         done
