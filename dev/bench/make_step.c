@@ -1,30 +1,42 @@
 /*
-make_step.c: the files of the speed yardstick. dev/bench/make_step DIR writes DIR/model.bin, a GPT-2 of 124M random
-parameters, and DIR/ranked.bin, 16 queries of 64 random tokens with 6 responses of 48 and random scores.
+make_step.c: the files that bench_cpu.sh measures with. make_step DIR writes DIR/model.bin, a GPT-2 of 124M random
+parameters, and of random tokens
+
+  k2.bin k4.bin k6.bin k8.bin k16.bin    one query of 64 tokens with so many responses of 48 and random scores
+  ask64.bin ask16.bin                    64 and 16 queries of 64 tokens to complete
+
+One query to a file: then --epochs N is N steps, and a run that reaches its last step saves no optimizer state.
 */
-#include "../../util.h"        // defines: die, Rng, xalloc
+#include "../../util.h"        // defines: die_usage, Rng, xalloc
 #include "../../model.h"       // defines: Config, gpt2_random, checkpoint_write
 #include "../../dataloader.h"  // defines: Ranked
 
 int main(int argc, char **argv) {
-    if (argc != 2) die_usage("usage: dev/bench/make_step DIR");
+    if (argc != 2) die_usage("usage: make_step DIR");
+    static const struct { const char *name; int queries, k, length; } files[] = {
+        {"k2.bin", 1, 2, 48}, {"k4.bin", 1, 4, 48}, {"k6.bin", 1, 6, 48}, {"k8.bin", 1, 8, 48}, {"k16.bin", 1, 16, 48},
+        {"ask64.bin", 64, 1, 1}, {"ask16.bin", 16, 1, 1}};
     char path[RRHF_PATH_MAX];
     Config c = {1024, 50257, 50304, 12, 12, 768, 0, 0};
     float *params = (float *)xalloc(gpt2_count(c), sizeof *params);
     gpt2_random(c, 1337, params);
     make_dir(argv[1]);
     checkpoint_write(path_join(path, argv[1], "model.bin"), c, params);
-    Ranked d;
-    uint16_t tokens[64];
-    Rng r = rng_make(1337, RNG_DEMO, 0);
-    memset(&d, 0, sizeof d);
-    d.V = c.V;
-    for (int q = 0; q < 16; q++)
-        for (int i = 0; i <= 6; i++) { // the query, then its responses
-            for (int t = 0; t < 64; t++) tokens[t] = (uint16_t)rng_below(&r, c.V);
-            if (i == 0) ranked_query(&d, tokens, 64);
-            else ranked_response(&d, tokens, 48, (float)rng_normal(&r), 1);
-        }
-    ranked_write(path_join(path, argv[1], "ranked.bin"), &d);
+    for (size_t f = 0; f < sizeof files / sizeof *files; f++) {
+        uint16_t tokens[64];
+        Ranked d;
+        Rng r = rng_make(1337, RNG_DEMO, f);
+        memset(&d, 0, sizeof d);
+        d.V = c.V;
+        for (int q = 0; q < files[f].queries; q++)
+            for (int i = 0; i <= files[f].k; i++) { // the query, then its responses
+                for (int t = 0; t < 64; t++) tokens[t] = (uint16_t)rng_below(&r, c.V - 1); // without end-of-text
+                if (i == 0) ranked_query(&d, tokens, 64);
+                else ranked_response(&d, tokens, files[f].length, (float)rng_normal(&r), 1);
+            }
+        ranked_write(path_join(path, argv[1], files[f].name), &d);
+        ranked_free(&d);
+    }
+    free(params);
     return 0;
 }
