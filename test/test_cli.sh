@@ -7,12 +7,13 @@
 #   4 same seed          same result
 #   5 outputs            every verb's files and figures
 #   6 the worked case    ../shared/cases or $RRHF_CASES, where it exists
-#   7 the sanitizers     part 1, damaged files at random and every verb under AddressSanitizer and UBSan
+#   7 the sanitizers     parts 1 and 8, damaged files at random and every verb under AddressSanitizer and UBSan
+#   8 reward commands    good, slow and broken ones: one line that names the command, nothing lost, nothing left running
 #
 # Prints a line per check, then "N passed, N failed". Models and data are tiny; test/make_files.c writes them.
 # RRHF_SANITIZE=0 leaves part 7 out, CLI_PARTS="1 3" runs only some.
 export OMP_WAIT_POLICY=passive LC_ALL=C
-CC=${CC:-gcc} BIN=$PWD/train_rrhf PARTS=" ${CLI_PARTS:-1 2 3 4 5 6 7} " WHO=
+CC=${CC:-gcc} BIN=$PWD/train_rrhf PARTS=" ${CLI_PARTS:-1 2 3 4 5 6 7 8} " WHO=
 CASES=${RRHF_CASES:-$PWD/../shared/cases}
 passed=0 failed=0 build= T=$(mktemp -d)
 cleanup() {
@@ -745,6 +746,91 @@ worked_case() {
 }
 
 # ----------------------------------------------------------------------------
+# 8 reward commands
+
+LENGTHS='while IFS= read -r l; do echo ${#l}; done' # a text's reward is its length
+first() { echo "n=0; while [ \$n -lt $1 ] && IFS= read -r l; do n=\$((n + 1)); echo \${#l}; done"; } # of so many texts
+
+gone() { # the process whose id the command left in $T/pid: is it no longer running?
+    local i
+    for i in {1..100}; do
+        { read -r state <"/proc/$(cat "$T/pid")/stat"; } 2>/dev/null || return 0
+        [[ $state == *") Z "* ]] && return 0 # ended; a container's first process may not collect it
+        sleep 0.02
+    done
+    return 1
+}
+
+rewards() {
+    local D=$T/d O=$T/out8 v n what needle command A
+    local K="--tokenizer $D/tokenizer.bin"
+    rm -rf "$O" "$T/pid"
+    works "a reward command" score --data "$D/held.bin" $K --reward "cmd:$LENGTHS" --out "$O"
+    if make_files show "$O/scored.bin" | awk '{ q = $4 - $3; if ($4 < 2 || ($1 in seen && seen[$1] != q)) { print; exit 1 } seen[$1] = q } END { if (NR < 6 || seen[0] != 3) { print NR " rows"; exit 1 } }' >"$T/said"
+    then ok "its numbers are the scores: query and response together"; else bad "its numbers are not the scores: $(cat "$T/said")"; fi
+    cp "$O/scored.bin" "$T/scored8.bin"
+    works "a slow one, a number in two pieces" score --data "$D/held.bin" $K --out "$O/slow" \
+        --reward 'cmd:while IFS= read -r l; do printf 0; sleep 0.03; printf "%s\n" "${#l}"; done'
+    check "the same scores" same "$O/slow/scored.bin" "$T/scored8.bin"
+    works "one that writes blanks, a sign and an exponent" score --data "$D/labels.bin" $K --reward 'cmd:while read -r l; do printf " \t-2.5e1 \r\n"; done' --out "$O/blanks"
+    make_files show "$O/blanks/scored.bin" | awk '$4 != -25 { exit 1 } END { exit NR != 12 }' && ok "all scores are -25" || bad "scores: $(make_files show "$O/blanks/scored.bin" | head -n 1)"
+    works "odd texts" score --data "$D/odd.bin" --tokenizer "$D/odd_tokenizer.bin" --out "$O/odd" \
+        --reward "cmd:exec 3>$T/asked; while IFS= read -r l; do printf '%s\\n' \"\$l\" >&3; echo 1; done"
+    check "line ends, backslashes, tabs, zero bytes, quotes: the command reads what reward.h says" same "$D/odd.txt" "$T/asked"
+
+    # every fault: exit code 1, one line with the command, the earlier scored.bin as it was
+    while IFS='|' read -r what needle command; do
+        refuse 1 "--reward cmd:.*$needle" "$what" score --data "$D/held.bin" $K --reward "cmd:echo \$\$ >$T/pid; $command" --out "$O"
+        gone || bad "$what: its command is still running"
+        [ "$(ls "$O")" = $'blanks\nodd\nscored.bin\nslow' ] && cmp -s "$O/scored.bin" "$T/scored8.bin" || bad "$what: left $(ls "$O" | tr '\n' ' ')"
+    done <<'END'
+ends at once|exit code 3.*response 0|exit 3
+ends at once without a word|exit code 0.*response 0|:
+ends after reading|exit code 4.*response 0|read -r l; exit 4
+ends in the middle|exit code 5.*response 4|for i in 1 2 3 4; do read -r l; echo 1; done; exit 5
+is killed|signal 9.*response 2|for i in 1 2; do read -r l; echo 1; done; kill -9 $$
+half a number|exit code 0.*response 0|read -r l; printf 1
+reads nothing|response|exec 2>/dev/null; exec yes 1
+reads nothing and sleeps|exit code 0.*response 0|sleep 0.2
+answers before it is asked|response 0|exec 2>/dev/null; printf '1\n2\n'; while read -r l; do echo 1; done
+two lines at once|response 0: more than one line|while read -r l; do printf '1\n2\n'; done
+a word|response 0: answer 'good'|while read -r l; do echo good; done
+a word later on|response 3: answer 'x'|for i in 1 2 3; do read -r l; echo 1; done; while read -r l; do echo x; done
+a number and more|response 0: answer '1 2'|while read -r l; do echo 1 2; done
+a decimal comma|response 0: answer '0,5'|while read -r l; do echo 0,5; done
+an empty line|response 0: answer ''|while read -r l; do echo; done
+blanks|response 0: answer '  '|while read -r l; do echo "  "; done
+NaN|response 0: answer 'nan'|while read -r l; do echo nan; done
+infinite|response 0: answer '-inf'|while read -r l; do echo -inf; done
+beyond float|response 0: answer '1e39'|while read -r l; do echo 1e39; done
+a line without an end|response 0: over 255 bytes|read -r l; printf '%0300d' 7; read -r l
+not found|exit code 127|exec 2>/dev/null; no-such-command
+a directory|exit code 126|exec 2>/dev/null; /
+END
+    refuse 1 "--reward cmd:.*exit code 0.*response 6" "too few lines" score --data "$D/held.bin" $K --reward "cmd:$(first 6)" --out "$O"
+    refuse 1 "--reward cmd:: .*response 0" "an empty command" score --data "$D/held.bin" $K --reward "cmd:" --out "$O"
+    refuse 2 "--tokenizer" "a command without a tokenizer" score --data "$D/held.bin" --reward "cmd:$LENGTHS" --out "$O"
+    mkdir -p "$O/e" && echo old >"$O/e/eval.csv"
+    refuse 1 "--reward cmd:exit 3" "eval, ends at once" eval --model "$D/policy.bin" --data "$D/held.bin" $K --max-new-tokens 4 --reward "cmd:exit 3" --out "$O/e"
+    [ "$(cat "$O/e/"*)" = old ] && ok "eval.csv is the old one" || bad "eval changed $(ls "$O/e")"
+    A="train --model $D/policy.bin --data $D/ranked.bin $K --max-new-tokens 4 --num-return 2 --batch 4 --epochs 4 --threads 1 --lr 1e-3"
+    refuse 1 "--reward cmd:" "train --policy S, ends in the middle of the scores" $A --policy S --reward "cmd:$(first 20)" --out "$O/s"
+    [ -z "$(ls -A "$O/s")" ] && ok "nothing half-written in its --out" || bad "left $(ls "$O/s" | tr '\n' ' ')"
+
+    # in the middle of a training run: what the last checkpoint saved is there, and a command that works goes on from it
+    for v in "OP-3 --draw sample --checkpoint-every 2" "IP-2 --draw sample"; do
+        rm -rf "$O/whole" "$O/part"
+        works "train --policy $v" $A --policy $v --reward "cmd:$LENGTHS" --out "$O/whole"
+        n=$([ "${v:0:2}" = OP ] && echo 150 || echo 90) # more than the first draw, fewer than all
+        refuse 1 "--reward cmd:.*exit code 0" "train --policy $v, the command ends" $A --policy $v --reward "cmd:$(first $n)" --out "$O/part"
+        [ -n "$(find "$O/part" -name policy.bin)" ] && [ -z "$(find "$O/part" -name '*.tmp')" ] && ok "a checkpoint is there, no .tmp" || bad "left $(find "$O/part" -type f | tr '\n' ' ')"
+        for n in $(find "$O/part" -name policy.bin); do works "$(basename "$(dirname "$n")")/policy.bin is whole" score --model "$n" --data "$D/held.bin"; done
+        works "resumed with a command that works" $A --policy $v --reward "cmd:$LENGTHS" --resume "$O/part"
+        check "the uninterrupted run's policy.bin" same "$O/whole/policy.bin" "$O/part/policy.bin"
+    done
+}
+
+# ----------------------------------------------------------------------------
 # 7 the sanitizers
 
 fuzz() { # files damaged at random: refused or read, but never out of bounds
@@ -776,6 +862,7 @@ sanitizers() { # beside the other parts, with its own directory
     export ASAN_OPTIONS=detect_leaks=0:exitcode=99:allocator_may_return_null=1 UBSAN_OPTIONS=exitcode=99:print_stacktrace=0
     BIN=$T/sanitized WHO="[asan] "
     bad_input
+    part 8 && rewards
     fuzz
     local M="--model $D/policy.bin" K="--tokenizer $D/tokenizer.bin" O=$T/san
     works "sft on a stream, a new model" sft --data "$D/stream.bin" $K --layers 1 --heads 2 --channels 8 --context 24 --epochs 1 --out "$O/a"
@@ -813,6 +900,7 @@ part 3 && resume
 part 4 && { seeds; threads; }
 part 5 && outputs
 part 6 && worked_case
+part 8 && rewards
 if [ -n "$build" ]; then
     wait $build
     build=
