@@ -9,11 +9,12 @@
 #   6 the worked case    ../shared/cases or $RRHF_CASES, where it exists
 #   7 the sanitizers     parts 1 and 8, damaged files at random and every verb under AddressSanitizer and UBSan
 #   8 reward commands    good, slow and broken ones: one line that names the command, nothing lost, nothing left running
+#   9 the table          dev/table over made-up runs: means, errors, order, and damaged files
 #
 # Prints a line per check, then "N passed, N failed". Models and data are tiny; test/make_files.c writes them.
 # RRHF_SANITIZE=0 leaves part 7 out, CLI_PARTS="1 3" runs only some.
 export OMP_WAIT_POLICY=passive LC_ALL=C
-CC=${CC:-gcc} BIN=$PWD/train_rrhf PARTS=" ${CLI_PARTS:-1 2 3 4 5 6 7 8} " WHO=
+CC=${CC:-gcc} BIN=$PWD/train_rrhf PARTS=" ${CLI_PARTS:-1 2 3 4 5 6 7 8 9} " WHO=
 CASES=${RRHF_CASES:-$PWD/../shared/cases}
 passed=0 failed=0 build= T=$(mktemp -d)
 cleanup() {
@@ -831,6 +832,87 @@ END
 }
 
 # ----------------------------------------------------------------------------
+# 9 the table of several runs
+
+eval_row() { # DIR POLICY REWARD PERPLEXITY: appends its lines to DIR/eval/eval.csv
+    mkdir -p "$1/eval"
+    [ -e "$1/eval/eval.csv" ] || echo "policy,figure,mean,stderr,n" >"$1/eval/eval.csv"
+    printf '%s\n' "$2,reward,$3,0.01,100" "$2,perplexity,$4,0.25,100" "$2,tokens,40,0.5,100" "$2,distinct-1,0.1,," "$2,distinct-2,0.25,," >>"$1/eval/eval.csv"
+}
+
+table_says() { # WHAT LINE FILE: this line is in it
+    if grep -qxF -- "$2" "$3"; then ok "$1"; else bad "$1: no '$2' in $3: $(grep -m1 -F -- "${2:0:6}" "$3")"; fi
+}
+
+tables() {
+    local R=$T/rows O=$T/table9 BIN=$T/table needle what v
+    if ! $CC -std=c11 -O1 -fsanitize=undefined -fno-sanitize-recover=all -o "$T/table" dev/table.c -lm 2>"$T/said"; then bad "dev/table: $(head -n 1 "$T/said")"; return; fi
+    eval_row "$R/SFT-0" policy 0.5 30
+    for v in 2:0.6 4:0.7 8:0.75; do eval_row "$R/SFT-0" "best-of-${v%:*}" "${v#*:}" 29; done
+    eval_row "$R/OP-128-KL-1" start 0.5 30
+    eval_row "$R/OP-128-KL-1" policy 0.8 10
+    eval_row "$R/OP-128-KL-2" policy 0.9 14
+    for v in 1 2; do echo "policy,kl,12.5,0.125,100" >>"$R/OP-128-KL-$v/eval/eval.csv"; done
+    eval_row "$R/IP-2-7" policy 0.85 20
+    mkdir -p "$R/IP-2-7/round-1" "$R/IP-2-7/round-2"
+    printf 'step,reward,stderr,queries\n0,0.5,0.1,9\n10,0.6,0.1,9\n' | tee "$R/IP-2-7/round-1/reward.csv" "$R/IP-2-7/round-2/reward.csv" "$R/OP-128-KL-1/reward.csv" >"$R/OP-128-KL-2/reward.csv"
+    works "table" "$O" "$R/OP-128-KL-2" "$R/SFT-0/" "$R/IP-2-7" "$R/OP-128-KL-1"
+    table_says "two seeds: their mean, +- their spread / sqrt 2" "| OP-128-KL | 2 | 0.850 ± 0.050 | 12.00 ± 2.00 | 12.50 ± 0.00 | 40.0 ± 0.0 | 0.250 ± 0.000 | - |" "$O/table.md"
+    table_says "one seed: +- over its queries; '-' where there is no figure" "| SFT | 1 | 0.500 ± 0.010 | 30.00 ± 0.25 | - | 40.0 ± 0.5 | 0.250 | - |" "$O/table.md"
+    v=$(sed -n 's/^| \([A-Za-z][^ ]*\) | [0-9].*/\1/p' "$O/table.md" | tr '\n' ' ')
+    [ "$v" = "OP-128-KL SFT best-of-2 best-of-4 best-of-8 IP-2 " ] && ok "rows in the order of the arguments: $v" || bad "rows: $v"
+    [ "$(grep -c 'one standard error' "$O/table.md")" -eq 1 ] && ok "table.md says what +- is" || bad "table.md does not say what +- is"
+    table_says "table.csv: a seed" "OP-128-KL,1,0.8,0.01,10,0.25,12.5,0.125,40,0.5,0.1,,0.25,,,,100" "$O/table.csv"
+    table_says "table.csv: the mean" "OP-128-KL,mean,0.85,0.05,12,2,12.5,0,40,0,0.1,0,0.25,0,,,2" "$O/table.csv"
+    [ "$(grep -c . "$O/table.csv")" -eq 14 ] && ok "table.csv: a header, 7 seeds, 6 means" || bad "table.csv has $(grep -c . "$O/table.csv") lines"
+    cp "$O/table.csv" "$T/table.csv"
+
+    # what is missing or damaged, by name and line; the table that was there stays
+    refuse 2 "usage" "no rows" "$O"
+    refuse 1 "$T/none-1/eval/eval\.csv" "no such row" "$O" "$T/none-1"
+    refuse 2 "NAME-SEED" "a name without a seed" "$O" "$R/SFT-0" "$T/rows"
+    refuse 2 "second time" "a row given twice" "$O" "$R/SFT-0" "$R/SFT-0/"
+    eval_row "$R/IP-2-8" policy 0.86 20
+    echo "policy,kl,1,0.1,100" >>"$R/IP-2-8/eval/eval.csv"
+    refuse 1 "IP-2: kl is there for seed 8, but not for seed 7" "a figure of one seed only" "$O" "$R/IP-2-7" "$R/IP-2-8"
+    while IFS='|' read -r what needle v; do
+        rm -rf "$R/X-1"
+        mkdir -p "$R/X-1/eval"
+        { [ "${v:0:1}" = ! ] || echo "policy,figure,mean,stderr,n"; printf '%b' "${v#!}"; } >"$R/X-1/eval/eval.csv"
+        refuse 1 "X-1/eval/eval\.csv$needle" "eval.csv, $what" "$O" "$R/SFT-0" "$R/X-1"
+    done <<'END'
+empty|:1: empty|!
+another header|:1: 'policy,mean'|!policy,mean\n
+no lines|: no reward|
+of the start only|: no reward|start,reward,0.5,0.1,9\n
+no reward|: no reward|policy,perplexity,0.5,0.1,9\n
+cut short|:3: 'policy,perplexity,1' has no line end|policy,reward,0.5,0.1,9\npolicy,perplexity,1
+too few columns|:2: 4 columns|policy,reward,0.5,0.1\n
+too many columns|:2: 6 columns|policy,reward,0.5,0.1,9,\n
+a word|:2: mean 'high'|policy,reward,high,0.1,9\n
+no mean|:2: mean ''|policy,reward,,0.1,9\n
+NaN|:3: mean 'nan'|policy,tokens,1,0,1\npolicy,reward,nan,0.1,9\n
+a negative error|:2: standard error '-0.1'|policy,reward,0.5,-0.1,9\n
+an infinite error|:2: standard error 'inf'|policy,reward,0.5,inf,9\n
+no queries|:2: number of queries '0'|policy,reward,0.5,0.1,0\n
+half empty|:2: standard error ''|policy,reward,0.5,,9\n
+an unknown figure|:2: figure 'rewrad'|policy,rewrad,0.5,0.1,9\n
+a figure twice|:3: reward of policy a second time|policy,reward,0.5,0.1,9\npolicy,reward,0.5,0.1,9\n
+END
+    while IFS='|' read -r what needle v; do
+        printf '%b' "$v" >"$R/OP-128-KL-1/reward.csv"
+        refuse 1 "OP-128-KL-1/reward\.csv:$needle" "reward.csv, $what" "$O" "$R/SFT-0" "$R/OP-128-KL-1"
+    done <<'END'
+another header|1: 'step,mean'|step,mean\n
+a step back|4: step 3 after step 5|step,reward,stderr,queries\n0,1,0,1\n5,1,0,1\n3,1,0,1\n
+a word|2: reward 'x'|step,reward,stderr,queries\n0,x,0,1\n
+cut short|3: '5,1' has no line end|step,reward,stderr,queries\n0,1,0,1\n5,1
+END
+    check "the table that was there is as it was" same "$O/table.csv" "$T/table.csv"
+    [ -z "$(ls "$O" | grep tmp)" ] && ok "no .tmp" || bad "left $(ls "$O" | tr '\n' ' ')"
+}
+
+# ----------------------------------------------------------------------------
 # 7 the sanitizers
 
 fuzz() { # files damaged at random: refused or read, but never out of bounds
@@ -901,6 +983,7 @@ part 4 && { seeds; threads; }
 part 5 && outputs
 part 6 && worked_case
 part 8 && rewards
+part 9 && tables
 if [ -n "$build" ]; then
     wait $build
     build=
