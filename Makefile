@@ -43,9 +43,12 @@ dev/convert: dev/convert.c $(HEADERS)
 dev/imdb: dev/imdb.c $(HEADERS)
 	$(CC) $(CFLAGS) $(CFLAGS_EXTRA) -o $@ dev/imdb.c $(LDLIBS)
 
+dev/table: dev/table.c $(HEADERS)
+	$(CC) $(CFLAGS) $(if $(STB),-DHAVE_STB -I$(STB)) $(CFLAGS_EXTRA) -o $@ dev/table.c $(LDLIBS)
+
 # Tests: each is one program (or script) that prints a line per check and ends with "N passed, N failed".
 TEST_BUILD = $(CC) $(CFLAGS) -O2 $(OPTIONS) -DNO_MAIN -o $@ $< $(BLAS) $(LDLIBS)
-TESTS = $(addprefix test/test_,tokenizer plot rrhf gradients model model_double reference sampler $(if $(CJSON),convert))
+TESTS = $(addprefix test/test_,tokenizer plot rrhf gradients model model_double reference sampler policies $(if $(CJSON),convert))
 test/test_%: test/test_%.c train_rrhf.c test/test.h $(HEADERS)
 	$(TEST_BUILD)
 test/test_gradients: test/test_gradients.c train_rrhf.c test/test.h $(HEADERS)
@@ -86,6 +89,6 @@ test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS)
 	@bash test/run.sh $(TESTS) $(CUDA_TESTS) "bash test/test_cli.sh"
 
 clean:
-	rm -f train_rrhf train_rrhfcu dev/convert dev/imdb dev/.precision-* $(TESTS) $(CUDA_TESTS) test/cpu_layers.o
+	rm -f train_rrhf train_rrhfcu dev/convert dev/imdb dev/table dev/.precision-* $(TESTS) $(CUDA_TESTS) test/cpu_layers.o
 
 .PHONY: test clean

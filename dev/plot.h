@@ -349,9 +349,24 @@ typedef struct {
     const PlotPanel *p;
     PlotAxis ax[PLOT_AXES];
     double u, size;     // one "point" and the height of capitals, in pixels
+    int left, right;    // the panel
     int x0, y0, x1, y1; // the frame
     int vertical;       // last vertical axis in use: PLOT_LEFT or PLOT_RIGHT
+    int names, beside;  // entries of the legend; where it starts if it stands beside the frame, else 0
 } PlotArea;
+
+enum { PLOT_BESIDE = 7 }; // a legend of so many entries would hide much of what it is in: it goes beside
+
+// Width of the legend, and its text, cut to max pixels.
+static inline int plot_legend_width(const PlotArea *a, double max) {
+    double widest = 0;
+    char text[128];
+    for (int k = 0; k < a->p->n_series; k++) {
+        const char *name = a->p->series[k].name;
+        if (name) widest = fmax(widest, plot_text_width(plot_fit(text, name, a->size, max), a->size));
+    }
+    return (int)(widest + 44 * a->u);
+}
 
 // Gives axes first..last one number of steps, so that one grid serves both vertical ones: near `ideal`, so
 // that the data fill the axes, and no more than fit into `room` pixels.
@@ -374,6 +389,7 @@ static inline void plot_ticks(PlotArea *a, int first, int last, int ideal, doubl
 static inline void plot_layout(PlotArea *a, int left, int width, int height) {
     const PlotPanel *p = a->p;
     double u = a->u, inset = 9 * u;
+    a->left = left, a->right = left + width;
     for (int k = 0; k < PLOT_AXES; k++) if (plot_range(p, k, &a->ax[k]) && k) a->vertical = k;
     if (!a->vertical) a->vertical = PLOT_LEFT;
     a->y0 = (int)((p->title ? 32 : 14) * u);
@@ -381,6 +397,9 @@ static inline void plot_layout(PlotArea *a, int left, int width, int height) {
     plot_ticks(a, PLOT_LEFT, a->vertical, 5, a->y1 - a->y0);
     a->x0 = left + (int)(plot_widest(&a->ax[PLOT_LEFT], a->size) + (p->label[PLOT_LEFT] ? 38 : 20) * u);
     a->x1 = left + width - (int)(14 * u);
+    for (int k = 0; k < p->n_series; k++) a->names += p->series[k].name != NULL;
+    if (a->names >= PLOT_BESIDE) a->beside = a->x1 -= plot_legend_width(a, width * 0.25);
+    if (a->beside) a->x1 -= (int)(7 * u);
     if (a->vertical == PLOT_RIGHT)
         a->x1 -= (int)(plot_widest(&a->ax[PLOT_RIGHT], a->size) + (p->label[PLOT_RIGHT] ? 24 : 8) * u);
     if (a->x1 < a->x0 + 8) a->x0 = left + width / 4, a->x1 = left + width - width / 4; // hopeless: be safe
@@ -486,7 +505,8 @@ static inline void plot_error_bars(const PlotArea *a, const PlotSeries *s, int i
         if (k) plot_segment(a->c, p[0], end[0], p[0], end[1], r);
         else plot_segment(a->c, end[0], p[1], end[1], p[1], r);
         for (int e = 0; e < 2; e++)
-            if (k) plot_segment(a->c, p[0] - cap, end[e], p[0] + cap, end[e], r);
+            if ((s->style & PLOT_POINTS) && fabs(end[e] - p[k]) < 4 * a->u) continue; // the marker hides the bar
+            else if (k) plot_segment(a->c, p[0] - cap, end[e], p[0] + cap, end[e], r);
             else plot_segment(a->c, end[e], p[1] - cap, end[e], p[1] + cap, r);
     }
 }
@@ -498,36 +518,45 @@ static inline void plot_draw(const PlotArea *a, const PlotSeries *s) {
     if ((s->style & PLOT_LINE) || !(s->style & PLOT_POINTS)) plot_lines(a, s, (faint ? 0.55 : 0.85) * u);
     for (int i = 0; i < s->n; i++) plot_error_bars(a, s, i);
     plot_ink(a->c, color, alpha, 1);
+    double dot = s->xerr || s->yerr ? 2.6 * u : 3.2 * u;
     for (int i = 0; i < s->n; i++) if ((s->style & PLOT_POINTS) && plot_point(a, s, i, p)) {
-        plot_segment(a->c, p[0], p[1], p[0], p[1], 4 * u); // a white rim keeps neighbours apart
+        plot_segment(a->c, p[0], p[1], p[0], p[1], dot + 0.8 * u); // a white rim keeps neighbours apart
         plot_ink(a->c, PLOT_WHITE, 1, 1);
-        plot_segment(a->c, p[0], p[1], p[0], p[1], 3.2 * u);
+        plot_segment(a->c, p[0], p[1], p[0], p[1], dot);
         plot_ink(a->c, color, alpha, 1);
     }
 }
 
-// Writes a point's label where it hides least, near before far; a far one is tied to its point by a line.
-static inline void plot_label(const PlotArea *a, const double p[2], unsigned color, const char *label) {
-    static const int dir[8][2] = {{1, 0}, {1, -1}, {1, 1}, {-1, 0}, {-1, -1}, {-1, 1}, {0, -1}, {0, 1}};
-    char s[128];
-    plot_fit(s, label, a->size, (a->x1 - a->x0) * 0.45);
-    double w = plot_text_width(s, a->size), h = a->size, pad = 3 * a->u, best = INFINITY, x = 0, y = 0;
-    int tied = 0;
-    for (int ring = 0; ring < 12; ring++) for (int d = 0; d < 8; d++) {
+// Where a label w wide hides least, near its point before far, in eight directions: its upper left corner. 1 = far.
+static inline int plot_label_place(const PlotArea *a, const double p[2], double w, double xy[2]) {
+    static const int dir[8][2] = {{1, 0}, {-1, 0}, {0, -1}, {0, 1}, {1, -1}, {1, 1}, {-1, -1}, {-1, 1}};
+    double h = a->size, pad = 3 * a->u, best = INFINITY;
+    int far_off = 0;
+    for (int ring = 0; ring < 24; ring++) for (int d = 0; d < 8; d++) {
         double far = (8 + 4 * ring) * a->u * (dir[d][0] && dir[d][1] ? 0.7 : 1);
         double tx = p[0] + dir[d][0] * far + (dir[d][0] - 1) * w / 2;
         double ty = p[1] + dir[d][1] * (far + h / 2) - h / 2;
         double busy = (double)plot_busy(a->c, tx - pad, ty - pad, tx + w + pad, ty + h + pad, 0);
         double cost = 10 * busy + 20 * ring + d;
-        if (cost < best) best = cost, x = tx, y = ty, tied = ring > 4;
+        if (cost < best) best = cost, xy[0] = tx, xy[1] = ty, far_off = ring > 2;
     }
+    plot_busy(a->c, xy[0] - pad, xy[1] - pad, xy[0] + w + pad, xy[1] + h + pad, 1);
+    return far_off;
+}
+
+// Writes a point's label; a far one is tied to its point by a line.
+static inline void plot_label(const PlotArea *a, const double p[2], unsigned color, const char *label) {
+    char s[128];
+    plot_fit(s, label, a->size, (a->x1 - a->x0) * 0.45);
+    double w = plot_text_width(s, a->size), h = a->size, pad = 3 * a->u, xy[2] = {0, 0};
+    int tied = plot_label_place(a, p, w, xy);
+    double x = xy[0], y = xy[1];
     double dx = fmax(x - pad, fmin(x + w + pad, p[0])) - p[0];
     double dy = fmax(y - pad, fmin(y + h + pad, p[1])) - p[1];
     double gap = 5 * a->u / fmax(1, hypot(dx, dy)); // keeps off the marker
     if (tied) plot_segment(a->c, p[0] + gap * dx, p[1] + gap * dy, p[0] + dx, p[1] + dy, 0.4 * a->u);
     plot_ink(a->c, color, 0.6, 1);
     plot_text(a->c, x, y + h, h, 0, 0, color, s);
-    plot_busy(a->c, x - pad, y - pad, x + w + pad, y + h + pad, 1);
 }
 
 static inline void plot_labels(const PlotArea *a, const PlotSeries *s) {
@@ -560,16 +589,13 @@ static inline void plot_legend_row(const PlotArea *a, const PlotSeries *s, doubl
 }
 
 static inline void plot_legend(const PlotArea *a) {
-    double u = a->u, row = a->size + 8 * u, widest = 0, max = (a->x1 - a->x0) * 0.6;
+    double u = a->u, row = a->size + 8 * u, max = a->beside ? (a->right - a->left) * 0.25 : (a->x1 - a->x0) * 0.6;
     char text[128];
-    int n = 0, x = 0, y = 0;
-    for (int k = 0; k < a->p->n_series; k++) {
-        const char *name = a->p->series[k].name;
-        if (name) n++, widest = fmax(widest, plot_text_width(plot_fit(text, name, a->size, max), a->size));
-    }
-    if (!n) return;
-    int w = (int)(widest + 44 * u), h = (int)(n * row + 6 * u), t = (int)fmax(1, u * 0.8);
-    plot_emptiest(a, w, h, &x, &y);
+    int x = a->beside, y = a->y0;
+    if (!a->names) return;
+    if (a->beside) row = fmin(row, (a->y1 - a->y0 - 6 * u) / a->names);
+    int w = plot_legend_width(a, max), h = (int)(a->names * row + 6 * u), t = (int)fmax(1, u * 0.8);
+    if (!a->beside) plot_emptiest(a, w, h, &x, &y);
     plot_rect(a->c, x, y, x + w, y + h, 0xCCCCCC);
     plot_rect(a->c, x + t, y + t, x + w - t, y + h - t, PLOT_WHITE);
     double mid = y + 3 * u + row / 2;
@@ -595,6 +621,7 @@ static inline void plot_panel(PlotCanvas *c, const PlotPanel *p, int left, int w
         for (int k = 0; k < p->n_series; k++)
             if ((p->series[k].style & PLOT_FAINT ? 1 : 0) == faint) plot_draw(&a, &p->series[k]);
     for (int k = 0; k < p->n_series; k++) plot_labels(&a, &p->series[k]);
+    if (a.beside) memcpy(c->clip, whole, sizeof whole);
     plot_legend(&a);
 }
 

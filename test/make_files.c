@@ -1,7 +1,8 @@
 /*
 make_files.c: the small files that test_cli.sh feeds to train_rrhf, and damaged copies of them. Same bytes every time.
 
-  make_files all DIR                  models, ranked files, streams and tokenizers, listed in write_all
+  make_files all DIR                  models, ranked files, streams and tokenizers, listed in write_all; odd.txt: the
+                                      lines that a reward command should read about odd.bin
   make_files edit IN OUT OP...        a copy of IN, changed by one OP after another:
       i32 AT VALUE   f32 AT VALUE   u16 AT VALUE   u8 AT VALUE     at byte AT; from the end where AT < 0
       h INDEX VALUE  int32 INDEX of the header           cut BYTES  keep so many; drop -BYTES where BYTES < 0
@@ -103,6 +104,43 @@ static void write_tokenizer(const char *name, int vocabulary) { // printable byt
     tokenizer_free(&t);
 }
 
+// Texts that a line cannot hold as they are, a token a byte, and the lines that stand for them.
+static void write_odd(void) {
+    static const struct { const char *query; int n; const char *response; int k; const char *line; } texts[] = {
+        {"one\ntwo", 7, "\r\n", 2, "one\\ntwo\\r\\n\n"}, {"\\", 1, "n", 1, "\\\\n\n"}, {"\\n", 2, "\n", 1, "\\\\n\\n\n"},
+        {" tab\there", 9, "  ", 2, " tab\there  \n"}, {"a\0b", 3, "\0", 1, "ab\n"}, {"\0", 1, "\0", 1, "\n"},
+        {"$(x) `y`", 8, "'\"*;|&<>%s", 10, "$(x) `y`'\"*;|&<>%s\n"}, {"\xc3", 1, "\xa9\xff\x01", 3, "\xc3\xa9\xff\x01\n"}};
+    Tokenizer t = tokenizer_make(V, 1024);
+    Out lines = out_open(in_dir("odd.txt"));
+    uint16_t of[256], tok[16];
+    Ranked d;
+    memset(of, 255, sizeof of);
+    memset(&d, 0, sizeof d);
+    d.V = V;
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        for (int part = 0; part < 2; part++) {
+            const char *s = part ? texts[i].response : texts[i].query;
+            int n = part ? texts[i].k : texts[i].n;
+            for (int j = 0; j < n; j++) {
+                unsigned char c = (unsigned char)s[j];
+                if (of[c] == 65535) of[c] = (uint16_t)t.V, tokenizer_add(&t, &s[j], 1, 0);
+                tok[j] = of[c];
+            }
+            if (part && i == 0) tok[n++] = V - 1; // end-of-text is no part of it
+            if (part) ranked_response(&d, tok, n, 0, 0);
+            else ranked_query(&d, tok, n);
+        }
+        out_printf(&lines, "%s", texts[i].line);
+    }
+    while (t.V < V - 1) tokenizer_add(&t, "unused", 6, 0);
+    tokenizer_add(&t, "<|endoftext|>", 13, 1);
+    tokenizer_write(in_dir("odd_tokenizer.bin"), &t);
+    tokenizer_free(&t);
+    out_close(&lines);
+    ranked_write(in_dir("odd.bin"), &d);
+    ranked_free(&d);
+}
+
 static void write_all(void) {
     write_models();
     write_ranked("ranked.bin", 11, 13, 4, 8, 0);   // preferences, ragged
@@ -113,6 +151,7 @@ static void write_all(void) {
     write_stream("stream.bin", 300);
     write_tokenizer("tokenizer.bin", V);
     write_tokenizer("tokenizer61.bin", 61);
+    write_odd();
 }
 
 static void edit(int argc, char **argv) {

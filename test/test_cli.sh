@@ -7,12 +7,14 @@
 #   4 same seed          same result
 #   5 outputs            every verb's files and figures
 #   6 the worked case    ../shared/cases or $RRHF_CASES, where it exists
-#   7 the sanitizers     part 1, damaged files at random and every verb under AddressSanitizer and UBSan
+#   7 the sanitizers     parts 1 and 8, damaged files at random and every verb under AddressSanitizer and UBSan
+#   8 reward commands    good, slow and broken ones: one line that names the command, nothing lost, nothing left running
+#   9 the table          dev/table over made-up runs: means, errors, order, and damaged files
 #
 # Prints a line per check, then "N passed, N failed". Models and data are tiny; test/make_files.c writes them.
 # RRHF_SANITIZE=0 leaves part 7 out, CLI_PARTS="1 3" runs only some.
 export OMP_WAIT_POLICY=passive LC_ALL=C
-CC=${CC:-gcc} BIN=$PWD/train_rrhf PARTS=" ${CLI_PARTS:-1 2 3 4 5 6 7} " WHO=
+CC=${CC:-gcc} BIN=$PWD/train_rrhf PARTS=" ${CLI_PARTS:-1 2 3 4 5 6 7 8 9} " WHO=
 CASES=${RRHF_CASES:-$PWD/../shared/cases}
 passed=0 failed=0 build= T=$(mktemp -d)
 cleanup() {
@@ -754,6 +756,172 @@ worked_case() {
 }
 
 # ----------------------------------------------------------------------------
+# 8 reward commands
+
+LENGTHS='while IFS= read -r l; do echo ${#l}; done' # a text's reward is its length
+first() { echo "n=0; while [ \$n -lt $1 ] && IFS= read -r l; do n=\$((n + 1)); echo \${#l}; done"; } # of so many texts
+
+gone() { # the process whose id the command left in $T/pid: is it no longer running?
+    local i
+    for i in {1..100}; do
+        { read -r state <"/proc/$(cat "$T/pid")/stat"; } 2>/dev/null || return 0
+        [[ $state == *") Z "* ]] && return 0 # ended; a container's first process may not collect it
+        sleep 0.02
+    done
+    return 1
+}
+
+rewards() {
+    local D=$T/d O=$T/out8 v n what needle command A
+    local K="--tokenizer $D/tokenizer.bin"
+    rm -rf "$O" "$T/pid"
+    works "a reward command" score --data "$D/held.bin" $K --reward "cmd:$LENGTHS" --out "$O"
+    if make_files show "$O/scored.bin" | awk '{ q = $4 - $3; if ($4 < 2 || ($1 in seen && seen[$1] != q)) { print; exit 1 } seen[$1] = q } END { if (NR < 6 || seen[0] != 3) { print NR " rows"; exit 1 } }' >"$T/said"
+    then ok "its numbers are the scores: query and response together"; else bad "its numbers are not the scores: $(cat "$T/said")"; fi
+    cp "$O/scored.bin" "$T/scored8.bin"
+    works "a slow one, a number in two pieces" score --data "$D/held.bin" $K --out "$O/slow" \
+        --reward 'cmd:while IFS= read -r l; do printf 0; sleep 0.03; printf "%s\n" "${#l}"; done'
+    check "the same scores" same "$O/slow/scored.bin" "$T/scored8.bin"
+    works "one that writes blanks, a sign and an exponent" score --data "$D/labels.bin" $K --reward 'cmd:while read -r l; do printf " \t-2.5e1 \r\n"; done' --out "$O/blanks"
+    make_files show "$O/blanks/scored.bin" | awk '$4 != -25 { exit 1 } END { exit NR != 12 }' && ok "all scores are -25" || bad "scores: $(make_files show "$O/blanks/scored.bin" | head -n 1)"
+    works "odd texts" score --data "$D/odd.bin" --tokenizer "$D/odd_tokenizer.bin" --out "$O/odd" \
+        --reward "cmd:exec 3>$T/asked; while IFS= read -r l; do printf '%s\\n' \"\$l\" >&3; echo 1; done"
+    check "line ends, backslashes, tabs, zero bytes, quotes: the command reads what reward.h says" same "$D/odd.txt" "$T/asked"
+
+    # every fault: exit code 1, one line with the command, the earlier scored.bin as it was
+    while IFS='|' read -r what needle command; do
+        refuse 1 "--reward cmd:.*$needle" "$what" score --data "$D/held.bin" $K --reward "cmd:echo \$\$ >$T/pid; $command" --out "$O"
+        gone || bad "$what: its command is still running"
+        [ "$(ls "$O")" = $'blanks\nodd\nscored.bin\nslow' ] && cmp -s "$O/scored.bin" "$T/scored8.bin" || bad "$what: left $(ls "$O" | tr '\n' ' ')"
+    done <<'END'
+ends at once|exit code 3.*response 0|exit 3
+ends at once without a word|exit code 0.*response 0|:
+ends after reading|exit code 4.*response 0|read -r l; exit 4
+ends in the middle|exit code 5.*response 4|for i in 1 2 3 4; do read -r l; echo 1; done; exit 5
+is killed|signal 9.*response 2|for i in 1 2; do read -r l; echo 1; done; kill -9 $$
+half a number|exit code 0.*response 0|read -r l; printf 1
+reads nothing|response|exec 2>/dev/null; exec yes 1
+reads nothing and sleeps|exit code 0.*response 0|sleep 0.2
+answers before it is asked|response 0|exec 2>/dev/null; printf '1\n2\n'; while read -r l; do echo 1; done
+two lines at once|response 0: more than one line|while read -r l; do printf '1\n2\n'; done
+a word|response 0: answer 'good'|while read -r l; do echo good; done
+a word later on|response 3: answer 'x'|for i in 1 2 3; do read -r l; echo 1; done; while read -r l; do echo x; done
+a number and more|response 0: answer '1 2'|while read -r l; do echo 1 2; done
+a decimal comma|response 0: answer '0,5'|while read -r l; do echo 0,5; done
+an empty line|response 0: answer ''|while read -r l; do echo; done
+blanks|response 0: answer '  '|while read -r l; do echo "  "; done
+NaN|response 0: answer 'nan'|while read -r l; do echo nan; done
+infinite|response 0: answer '-inf'|while read -r l; do echo -inf; done
+beyond float|response 0: answer '1e39'|while read -r l; do echo 1e39; done
+a line without an end|response 0: over 255 bytes|read -r l; printf '%0300d' 7; read -r l
+not found|exit code 127|exec 2>/dev/null; no-such-command
+a directory|exit code 126|exec 2>/dev/null; /
+END
+    refuse 1 "--reward cmd:.*exit code 0.*response 6" "too few lines" score --data "$D/held.bin" $K --reward "cmd:$(first 6)" --out "$O"
+    refuse 1 "--reward cmd:: .*response 0" "an empty command" score --data "$D/held.bin" $K --reward "cmd:" --out "$O"
+    refuse 2 "--tokenizer" "a command without a tokenizer" score --data "$D/held.bin" --reward "cmd:$LENGTHS" --out "$O"
+    mkdir -p "$O/e" && echo old >"$O/e/eval.csv"
+    refuse 1 "--reward cmd:exit 3" "eval, ends at once" eval --model "$D/policy.bin" --data "$D/held.bin" $K --max-new-tokens 4 --reward "cmd:exit 3" --out "$O/e"
+    [ "$(cat "$O/e/"*)" = old ] && ok "eval.csv is the old one" || bad "eval changed $(ls "$O/e")"
+    A="train --model $D/policy.bin --data $D/ranked.bin $K --max-new-tokens 4 --num-return 2 --batch 4 --epochs 4 --threads 1 --lr 1e-3"
+    refuse 1 "--reward cmd:" "train --policy S, ends in the middle of the scores" $A --policy S --reward "cmd:$(first 20)" --out "$O/s"
+    [ -z "$(ls -A "$O/s")" ] && ok "nothing half-written in its --out" || bad "left $(ls "$O/s" | tr '\n' ' ')"
+
+    # in the middle of a training run: what the last checkpoint saved is there, and a command that works goes on from it
+    for v in "OP-3 --draw sample --checkpoint-every 2" "IP-2 --draw sample"; do
+        rm -rf "$O/whole" "$O/part"
+        works "train --policy $v" $A --policy $v --reward "cmd:$LENGTHS" --out "$O/whole"
+        n=$([ "${v:0:2}" = OP ] && echo 150 || echo 90) # more than the first draw, fewer than all
+        refuse 1 "--reward cmd:.*exit code 0" "train --policy $v, the command ends" $A --policy $v --reward "cmd:$(first $n)" --out "$O/part"
+        [ -n "$(find "$O/part" -name policy.bin)" ] && [ -z "$(find "$O/part" -name '*.tmp')" ] && ok "a checkpoint is there, no .tmp" || bad "left $(find "$O/part" -type f | tr '\n' ' ')"
+        for n in $(find "$O/part" -name policy.bin); do works "$(basename "$(dirname "$n")")/policy.bin is whole" score --model "$n" --data "$D/held.bin"; done
+        works "resumed with a command that works" $A --policy $v --reward "cmd:$LENGTHS" --resume "$O/part"
+        check "the uninterrupted run's policy.bin" same "$O/whole/policy.bin" "$O/part/policy.bin"
+    done
+}
+
+# ----------------------------------------------------------------------------
+# 9 the table of several runs
+
+eval_row() { # DIR POLICY REWARD PERPLEXITY: appends its lines to DIR/eval/eval.csv
+    mkdir -p "$1/eval"
+    [ -e "$1/eval/eval.csv" ] || echo "policy,figure,mean,stderr,n" >"$1/eval/eval.csv"
+    printf '%s\n' "$2,reward,$3,0.01,100" "$2,perplexity,$4,0.25,100" "$2,tokens,40,0.5,100" "$2,distinct-1,0.1,," "$2,distinct-2,0.25,," >>"$1/eval/eval.csv"
+}
+
+table_says() { # WHAT LINE FILE: this line is in it
+    if grep -qxF -- "$2" "$3"; then ok "$1"; else bad "$1: no '$2' in $3: $(grep -m1 -F -- "${2:0:6}" "$3")"; fi
+}
+
+tables() {
+    local R=$T/rows O=$T/table9 BIN=$T/table needle what v
+    if ! $CC -std=c11 -O1 -fsanitize=undefined -fno-sanitize-recover=all -o "$T/table" dev/table.c -lm 2>"$T/said"; then bad "dev/table: $(head -n 1 "$T/said")"; return; fi
+    eval_row "$R/SFT-0" policy 0.5 30
+    for v in 2:0.6 4:0.7 8:0.75; do eval_row "$R/SFT-0" "best-of-${v%:*}" "${v#*:}" 29; done
+    eval_row "$R/OP-128-KL-1" start 0.5 30
+    eval_row "$R/OP-128-KL-1" policy 0.8 10
+    eval_row "$R/OP-128-KL-2" policy 0.9 14
+    for v in 1 2; do echo "policy,kl,12.5,0.125,100" >>"$R/OP-128-KL-$v/eval/eval.csv"; done
+    eval_row "$R/IP-2-7" policy 0.85 20
+    mkdir -p "$R/IP-2-7/round-1" "$R/IP-2-7/round-2"
+    printf 'step,reward,stderr,queries\n0,0.5,0.1,9\n10,0.6,0.1,9\n' | tee "$R/IP-2-7/round-1/reward.csv" "$R/IP-2-7/round-2/reward.csv" "$R/OP-128-KL-1/reward.csv" >"$R/OP-128-KL-2/reward.csv"
+    works "table" "$O" "$R/OP-128-KL-2" "$R/SFT-0/" "$R/IP-2-7" "$R/OP-128-KL-1"
+    table_says "two seeds: their mean, +- their spread / sqrt 2" "| OP-128-KL | 2 | 0.850 ± 0.050 | 12.00 ± 2.00 | 12.50 ± 0.00 | 40.0 ± 0.0 | 0.250 ± 0.000 | - |" "$O/table.md"
+    table_says "one seed: +- over its queries; '-' where there is no figure" "| SFT | 1 | 0.500 ± 0.010 | 30.00 ± 0.25 | - | 40.0 ± 0.5 | 0.250 | - |" "$O/table.md"
+    v=$(sed -n 's/^| \([A-Za-z][^ ]*\) | [0-9].*/\1/p' "$O/table.md" | tr '\n' ' ')
+    [ "$v" = "OP-128-KL SFT best-of-2 best-of-4 best-of-8 IP-2 " ] && ok "rows in the order of the arguments: $v" || bad "rows: $v"
+    [ "$(grep -c 'one standard error' "$O/table.md")" -eq 1 ] && ok "table.md says what +- is" || bad "table.md does not say what +- is"
+    table_says "table.csv: a seed" "OP-128-KL,1,0.8,0.01,10,0.25,12.5,0.125,40,0.5,0.1,,0.25,,,,100" "$O/table.csv"
+    table_says "table.csv: the mean" "OP-128-KL,mean,0.85,0.05,12,2,12.5,0,40,0,0.1,0,0.25,0,,,2" "$O/table.csv"
+    [ "$(grep -c . "$O/table.csv")" -eq 14 ] && ok "table.csv: a header, 7 seeds, 6 means" || bad "table.csv has $(grep -c . "$O/table.csv") lines"
+    cp "$O/table.csv" "$T/table.csv"
+
+    # what is missing or damaged, by name and line; the table that was there stays
+    refuse 2 "usage" "no rows" "$O"
+    refuse 1 "$T/none-1/eval/eval\.csv" "no such row" "$O" "$T/none-1"
+    refuse 2 "NAME-SEED" "a name without a seed" "$O" "$R/SFT-0" "$T/rows"
+    refuse 2 "second time" "a row given twice" "$O" "$R/SFT-0" "$R/SFT-0/"
+    eval_row "$R/IP-2-8" policy 0.86 20
+    echo "policy,kl,1,0.1,100" >>"$R/IP-2-8/eval/eval.csv"
+    refuse 1 "IP-2: kl is there for seed 8, but not for seed 7" "a figure of one seed only" "$O" "$R/IP-2-7" "$R/IP-2-8"
+    while IFS='|' read -r what needle v; do
+        rm -rf "$R/X-1"
+        mkdir -p "$R/X-1/eval"
+        { [ "${v:0:1}" = ! ] || echo "policy,figure,mean,stderr,n"; printf '%b' "${v#!}"; } >"$R/X-1/eval/eval.csv"
+        refuse 1 "X-1/eval/eval\.csv$needle" "eval.csv, $what" "$O" "$R/SFT-0" "$R/X-1"
+    done <<'END'
+empty|:1: empty|!
+another header|:1: 'policy,mean'|!policy,mean\n
+no lines|: no reward|
+of the start only|: no reward|start,reward,0.5,0.1,9\n
+no reward|: no reward|policy,perplexity,0.5,0.1,9\n
+cut short|:3: 'policy,perplexity,1' has no line end|policy,reward,0.5,0.1,9\npolicy,perplexity,1
+too few columns|:2: 4 columns|policy,reward,0.5,0.1\n
+too many columns|:2: 6 columns|policy,reward,0.5,0.1,9,\n
+a word|:2: mean 'high'|policy,reward,high,0.1,9\n
+no mean|:2: mean ''|policy,reward,,0.1,9\n
+NaN|:3: mean 'nan'|policy,tokens,1,0,1\npolicy,reward,nan,0.1,9\n
+a negative error|:2: standard error '-0.1'|policy,reward,0.5,-0.1,9\n
+an infinite error|:2: standard error 'inf'|policy,reward,0.5,inf,9\n
+no queries|:2: number of queries '0'|policy,reward,0.5,0.1,0\n
+half empty|:2: standard error ''|policy,reward,0.5,,9\n
+an unknown figure|:2: figure 'rewrad'|policy,rewrad,0.5,0.1,9\n
+a figure twice|:3: reward of policy a second time|policy,reward,0.5,0.1,9\npolicy,reward,0.5,0.1,9\n
+END
+    while IFS='|' read -r what needle v; do
+        printf '%b' "$v" >"$R/OP-128-KL-1/reward.csv"
+        refuse 1 "OP-128-KL-1/reward\.csv:$needle" "reward.csv, $what" "$O" "$R/SFT-0" "$R/OP-128-KL-1"
+    done <<'END'
+another header|1: 'step,mean'|step,mean\n
+a step back|4: step 3 after step 5|step,reward,stderr,queries\n0,1,0,1\n5,1,0,1\n3,1,0,1\n
+a word|2: reward 'x'|step,reward,stderr,queries\n0,x,0,1\n
+cut short|3: '5,1' has no line end|step,reward,stderr,queries\n0,1,0,1\n5,1
+END
+    check "the table that was there is as it was" same "$O/table.csv" "$T/table.csv"
+    [ -z "$(ls "$O" | grep tmp)" ] && ok "no .tmp" || bad "left $(ls "$O" | tr '\n' ' ')"
+}
+
+# ----------------------------------------------------------------------------
 # 7 the sanitizers
 
 fuzz() { # files damaged at random: refused or read, but never out of bounds
@@ -785,6 +953,7 @@ sanitizers() { # beside the other parts, with its own directory
     export ASAN_OPTIONS=detect_leaks=0:exitcode=99:allocator_may_return_null=1 UBSAN_OPTIONS=exitcode=99:print_stacktrace=0
     BIN=$T/sanitized WHO="[asan] "
     bad_input
+    part 8 && rewards
     fuzz
     local M="--model $D/policy.bin" K="--tokenizer $D/tokenizer.bin" O=$T/san
     works "sft on a stream, a new model" sft --data "$D/stream.bin" $K --layers 1 --heads 2 --channels 8 --context 24 --epochs 1 --out "$O/a"
@@ -822,6 +991,8 @@ part 3 && resume
 part 4 && { seeds; threads; }
 part 5 && outputs
 part 6 && worked_case
+part 8 && rewards
+part 9 && tables
 if [ -n "$build" ]; then
     wait $build
     build=

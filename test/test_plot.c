@@ -178,6 +178,100 @@ static void test_labels(void) { // a second label leaves the first one whole
     plot_free(&two);
 }
 
+// Pictures of 16 points, many of them close together: no label on another, on a marker or outside of the frame.
+static void test_label_places(void) {
+    enum { PICTURES = 100, POINTS = 16, W = 900, H = 720 };
+    Rng g = rng_make(5, RNG_DEMO, 0);
+    int on_label = 0, on_marker = 0, outside = 0, far = 0;
+    for (int k = 0; k < PICTURES; k++) {
+        double at[POINTS][2], w[POINTS], box[POINTS][4];
+        PlotPanel p = panel(NULL, 0);
+        PlotCanvas c = plot_render(&p, 1, W, H); // leaves the clip at the frame
+        PlotArea a;
+        memset(&a, 0, sizeof a);
+        a.c = &c, a.p = &p, a.u = W / 480.0, a.size = 9.2 * a.u;
+        const double r = 4 * a.u, pad = 3 * a.u;
+        for (int i = 0; i < POINTS; i++) {
+            w[i] = (20 + rng_below(&g, 120)) * a.u / 2;
+            for (int j = 0; j < 2; j++) {
+                double lo = c.clip[j] + 2 * r, hi = c.clip[j + 2] - 2 * r;
+                at[i][j] = i % 4 ? at[i - 1][j] + 40 * (rng_uniform(&g) - 0.5) : lo + rng_uniform(&g) * (hi - lo);
+                at[i][j] = fmax(lo, fmin(hi, at[i][j]));
+            }
+            plot_busy(&c, at[i][0] - r, at[i][1] - r, at[i][0] + r, at[i][1] + r, 1);
+        }
+        for (int i = 0; i < POINTS; i++) {
+            double xy[2];
+            far += plot_label_place(&a, at[i], w[i], xy);
+            double now[4] = {xy[0], xy[1], xy[0] + w[i], xy[1] + a.size};
+            memcpy(box[i], now, sizeof now);
+            outside += now[0] < c.clip[0] || now[1] < c.clip[1] || now[2] > c.clip[2] || now[3] > c.clip[3];
+            for (int j = 0; j < POINTS; j++) {
+                const double *o = box[j], *m = at[j];
+                if (j < i) on_label += now[0] < o[2] && o[0] < now[2] && now[1] < o[3] && o[1] < now[3];
+                on_marker += now[0] - pad / 2 < m[0] + r && m[0] - r < now[2] + pad / 2 && now[1] < m[1] + r && m[1] - r < now[3];
+            }
+        }
+        plot_free(&c);
+    }
+    check(!on_label && !on_marker && !outside, "%d labels of crowded points: %d on another, %d on a marker, %d outside; %d far off",
+          PICTURES * POINTS, on_label, on_marker, outside, far);
+}
+
+// A bar as long as its axis: the extent of what is red, across and down.
+static void test_error_bars(void) {
+    static const double one[1] = {1}, err[1] = {0.5}, none[1] = {NAN};
+    static const struct { const char *what; const double *xerr, *yerr; int wide, high; } cases[] = {
+        {"none", NULL, NULL, 0, 0}, {"across", err, NULL, 1, 0}, {"down", NULL, err, 0, 1}, {"both", err, err, 1, 1},
+        {"not finite", none, none, 0, 0}
+    };
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        PlotSeries s = plot_series(NULL, one, one, 1, PLOT_POINTS, 1);
+        s.xerr = cases[k].xerr, s.yerr = cases[k].yerr;
+        PlotPanel p = panel(&s, 1);
+        PlotCanvas c = plot_render(&p, 1, 400, 300);
+        int x0 = 400, x1 = 0, y0 = 300, y1 = 0;
+        for (int y = 0; y < 300; y++) for (int x = 0; x < 400; x++)
+            if (count_in(&c, RED, x, y, x + 1, y + 1)) {
+                x0 = x < x0 ? x : x0, x1 = x > x1 ? x : x1;
+                y0 = y < y0 ? y : y0, y1 = y > y1 ? y : y1;
+            }
+        check((x1 - x0 > 200) == cases[k].wide && (y1 - y0 > 150) == cases[k].high && x1 > x0 && (cases[k].wide || x1 - x0 < 15)
+              && (cases[k].high || y1 - y0 < 15), "error bars, %s: %d pixels across, %d down", cases[k].what, x1 - x0 + 1, y1 - y0 + 1);
+        plot_free(&c);
+    }
+}
+
+// Column of the frame's right side: the last grey pixel half way down.
+static int frame_end(const PlotCanvas *c) {
+    int end = 0;
+    for (int x = 0; x < c->w; x++) {
+        const unsigned char *p = &c->rgb[3 * ((size_t)(c->h / 2) * c->w + x)];
+        if (p[0] == 0x80 && p[1] == 0x80 && p[2] == 0x80) end = x;
+    }
+    return end;
+}
+
+static void test_legend_beside(void) { // of many names: beside the frame, however long they are
+    static const double x[2] = {0, 1}, y[2] = {1, 0};
+    static const struct { const char *name; int n, beside; } cases[] = {
+        {"abc", 6, 0}, {"abc", 7, 1}, {"abc", 18, 1}, {"a name that is far too long to stand beside the picture", 9, 1}, {NULL, 9, 0}
+    };
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        PlotSeries s[18];
+        for (int i = 0; i < cases[k].n; i++) s[i] = plot_series(cases[k].name, x, y, 2, PLOT_LINE, 1);
+        PlotPanel p = panel(s, cases[k].n);
+        PlotCanvas c = plot_render(&p, 1, 400, 300), tiny = plot_render(&p, 1, 32, 32);
+        int end = frame_end(&c);
+        long outside = count_in(&c, DARK, end + 2, 20, 400, 300), below = count_in(&c, DARK, end + 30, 262, 400, 300);
+        check((end < 380) == cases[k].beside && end > 200 && (outside > 100) == cases[k].beside && !below,
+              "legend of %d x %.20s: the frame ends at %d of 400, %ld pixels of text beside it", cases[k].n,
+              cases[k].name ? cases[k].name : "nothing", end, outside);
+        plot_free(&c);
+        plot_free(&tiny);
+    }
+}
+
 static void test_legend(void) { // a falling line leaves it the top right corner, a rising one the top left
     static const double x[2] = {0, 1}, fall[2] = {1, 0}, rise[2] = {0, 1};
     for (int k = 0; k < 2; k++) {
@@ -260,7 +354,10 @@ int main(void) {
     test_awkward();
     test_gap();
     test_labels();
+    test_label_places();
+    test_error_bars();
     test_legend();
+    test_legend_beside();
     test_smooth();
     test_file();
     return test_summary();
