@@ -110,15 +110,4 @@ static inline double eval_distinct(const Ranked *d, int n, int k) {
     return grams ? (double)different / (double)grams : 0;
 }
 
-// Expected largest of n out of N >= n rewards, drawn without replacement; sorted (N) ascending. The j-th smallest, j from
-// 1, is the largest in C(j-1, n-1) of C(N, n) draws: n/N for the largest, (j-n)/(j-1) times as often for the one below j.
-static inline double eval_best_of(const double *sorted, int N, int n) {
-    double best = 0, weight = (double)n / N;
-    for (int j = N; j >= n; j--) {
-        best += weight * sorted[j - 1];
-        if (j > 1) weight *= (double)(j - n) / (j - 1);
-    }
-    return best;
-}
-
 #endif

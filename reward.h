@@ -106,6 +106,7 @@ static inline void reward_start(Reward *r) {
         dup2(in[0], 0), dup2(out[1], 1);
         close(in[0]), close(in[1]), close(out[0]), close(out[1]);
         signal(SIGINT, SIG_IGN); // Ctrl-C is for the training loop
+        signal(SIGPIPE, SIG_DFL); // and a command that writes on after we have ended should end too
         execl("/bin/sh", "sh", "-c", r->spec + 4, (char *)NULL);
         _exit(127);
     }
@@ -132,9 +133,23 @@ static inline Reward reward_open(const char *spec, Tokenizer *tok) {
     return r;
 }
 
+// Is there something to read within so many milliseconds?
+static inline int reward_ready(const Reward *r, int milliseconds) {
+    struct pollfd p = {r->from, POLLIN, 0};
+    return poll(&p, 1, milliseconds) > 0;
+}
+
+// A command that has printed more lines than it read has shifted the answers from text to text.
 static inline void reward_close(Reward *r) {
+    char rest[256];
     gpt2_free(r->model);
-    if (r->pid) close(r->to), close(r->from), waitpid(r->pid, NULL, 0);
+    if (r->pid) {
+        if (reward_ready(r, 200) && read(r->from, rest, sizeof rest) > 0)
+            die("--reward %s: it printed more lines than it was asked for, so scores may belong to other texts; expected one "
+                "line for each that it reads", r->spec);
+        close(r->to), close(r->from);
+        waitpid(r->pid, NULL, 0);
+    }
     memset(r, 0, sizeof *r);
 }
 
@@ -158,12 +173,6 @@ static inline size_t reward_escape(char *line, const char *text, size_t n) {
     }
     line[m++] = '\n';
     return m;
-}
-
-// Is there something to read within so many milliseconds?
-static inline int reward_ready(const Reward *r, int milliseconds) {
-    struct pollfd p = {r->from, POLLIN, 0};
-    return poll(&p, 1, milliseconds) > 0;
 }
 
 // One line of at most size - 1 bytes. A slow command is waited for, a silent one not for ever.

@@ -265,9 +265,11 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
 static inline void train_settings(Train *t, const GPT2 *m, const Ranked *d) {
     Config c = gpt2_config(m);
     const Objective *o = &t->objective;
-    uint64_t hash = 1469598103934665603ull; // FNV-1a over the tokens and scores
-    for (int64_t i = 0; i < d->n_tokens; i++) hash = (hash ^ d->tokens[i]) * 1099511628211ull;
+    uint64_t hash = 1469598103934665603ull; // FNV-1a over the tokens in use and the scores
+    for (int q = 0; q < d->Q; q++)
+        for (int t = 0; t < d->query_len[q]; t++) hash = (hash ^ d->tokens[d->query_at[q] + t]) * 1099511628211ull;
     for (int r = 0; r < d->R; r++) {
+        for (int t = 0; t < d->resp_len[r]; t++) hash = (hash ^ d->tokens[d->resp_at[r] + t]) * 1099511628211ull;
         uint32_t bits;
         memcpy(&bits, &d->score[r], 4);
         hash = (hash ^ bits ^ ((uint64_t)d->resp_len[r] << 32)) * 1099511628211ull;

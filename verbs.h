@@ -310,9 +310,10 @@ static inline void stop_cut(const Options *o, const Tokenizer *t, Ranked *d) {
     if (!t) die_usage("--stop: needs --tokenizer");
     for (int r = 0; r < d->R; r++) {
         const uint16_t *y = d->tokens + d->resp_at[r];
-        char *text = tokenizer_text(t, y, (size_t)d->resp_len[r], NULL), *cut = NULL;
+        size_t size;
+        char *text = tokenizer_text(t, y, (size_t)d->resp_len[r], &size), *cut = NULL;
         for (int i = 0; i < o->stop.n; i++) {
-            char *at = strstr(text, o->stop.text[i]);
+            char *at = (char *)memmem(text, size, o->stop.text[i], strlen(o->stop.text[i])); // a zero byte may come before
             if (at && (!cut || at < cut)) cut = at;
         }
         int64_t bytes = 0;
@@ -787,15 +788,16 @@ static inline int verb_train(const Options *o) {
     if (a.policy.draw != DRAW_NOTHING) need(o->reward, "--reward", "every --policy but P");
     if (o->kl_coef > 0 && !a.policy.refresh) die_usage("--kl-coef: for --policy OP-k only");
     Train t = train_options(o, "train");
+    if (a.policy.rounds && t.steps) die_usage("--steps %d: IP-n trains whole rounds; shorten them with --epochs", t.steps);
     if (a.policy.rounds && t.resume && strcmp(t.resume, t.out)) die_usage("--out %s: the rounds of IP-n are resumed in place; leave it out", t.out);
     if (o->reward) a.reward = reward_open(o->reward, a.tok), a.rm = &a.reward;
     if (o->kl_coef > 0) a.start = model_open(o->model, "--model", MODEL_POLICY, 0);
     if (o->eval_data) a.held = data_open(o, o->eval_data, c, "train");
     if (a.policy.refresh) {
         int n = snprintf(t.drawing, sizeof t.drawing, ", draw %d, num-return %d, num-beams %d, num-beam-groups %d, diversity-penalty %.9g, "
-                         "temperature %.9g, top-k %d, top-p %.9g, max-new-tokens %d, kl-coef %.9g, reward %.300s", o->draw, o->num_return,
+                         "temperature %.9g, top-k %d, top-p %.9g, max-new-tokens %d, kl-coef %.9g", o->draw, o->num_return,
                          o->num_beams, o->num_beam_groups, o->diversity_penalty, o->temperature, o->top_k, o->top_p,
-                         o->max_new_tokens, o->kl_coef, o->reward);
+                         o->max_new_tokens, o->kl_coef); // not the reward: a command that failed may be resumed with a better one
         for (int i = 0; i < o->stop.n; i++)
             n += snprintf(t.drawing + n, sizeof t.drawing - (size_t)n, ", stop %.40s", o->stop.text[i]);
     }
@@ -871,6 +873,7 @@ static inline int verb_score(const Options *o) {
         for (int r = 0; r < d.R; r++) d.score[r] = (float)p[r];
         free(p);
     } else reward_score(&reward, &d, "score");
+    reward_close(&reward);
     if (!m || o->out_given) {
         make_dir(o->out);
         ranked_write(path_join(path, o->out, "scored.bin"), &d);
@@ -878,7 +881,6 @@ static inline int verb_score(const Options *o) {
     }
     ranked_free(&d);
     gpt2_free(m);
-    reward_close(&reward);
     tokenizer_shut(tok);
     return 0;
 }

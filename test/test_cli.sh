@@ -784,6 +784,7 @@ rewards() {
     check "the same scores" same "$O/slow/scored.bin" "$T/scored8.bin"
     works "one that writes blanks, a sign and an exponent" score --data "$D/labels.bin" $K --reward 'cmd:while read -r l; do printf " \t-2.5e1 \r\n"; done' --out "$O/blanks"
     make_files show "$O/blanks/scored.bin" | awk '$4 != -25 { exit 1 } END { exit NR != 12 }' && ok "all scores are -25" || bad "scores: $(make_files show "$O/blanks/scored.bin" | head -n 1)"
+    works "one that never looks for the end" score --data "$D/held.bin" $K --out "$O/odd" --reward 'cmd:while :; do read -r l; echo 1; done'
     works "odd texts" score --data "$D/odd.bin" --tokenizer "$D/odd_tokenizer.bin" --out "$O/odd" \
         --reward "cmd:exec 3>$T/asked; while IFS= read -r l; do printf '%s\\n' \"\$l\" >&3; echo 1; done"
     check "line ends, backslashes, tabs, zero bytes, quotes: the command reads what reward.h says" same "$D/odd.txt" "$T/asked"
@@ -803,6 +804,9 @@ half a number|exit code 0.*response 0|read -r l; printf 1
 reads nothing|response|exec 2>/dev/null; exec yes 1
 reads nothing and sleeps|exit code 0.*response 0|sleep 0.2
 answers before it is asked|response 0|exec 2>/dev/null; printf '1\n2\n'; while read -r l; do echo 1; done
+answers twice|it printed|while read -r l; do echo 1; sleep 0.01; echo 1; done
+a number before all others|it printed|exec 2>/dev/null; echo 1; while read -r l; do sleep 0.01; echo 1; done
+goes on after the end|answer|while :; do read -r l; echo x; done
 two lines at once|response 0: more than one line|while read -r l; do printf '1\n2\n'; done
 a word|response 0: answer 'good'|while read -r l; do echo good; done
 a word later on|response 3: answer 'x'|for i in 1 2 3; do read -r l; echo 1; done; while read -r l; do echo x; done
