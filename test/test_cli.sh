@@ -804,8 +804,8 @@ half a number|exit code 0.*response 0|read -r l; printf 1
 reads nothing|response|exec 2>/dev/null; exec yes 1
 reads nothing and sleeps|exit code 0.*response 0|sleep 0.2
 answers before it is asked|response 0|exec 2>/dev/null; printf '1\n2\n'; while read -r l; do echo 1; done
-answers twice|it printed|while read -r l; do echo 1; sleep 0.01; echo 1; done
-a number before all others|it printed|exec 2>/dev/null; echo 1; while read -r l; do sleep 0.01; echo 1; done
+answers twice|line|while read -r l; do echo 1; sleep 0.01; echo 1; done
+a number before all others|line|exec 2>/dev/null; echo 1; while read -r l; do sleep 0.01; echo 1; done
 goes on after the end|answer|while :; do read -r l; echo x; done
 two lines at once|response 0: more than one line|while read -r l; do printf '1\n2\n'; done
 a word|response 0: answer 'good'|while read -r l; do echo good; done
