@@ -489,20 +489,20 @@ static void gather_backward(real *dx, const real *dout, const int *row, int U, i
 // GPT-2
 
 // X(name, layers, rows, columns): what the forward saves for the backward, then what the backward needs besides.
+// S = L slices where a backward will follow, else 1. ln and gelu are cheap to compute again, so none is saved.
 #define ACTIVATIONS(X)                                                                   \
-    X(x,      c.L + 1, N, c.C)    /* residual stream before each block, and at the end */ \
-    X(ln1,    c.L, N, c.C)                                                               \
-    X(mean1,  c.L, N, 1)                                                                 \
-    X(rstd1,  c.L, N, 1)                                                                 \
-    X(qkv,    c.L, N, 3 * c.C)                                                           \
-    X(att,    c.L, N, c.C)                                                               \
-    X(lse,    c.L, N, c.NH)                                                              \
-    X(mid,    c.L, N, c.C)        /* residual stream after attention */                  \
-    X(ln2,    c.L, N, c.C)                                                               \
-    X(mean2,  c.L, N, 1)                                                                 \
-    X(rstd2,  c.L, N, 1)                                                                 \
-    X(fc,     c.L, N, 4 * c.C)                                                           \
-    X(gelu,   c.L, N, 4 * c.C)                                                           \
+    X(x,      S + 1, N, c.C)      /* residual stream before each block, and at the end */ \
+    X(mean1,  S, N, 1)                                                                   \
+    X(rstd1,  S, N, 1)                                                                   \
+    X(qkv,    S, N, 3 * c.C)                                                             \
+    X(att,    S, N, c.C)                                                                 \
+    X(lse,    S, N, c.NH)                                                                \
+    X(mid,    S, N, c.C)          /* residual stream after attention */                  \
+    X(mean2,  S, N, 1)                                                                   \
+    X(rstd2,  S, N, 1)                                                                   \
+    X(fc,     S, N, 4 * c.C)                                                             \
+    X(ln,     1, N, c.C)                                                                 \
+    X(gelu,   1, N, 4 * c.C)                                                             \
     X(read,   1, U, c.C)          /* the rows that are read */                           \
     X(lnf,    1, U, c.C)                                                                 \
     X(meanf,  1, U, 1)                                                                   \
@@ -536,6 +536,7 @@ struct GPT2 {
 };
 
 static size_t activation_count(Config c, int training, int N, int U) {
+    int S = training ? c.L : 1;
     size_t n = 0;
 #define X(name, layers, rows, cols) n += (size_t)(layers) * (size_t)(rows) * (size_t)(cols);
     ACTIVATIONS(X)
@@ -560,7 +561,7 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
         m->v = (real *)xalloc(m->n_params, sizeof(real));
         m->dw = gpt2_params(c, m->grads);
     }
-    gpt2_set(m, COPY_PARAMS, params);
+    if (params) gpt2_set(m, COPY_PARAMS, params);
     return m;
 }
 
@@ -578,19 +579,20 @@ static real *copy_which(GPT2 *m, enum Copy what) {
     return all[what];
 }
 
-void gpt2_get(GPT2 *m, enum Copy what, float *host) {
-    const real *from = copy_which(m, what);
-    for (size_t i = 0; i < m->n_params; i++) host[i] = (float)from[i];
+void gpt2_get_part(GPT2 *m, enum Copy what, size_t at, size_t n, float *host) {
+    const real *from = copy_which(m, what) + at;
+    for (size_t i = 0; i < n; i++) host[i] = (float)from[i];
 }
 
-void gpt2_set(GPT2 *m, enum Copy what, const float *host) {
-    real *to = copy_which(m, what);
-    for (size_t i = 0; i < m->n_params; i++) to[i] = (real)host[i];
+void gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *host) {
+    real *to = copy_which(m, what) + at;
+    for (size_t i = 0; i < n; i++) to[i] = (real)host[i];
 }
 
 void gpt2_plan(GPT2 *m, int N, int U) {
     if (N <= m->N && U <= m->U) return;
     Config c = m->c;
+    int S = m->grads ? c.L : 1;
     N = m->N = N > m->N ? N : m->N;
     U = m->U = U > m->U ? U : m->U;
     free(m->activations);
@@ -610,38 +612,52 @@ static real *attention_room(GPT2 *m, size_t n) {
     return m->room;
 }
 
+// Where block l finds its parameters, and its slice of what is saved (of two residual streams where nothing is).
+typedef struct { size_t C, CC, n, NC; real *x, *next; } Slice;
+static Slice block_slice(const GPT2 *m, int l) {
+    size_t C = (size_t)m->c.C, N = (size_t)m->N, L = (size_t)l, saved = m->grads ? L : 0;
+    Slice s = {L * C, L * C * C, saved * N, saved * N * C, NULL, NULL};
+    s.x = m->x + (m->grads ? L : L & 1) * N * C;
+    s.next = m->x + (m->grads ? L + 1 : (L + 1) & 1) * N * C;
+    return s;
+}
+
 // One block of the transformer, forward: x -> x + attention(ln1(x)) -> that + mlp(ln2(that)).
 static void block_forward(GPT2 *m, const Batch *b, int l) {
     Config c = m->c;
     Params w = m->w;
+    Slice s = block_slice(m, l);
     int N = b->N, C = c.C;
-    size_t L = (size_t)l, NC_ = L * (size_t)m->N * (size_t)C, n1 = L * (size_t)m->N, CC = L * (size_t)C * (size_t)C, LC = L * (size_t)C;
-    real *x = m->x + NC_, *next = x + (size_t)m->N * (size_t)C;
-    layernorm_forward(m->ln1 + NC_, m->mean1 + n1, m->rstd1 + n1, x, w.ln1w + LC, w.ln1b + LC, N, C);
-    matmul_forward(m->qkv + 3 * NC_, m->ln1 + NC_, w.qkvw + 3 * CC, w.qkvb + 3 * LC, NULL, N, C, 3 * C);
-    attention_forward(m->att + NC_, m->lse + n1 * (size_t)c.NH, m->qkv + 3 * NC_,
+    real *mid = m->mid + s.NC;
+    layernorm_forward(m->ln, m->mean1 + s.n, m->rstd1 + s.n, s.x, w.ln1w + s.C, w.ln1b + s.C, N, C);
+    matmul_forward(m->qkv + 3 * s.NC, m->ln, w.qkvw + 3 * s.CC, w.qkvb + 3 * s.C, NULL, N, C, 3 * C);
+    attention_forward(m->att + s.NC, m->lse + s.n * (size_t)c.NH, m->qkv + 3 * s.NC,
                       attention_room(m, (size_t)b->Q * (size_t)c.NH * (size_t)c.T), c.T, b, C, c.NH);
-    matmul_forward(m->mid + NC_, m->att + NC_, w.attprojw + CC, w.attprojb + LC, x, N, C, C);
-    layernorm_forward(m->ln2 + NC_, m->mean2 + n1, m->rstd2 + n1, m->mid + NC_, w.ln2w + LC, w.ln2b + LC, N, C);
-    matmul_forward(m->fc + 4 * NC_, m->ln2 + NC_, w.fcw + 4 * CC, w.fcb + 4 * LC, NULL, N, C, 4 * C);
-    gelu_forward(m->gelu + 4 * NC_, m->fc + 4 * NC_, N, 4 * C);
-    matmul_forward(next, m->gelu + 4 * NC_, w.fcprojw + 4 * CC, w.fcprojb + LC, m->mid + NC_, N, 4 * C, C);
+    matmul_forward(mid, m->att + s.NC, w.attprojw + s.CC, w.attprojb + s.C, s.x, N, C, C);
+    layernorm_forward(m->ln, m->mean2 + s.n, m->rstd2 + s.n, mid, w.ln2w + s.C, w.ln2b + s.C, N, C);
+    matmul_forward(m->fc + 4 * s.NC, m->ln, w.fcw + 4 * s.CC, w.fcb + 4 * s.C, NULL, N, C, 4 * C);
+    gelu_forward(m->gelu, m->fc + 4 * s.NC, N, 4 * C);
+    matmul_forward(s.next, m->gelu, w.fcprojw + 4 * s.CC, w.fcprojb + s.C, mid, N, 4 * C, C);
 }
 
 // The same block backward; m->dx is the gradient of its output, then of its input.
 static void block_backward(GPT2 *m, const Batch *b, int l) {
     Config c = m->c;
     Params w = m->w, d = m->dw;
+    Slice s = block_slice(m, l);
     int N = b->N, C = c.C;
-    size_t L = (size_t)l, NC_ = L * (size_t)m->N * (size_t)C, n1 = L * (size_t)m->N, CC = L * (size_t)C * (size_t)C, LC = L * (size_t)C;
-    matmul_backward(m->d4c, d.fcprojw + 4 * CC, d.fcprojb + LC, m->dx, m->gelu + 4 * NC_, w.fcprojw + 4 * CC, N, 4 * C, C);
-    gelu_backward(m->d4c, m->fc + 4 * NC_, N, 4 * C);
-    matmul_backward(m->dc, d.fcw + 4 * CC, d.fcb + 4 * LC, m->d4c, m->ln2 + NC_, w.fcw + 4 * CC, N, C, 4 * C);
-    layernorm_backward(m->dx, d.ln2w + LC, d.ln2b + LC, m->dc, m->mid + NC_, w.ln2w + LC, m->mean2 + n1, m->rstd2 + n1, N, C);
-    matmul_backward(m->dc, d.attprojw + CC, d.attprojb + LC, m->dx, m->att + NC_, w.attprojw + CC, N, C, C);
-    attention_backward(m->d3c, m->dc, m->att + NC_, m->lse + n1 * (size_t)c.NH, m->qkv + 3 * NC_, b, C, c.NH);
-    matmul_backward(m->dc, d.qkvw + 3 * CC, d.qkvb + 3 * LC, m->d3c, m->ln1 + NC_, w.qkvw + 3 * CC, N, C, 3 * C);
-    layernorm_backward(m->dx, d.ln1w + LC, d.ln1b + LC, m->dc, m->x + NC_, w.ln1w + LC, m->mean1 + n1, m->rstd1 + n1, N, C);
+    real *mid = m->mid + s.NC, *mean1 = m->mean1 + s.n, *rstd1 = m->rstd1 + s.n, *mean2 = m->mean2 + s.n, *rstd2 = m->rstd2 + s.n;
+    gelu_forward(m->gelu, m->fc + 4 * s.NC, N, 4 * C);
+    matmul_backward(m->d4c, d.fcprojw + 4 * s.CC, d.fcprojb + s.C, m->dx, m->gelu, w.fcprojw + 4 * s.CC, N, 4 * C, C);
+    gelu_backward(m->d4c, m->fc + 4 * s.NC, N, 4 * C);
+    layernorm_forward(m->ln, mean2, rstd2, mid, w.ln2w + s.C, w.ln2b + s.C, N, C);
+    matmul_backward(m->dc, d.fcw + 4 * s.CC, d.fcb + 4 * s.C, m->d4c, m->ln, w.fcw + 4 * s.CC, N, C, 4 * C);
+    layernorm_backward(m->dx, d.ln2w + s.C, d.ln2b + s.C, m->dc, mid, w.ln2w + s.C, mean2, rstd2, N, C);
+    matmul_backward(m->dc, d.attprojw + s.CC, d.attprojb + s.C, m->dx, m->att + s.NC, w.attprojw + s.CC, N, C, C);
+    attention_backward(m->d3c, m->dc, m->att + s.NC, m->lse + s.n * (size_t)c.NH, m->qkv + 3 * s.NC, b, C, c.NH);
+    layernorm_forward(m->ln, mean1, rstd1, s.x, w.ln1w + s.C, w.ln1b + s.C, N, C);
+    matmul_backward(m->dc, d.qkvw + 3 * s.CC, d.qkvb + 3 * s.C, m->d3c, m->ln, w.qkvw + 3 * s.CC, N, C, 3 * C);
+    layernorm_backward(m->dx, d.ln1w + s.C, d.ln1b + s.C, m->dc, s.x, w.ln1w + s.C, mean1, rstd1, N, C);
 }
 
 void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
@@ -651,7 +667,7 @@ void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
     gpt2_plan(m, b->N, U);
     embedding_forward(m->x, b->token, b->pos, m->w.wte, m->w.wpe, b->N, c.C);
     for (int l = 0; l < c.L; l++) block_forward(m, b, l);
-    gather_forward(m->read, m->x + (size_t)c.L * (size_t)m->N * (size_t)c.C, rows, U, c.C);
+    gather_forward(m->read, block_slice(m, c.L).x, rows, U, c.C);
     layernorm_forward(m->lnf, m->meanf, m->rstdf, m->read, m->w.lnfw, m->w.lnfb, U, c.C);
     if (c.reward) head_forward(out, m->lnf, m->w.rewardw, m->w.rewardb, U, c.C);
     else classifier_forward(out, m->logits, m->lsef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);

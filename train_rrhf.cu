@@ -1247,7 +1247,11 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
         m->end_host = (StepEnd *)pinned_alloc(sizeof *m->end_host);
     }
     for (int k = 0; k < 2; k++) CHECK_CUDA(cudaEventCreate(&m->sent[k]));
-    gpt2_set(m, COPY_PARAMS, params);
+    if (params) gpt2_set(m, COPY_PARAMS, params);
+    else {
+        CHECK_CUDA(cudaMemsetAsync(m->params, 0, n * sizeof(float), device.stream));
+        CHECK_CUDA(cudaMemsetAsync(m->copies, 0, n * sizeof(elem), device.stream));
+    }
     return m;
 }
 
@@ -1271,8 +1275,8 @@ static float *copy_which(GPT2 *m, enum Copy what) {
     return all[what];
 }
 
-void gpt2_get(GPT2 *m, enum Copy what, float *host) {
-    CHECK_CUDA(cudaMemcpyAsync(host, copy_which(m, what), m->n_params * sizeof *host, cudaMemcpyDeviceToHost, device.stream));
+void gpt2_get_part(GPT2 *m, enum Copy what, size_t at, size_t n, float *host) {
+    CHECK_CUDA(cudaMemcpyAsync(host, copy_which(m, what) + at, n * sizeof *host, cudaMemcpyDeviceToHost, device.stream));
     device_wait();
 }
 
@@ -1282,9 +1286,9 @@ __global__ void copy_params_kernel(elem *to, const float *from, size_t n) {
     if (i < n) put(to + i, from[i]);
 }
 
-void gpt2_set(GPT2 *m, enum Copy what, const float *host) {
-    CHECK_CUDA(cudaMemcpyAsync(copy_which(m, what), host, m->n_params * sizeof *host, cudaMemcpyHostToDevice, device.stream));
-    if (HALF && what == COPY_PARAMS) LAUNCH(copy_params_kernel, div_up(m->n_params, BLOCK), BLOCK, 0, m->copies, m->params, m->n_params);
+void gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *host) {
+    CHECK_CUDA(cudaMemcpyAsync(copy_which(m, what) + at, host, n * sizeof *host, cudaMemcpyHostToDevice, device.stream));
+    if (HALF && what == COPY_PARAMS) LAUNCH(copy_params_kernel, div_up(n, BLOCK), BLOCK, 0, m->copies + at, m->params + at, n);
     device_wait(); // host may go away
 }
 

@@ -9,7 +9,7 @@ run alone. The same code drives the CPU and the CUDA build.
 
 #include <stddef.h>      // defines: offsetof
 #include "util.h"        // defines: die, die_usage, Out, Rng
-#include "model.h"       // defines: Config, checkpoint_read, the backend contract
+#include "model.h"       // defines: Config, checkpoint_open, the backend contract
 #include "dataloader.h"  // defines: Ranked
 #include "tokenizer.h"   // defines: Tokenizer
 #include "rrhf.h"        // defines: Train, train_loop, rrhf_loss
@@ -218,12 +218,11 @@ static inline const char *need(const char *value, const char *option, const char
 enum { MODEL_POLICY, MODEL_REWARD, MODEL_ANY };
 
 static inline GPT2 *model_open(const char *path, const char *option, int kind, int training) {
-    Config c;
-    float *params = checkpoint_read(path, &c);
-    if (kind != MODEL_ANY && c.reward != (kind == MODEL_REWARD))
-        die("%s %s: a %s, expected a %s", option, path, c.reward ? "reward model" : "policy", c.reward ? "policy" : "reward model");
-    GPT2 *m = gpt2_build(c, params, training);
-    free(params);
+    Checkpoint f = checkpoint_open(path);
+    if (kind != MODEL_ANY && f.c.reward != (kind == MODEL_REWARD))
+        die("%s %s: a %s, expected a %s", option, path, f.c.reward ? "reward model" : "policy", f.c.reward ? "policy" : "reward model");
+    GPT2 *m = gpt2_build(f.c, NULL, training);
+    checkpoint_load(&f, m);
     return m;
 }
 
@@ -549,21 +548,14 @@ static inline int verb_sft(const Options *o) {
 
 // A policy becomes a reward model by growing a scalar head, zero at first.
 static inline int verb_reward(const Options *o) {
-    Config c;
-    float *params = checkpoint_read(need(o->model, "--model", "reward"), &c);
+    Checkpoint f = checkpoint_open(need(o->model, "--model", "reward"));
+    Config c = f.c;
     Ranked d = data_open(o, need(o->data, "--data", "reward"), c, "reward");
     int labels = reward_data_is_labels(&d, o->data);
-    if (!c.reward) {
-        size_t old = gpt2_count(c);
-        c.reward = 1;
-        float *grown = (float *)xalloc(gpt2_count(c), sizeof *grown);
-        memcpy(grown, params, old * sizeof *grown);
-        free(params);
-        params = grown;
-    }
+    c.reward = 1;
     c.logistic = labels;
-    GPT2 *m = gpt2_build(c, params, 1);
-    free(params);
+    GPT2 *m = gpt2_build(c, NULL, 1);
+    checkpoint_load(&f, m);
     Train t = train_options(o, "reward");
     Log log = {NULL, 0, 0};
     t.loss = labels ? logistic_loss : pairwise_loss;
@@ -765,10 +757,7 @@ static inline int train_rounds(Trainee *a, const Train *t) {
         if (stopped) return 1;
         round_load(a, dir); // with a new optimizer
     }
-    float *params = (float *)xalloc(gpt2_count(gpt2_config(a->m)), sizeof *params);
-    gpt2_get(a->m, COPY_PARAMS, params);
-    checkpoint_write(path_join(dir, t->out, "policy.bin"), gpt2_config(a->m), params);
-    free(params);
+    gpt2_save(a->m, path_join(dir, t->out, "policy.bin"));
     return 0;
 }
 

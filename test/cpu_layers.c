@@ -5,8 +5,8 @@ cpu_layers.c: train_rrhf.c under other names, for test_cuda.cu. See cpu_layers.h
 #define gpt2_build cpu_gpt2_build
 #define gpt2_free cpu_gpt2_free
 #define gpt2_config cpu_gpt2_config
-#define gpt2_get cpu_gpt2_get
-#define gpt2_set cpu_gpt2_set
+#define gpt2_get_part cpu_gpt2_get_part
+#define gpt2_set_part cpu_gpt2_set_part
 #define gpt2_bytes cpu_gpt2_bytes
 #define gpt2_plan cpu_gpt2_plan
 #define gpt2_forward cpu_gpt2_forward
