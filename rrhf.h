@@ -146,7 +146,7 @@ typedef struct {
     const char *label, *data, *out, *resume; // label for the progress line; resume may be NULL
     uint64_t seed;
     int batch, micro_batch, epochs, steps;   // steps: stop after this many, 0 = at the end of the epochs
-    int shuffle, checkpoint_every;
+    int shuffle, checkpoint_every, profile;
     enum Schedule schedule;
     double warmup, grad_clip;
     AdamW adam;
@@ -442,6 +442,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     Progress bar = progress_start(t->label, step);
     double saved = now_s();
     if (t->after && !step) t->after(t->context, 0);
+    if (t->profile) backend_profile(0);
     while (step < end && !interrupted) {
         const int *queries;
         int n = step_queries(t, d, step, order, &epoch, &queries);
@@ -464,6 +465,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
         else if (now_s() - saved > 20) log_write(t, log), saved = now_s(); // the log can be watched
     }
     signal(SIGINT, SIG_DFL);
+    if (t->profile && step > begun) backend_profile(step - begun);
     window_save(m, t, log, t->checkpoint_every || step < total, &w); // a finished run needs no state to resume from
     free(order);
     free(w.index);

@@ -37,6 +37,44 @@ same bits whatever the number of threads.
 static int n_threads = 1;
 
 // ----------------------------------------------------------------------------
+// --profile 1: where a training run's time goes
+
+// X(stage, name): what the program is at, from one stage() to the next
+#define STAGES(X)                                                                        \
+    X(OTHER,      "everything else")                                                     \
+    X(EMBEDDING,  "embedding, forward and backward")                                     \
+    X(LAYERNORM,  "layernorm, forward and backward")                                     \
+    X(QKV,        "qkv product, forward")                                                \
+    X(ATTPROJ,    "attproj product, forward")                                            \
+    X(FC,         "fc product, forward")                                                 \
+    X(FCPROJ,     "fcproj product, forward")                                             \
+    X(DQKV,       "qkv products, backward")                                              \
+    X(DATTPROJ,   "attproj products, backward")                                          \
+    X(DFC,        "fc products, backward")                                               \
+    X(DFCPROJ,    "fcproj products, backward")                                           \
+    X(ATTENTION,  "attention, forward")                                                  \
+    X(DATTENTION, "attention, backward")                                                 \
+    X(GELU,       "gelu, forward and backward")                                          \
+    X(CLASSIFIER, "classifier, forward")                                                 \
+    X(DCLASSIFIER, "classifier, backward")                                               \
+    X(LOSS,       "losses of the queries")                                               \
+    X(ZERO,       "zeroing gradients")                                                   \
+    X(NORM,       "norm of the gradient")                                                \
+    X(ADAMW,      "AdamW")
+#define X(stage, name) STAGE_##stage,
+enum Stage { STAGES(X) N_STAGES };
+#undef X
+static struct { int on; enum Stage at; double since, seconds[N_STAGES], flop[N_STAGES], bytes[N_STAGES]; } profile;
+
+static inline void stage(enum Stage s) {
+    if (!profile.on) return;
+    double now = now_s();
+    profile.seconds[profile.at] += now - profile.since;
+    profile.since = now;
+    profile.at = s;
+}
+
+// ----------------------------------------------------------------------------
 // Small mathematics
 
 // exp(x). For float: 2^n * e^r with n = round(x / ln 2), |r| <= ln 2 / 2 and e^r by its Taylor series to degree 7
@@ -186,6 +224,7 @@ static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak
 static void gemm(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb,
                  real beta, real *c, size_t ldc) {
     size_t am = transa ? 1 : lda, ak = transa ? lda : 1, bk = transb ? 1 : ldb, bn = transb ? ldb : 1;
+    profile.flop[profile.at] += 2.0 * M * N * K;
     if (gemm_kind == GEMM_NAIVE) gemm_naive(M, N, K, a, am, ak, b, bk, bn, beta, c, ldc);
     else if (gemm_kind == GEMM_PACKED) gemm_packed(M, N, K, a, am, ak, b, bk, bn, beta, c, ldc);
 #ifdef USE_CBLAS
@@ -206,6 +245,7 @@ static void gemm(int transa, int transb, int M, int N, int K, const real *a, siz
 
 // Embedding: out[n] = wte[token[n]] + wpe[pos[n]].   out (N,C), wte (V,C), wpe (T,C)
 static void embedding_forward(real *out, const int *token, const int *pos, const real *wte, const real *wpe, int N, int C) {
+    stage(STAGE_EMBEDDING);
     PARALLEL_FOR
     for (int n = 0; n < N; n++) {
         const real *t = wte + (size_t)token[n] * C, *p = wpe + (size_t)pos[n] * C;
@@ -216,6 +256,7 @@ static void embedding_forward(real *out, const int *token, const int *pos, const
 // dwte[token[n]] += dout[n], dwpe[pos[n]] += dout[n]. Tokens repeat, so threads share the channels, not the rows.
 static void embedding_backward(real *dwte, real *dwpe, const real *dout, const int *token, const int *pos, int N, int C) {
     enum { SPAN = 64 };
+    stage(STAGE_EMBEDDING);
     PARALLEL_FOR
     for (int i = 0; i < C; i += SPAN)
         for (int n = 0; n < N; n++) {
@@ -228,6 +269,7 @@ static void embedding_backward(real *dwte, real *dwpe, const real *dout, const i
 // LayerNorm (eps 1e-5): out = w * (x - mean) * rstd + b over the C channels of each row.
 // out, x (N,C); w, b (C); mean, rstd (N) are saved for the backward
 static void layernorm_forward(real *out, real *mean, real *rstd, const real *x, const real *w, const real *b, int N, int C) {
+    stage(STAGE_LAYERNORM);
     PARALLEL_FOR
     for (int n = 0; n < N; n++) {
         const real *row = x + (size_t)n * C;
@@ -249,6 +291,7 @@ static void layernorm_forward(real *out, real *mean, real *rstd, const real *x, 
 static void layernorm_backward(real *dx, real *dw, real *db, const real *dout, const real *x, const real *w,
                                const real *mean, const real *rstd, int N, int C) {
     enum { SPAN = 64 };
+    stage(STAGE_LAYERNORM);
     PARALLEL_FOR
     for (int n = 0; n < N; n++) {
         const real *g = dout + (size_t)n * C, *row = x + (size_t)n * C;
@@ -320,6 +363,7 @@ static inline __attribute__((always_inline)) void attention_forward_head(real *o
 
 static void attention_forward(real *out, real *lse, const real *qkv, real *room, int room_size, const Batch *b, int C, int NH) {
     int hs = C / NH;
+    stage(STAGE_ATTENTION);
     PARALLEL_FOR2
     for (int g = 0; g < b->Q; g++)
         for (int h = 0; h < NH; h++) {
@@ -356,6 +400,7 @@ static inline __attribute__((always_inline)) void attention_backward_head(real *
 static void attention_backward(real *dqkv, const real *dout, const real *out, const real *lse, const real *qkv,
                                const Batch *b, int C, int NH) {
     int hs = C / NH;
+    stage(STAGE_DATTENTION);
     PARALLEL_FOR
     for (int n = 0; n < b->N; n++) memset(dqkv + (size_t)n * 3 * C, 0, (size_t)C * 3 * sizeof *dqkv);
     PARALLEL_FOR2
@@ -395,6 +440,7 @@ static void attention_decode(real *out, const real *qkv, const real *cache, real
 #define GELU_A ((real)0.044715)
 
 static void gelu_forward(real *out, const real *x, int N, int C) {
+    stage(STAGE_GELU);
     PARALLEL_FOR
     for (int n = 0; n < N; n++) {
         real *o = out + (size_t)n * C;
@@ -409,6 +455,7 @@ static void gelu_forward(real *out, const real *x, int N, int C) {
 
 // dx = dout ((1 + t)/2 + x/2 (1 - t^2) du/dx), t = tanh(u); in place: d (N,C) is dout, then dx
 static void gelu_backward(real *d, const real *x, int N, int C) {
+    stage(STAGE_GELU);
     PARALLEL_FOR
     for (int n = 0; n < N; n++) {
         real *o = d + (size_t)n * C;
@@ -425,6 +472,7 @@ static void gelu_backward(real *d, const real *x, int N, int C) {
 // logits (U,Vp), lse (U), logp (P), x (U,C), wte (V,C)
 static void classifier_forward(real *logp, real *logits, real *lse, const real *x, const real *wte, const Batch *b,
                                int C, int V, int Vp) {
+    stage(STAGE_CLASSIFIER);
     gemm(0, 1, b->U, V, C, x, (size_t)C, wte, (size_t)C, 0, logits, (size_t)Vp);
     PARALLEL_FOR
     for (int u = 0; u < b->U; u++) {
@@ -449,6 +497,7 @@ static void classifier_forward(real *logp, real *logits, real *lse, const real *
 // c (R): one coefficient per response, the same for each of its tokens
 static void classifier_backward(real *dx, real *dwte, real *logits, const real *lse, const real *c, const real *x,
                                 const real *wte, const Batch *b, int C, int V, int Vp) {
+    stage(STAGE_DCLASSIFIER);
     PARALLEL_FOR
     for (int u = 0; u < b->U; u++) {
         real *z = logits + (size_t)u * Vp, sum = 0;
@@ -630,13 +679,17 @@ static void block_forward(GPT2 *m, const Batch *b, int l) {
     int N = b->N, C = c.C;
     real *mid = m->mid + s.NC;
     layernorm_forward(m->ln, m->mean1 + s.n, m->rstd1 + s.n, s.x, w.ln1w + s.C, w.ln1b + s.C, N, C);
+    stage(STAGE_QKV);
     matmul_forward(m->qkv + 3 * s.NC, m->ln, w.qkvw + 3 * s.CC, w.qkvb + 3 * s.C, NULL, N, C, 3 * C);
     attention_forward(m->att + s.NC, m->lse + s.n * (size_t)c.NH, m->qkv + 3 * s.NC,
                       attention_room(m, (size_t)b->Q * (size_t)c.NH * (size_t)c.T), c.T, b, C, c.NH);
+    stage(STAGE_ATTPROJ);
     matmul_forward(mid, m->att + s.NC, w.attprojw + s.CC, w.attprojb + s.C, s.x, N, C, C);
     layernorm_forward(m->ln, m->mean2 + s.n, m->rstd2 + s.n, mid, w.ln2w + s.C, w.ln2b + s.C, N, C);
+    stage(STAGE_FC);
     matmul_forward(m->fc + 4 * s.NC, m->ln, w.fcw + 4 * s.CC, w.fcb + 4 * s.C, NULL, N, C, 4 * C);
     gelu_forward(m->gelu, m->fc + 4 * s.NC, N, 4 * C);
+    stage(STAGE_FCPROJ);
     matmul_forward(s.next, m->gelu, w.fcprojw + 4 * s.CC, w.fcprojb + s.C, mid, N, 4 * C, C);
 }
 
@@ -648,14 +701,18 @@ static void block_backward(GPT2 *m, const Batch *b, int l) {
     int N = b->N, C = c.C;
     real *mid = m->mid + s.NC, *mean1 = m->mean1 + s.n, *rstd1 = m->rstd1 + s.n, *mean2 = m->mean2 + s.n, *rstd2 = m->rstd2 + s.n;
     gelu_forward(m->gelu, m->fc + 4 * s.NC, N, 4 * C);
+    stage(STAGE_DFCPROJ);
     matmul_backward(m->d4c, d.fcprojw + 4 * s.CC, d.fcprojb + s.C, m->dx, m->gelu, w.fcprojw + 4 * s.CC, N, 4 * C, C);
     gelu_backward(m->d4c, m->fc + 4 * s.NC, N, 4 * C);
     layernorm_forward(m->ln, mean2, rstd2, mid, w.ln2w + s.C, w.ln2b + s.C, N, C);
+    stage(STAGE_DFC);
     matmul_backward(m->dc, d.fcw + 4 * s.CC, d.fcb + 4 * s.C, m->d4c, m->ln, w.fcw + 4 * s.CC, N, C, 4 * C);
     layernorm_backward(m->dx, d.ln2w + s.C, d.ln2b + s.C, m->dc, mid, w.ln2w + s.C, mean2, rstd2, N, C);
+    stage(STAGE_DATTPROJ);
     matmul_backward(m->dc, d.attprojw + s.CC, d.attprojb + s.C, m->dx, m->att + s.NC, w.attprojw + s.CC, N, C, C);
     attention_backward(m->d3c, m->dc, m->att + s.NC, m->lse + s.n * (size_t)c.NH, m->qkv + 3 * s.NC, b, C, c.NH);
     layernorm_forward(m->ln, mean1, rstd1, s.x, w.ln1w + s.C, w.ln1b + s.C, N, C);
+    stage(STAGE_DQKV);
     matmul_backward(m->dc, d.qkvw + 3 * s.CC, d.qkvb + 3 * s.C, m->d3c, m->ln, w.qkvw + 3 * s.CC, N, C, 3 * C);
     layernorm_backward(m->dx, d.ln1w + s.C, d.ln1b + s.C, m->dc, s.x, w.ln1w + s.C, mean1, rstd1, N, C);
 }
@@ -671,6 +728,7 @@ void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
     layernorm_forward(m->lnf, m->meanf, m->rstdf, m->read, m->w.lnfw, m->w.lnfb, U, c.C);
     if (c.reward) head_forward(out, m->lnf, m->w.rewardw, m->w.rewardb, U, c.C);
     else classifier_forward(out, m->logits, m->lsef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
+    stage(STAGE_LOSS);
 }
 
 void gpt2_backward(GPT2 *m, const Batch *b, const real *coef) {
@@ -684,6 +742,7 @@ void gpt2_backward(GPT2 *m, const Batch *b, const real *coef) {
     gather_backward(m->dx, m->dread, rows, U, b->N, c.C);
     for (int l = c.L - 1; l >= 0; l--) block_backward(m, b, l);
     embedding_backward(m->dw.wte, m->dw.wpe, m->dx, b->token, b->pos, b->N, c.C);
+    stage(STAGE_OTHER);
 }
 
 // ----------------------------------------------------------------------------
@@ -749,6 +808,8 @@ const float *gpt2_decode(GPT2 *m, const Decode *d) {
 // The optimizer
 
 void gpt2_zero_grad(GPT2 *m) {
+    stage(STAGE_ZERO);
+    profile.bytes[STAGE_ZERO] += (double)m->n_params * sizeof(real);
     PARALLEL_FOR
     for (size_t i = 0; i < m->n_params; i += 4096)
         memset(m->grads + i, 0, (m->n_params - i < 4096 ? m->n_params - i : 4096) * sizeof(real));
@@ -756,6 +817,8 @@ void gpt2_zero_grad(GPT2 *m) {
 
 double gpt2_grad_norm(GPT2 *m) {
     enum { SPAN = 1 << 16 };
+    stage(STAGE_NORM);
+    profile.bytes[STAGE_NORM] += (double)m->n_params * sizeof(real);
     size_t spans = (m->n_params + SPAN - 1) / SPAN;
     double *sum = (double *)m->room, total = 0; // a partial sum per span, added in order: the same for any thread count
     sum = (double *)attention_room(m, spans * sizeof(double) / sizeof(real));
@@ -774,6 +837,8 @@ double gpt2_grad_norm(GPT2 *m) {
 // AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
 // w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), the decay on matrices and embeddings only.
 void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) {
+    stage(STAGE_ADAMW);
+    profile.bytes[STAGE_ADAMW] += 7.0 * (double)m->n_params * sizeof(real); // reads four arrays, writes three
     real b1 = (real)o.beta1, b2 = (real)o.beta2, gs = (real)grad_scale, eps = (real)o.eps;
     real a1 = (real)(1 - o.beta1), a2 = (real)(1 - o.beta2); // before rounding: 1 - 0.999f is off by 1e-5
     real lr = (real)(o.lr / (1 - pow(o.beta1, step))), vs = (real)(1 / (1 - pow(o.beta2, step)));
@@ -822,6 +887,28 @@ const char *backend_start(int threads) {
     snprintf(line, sizeof line, "CPU, %d thread%s, %s, matrix products: %s", n_threads, n_threads == 1 ? "" : "s",
              sizeof(real) == 4 ? "float32" : "float64", gemm_kind == GEMM_CBLAS ? "CBLAS" : "built in");
     return line;
+}
+
+// steps 0: begin; else the table, a line per stage.
+void backend_profile(int steps) {
+#define X(stage, name) name,
+    static const char *const names[] = {STAGES(X)};
+#undef X
+    double total = 0, flop = 0;
+    stage(STAGE_OTHER);
+    for (int i = 0; i < N_STAGES; i++) total += profile.seconds[i], flop += profile.flop[i];
+    if (steps) fprintf(stderr, "%-34s %10s  %6s  %s\n", "profile", "ms/step", "share", "rate");
+    for (int i = 0; i < N_STAGES && steps; i++) {
+        double s = profile.seconds[i] ? profile.seconds[i] : 1e-9;
+        fprintf(stderr, "  %-32s %10.2f  %5.1f%%", names[i], 1e3 * s / steps, 100 * s / total);
+        if (profile.flop[i] > 0) fprintf(stderr, "  %.1f GFLOP/s", 1e-9 * profile.flop[i] / s);
+        if (profile.bytes[i] > 0) fprintf(stderr, "  %.1f GB/s", 1e-9 * profile.bytes[i] / s);
+        fprintf(stderr, "\n");
+    }
+    if (steps) fprintf(stderr, "  %-32s %10.2f  100.0%%  %.1f GFLOP/s in products, over everything\n", "all", 1e3 * total / steps, 1e-9 * flop / total);
+    memset(&profile, 0, sizeof profile);
+    profile.on = !steps;
+    profile.since = now_s();
 }
 
 const char *backend_dtype(void) { return "fp32"; }

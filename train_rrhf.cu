@@ -1732,6 +1732,10 @@ const char *backend_start(int threads) {
     return line;
 }
 
+void backend_profile(int steps) {
+    if (!steps) fprintf(stderr, "note: --profile 1: the GPU build has no profile of its own; run it under nsys profile\n");
+}
+
 const char *backend_dtype(void) { return HALF ? "bf16" : "fp32"; }
 
 #ifndef NO_MAIN // the tests include this file

@@ -79,6 +79,7 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(INT, eval_queries, "0", 0, 2147483647, "te", "use only the first so many held-out queries, 0 = all")                \
     X(STR, resume, NULL, 0, 0, "srt", "DIR: go on from its state.bin, bit for bit")                                       \
     X(INT, checkpoint_every, "0", 0, 2147483647, "srt", "optimizer steps between checkpoints, 0 = at the end only")       \
+    X(INT, profile, "0", 0, 1, "srt", "1 = tell where the time of a step goes")                                           \
     X(INT, explain, "-1", -1, 2147483647, "t", "show the loss at work on query N, before and after one step; save nothing")
 
 #define OPTION_TYPE_STR const char *
@@ -374,7 +375,7 @@ static inline Train train_options(const Options *o, const char *label) {
     t.out = o->resume && !o->out_given ? o->resume : o->out;
     t.seed = (uint64_t)o->seed;
     t.batch = o->batch, t.micro_batch = o->micro_batch, t.epochs = o->epochs, t.steps = o->steps;
-    t.shuffle = o->shuffle, t.checkpoint_every = o->checkpoint_every;
+    t.shuffle = o->shuffle, t.checkpoint_every = o->checkpoint_every, t.profile = o->profile;
     t.schedule = schedules[o->schedule];
     t.warmup = o->warmup, t.grad_clip = o->grad_clip;
     t.adam.lr = o->lr, t.adam.beta1 = o->beta1, t.adam.beta2 = o->beta2, t.adam.eps = o->eps;
