@@ -4,7 +4,7 @@
 # NO_OMP=1, NO_STB=1. make CC=clang CFLAGS_EXTRA='-Wall -Wextra' builds without a warning.
 
 CC     = gcc
-CFLAGS = -std=c11 -O3 -march=native -fopenmp-simd -fno-math-errno -fno-trapping-math
+CFLAGS = -std=c11 -O3 -march=native -ffp-contract=fast -fopenmp-simd -fno-math-errno -fno-trapping-math
 LDLIBS = -lm
 HEADERS = util.h model.h dataloader.h tokenizer.h rrhf.h sampler.h reward.h eval.h verbs.h $(wildcard dev/*.h)
 

@@ -144,12 +144,13 @@ enum { VECTOR = 32, MR = 6, NV = 2 };
 #else
 enum { VECTOR = 16, MR = 6, NV = 2 };
 #endif
-enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 256, TILE_M = 8 * MR, TILE_N = 128, NC = 32 * TILE_N };
+enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 384, TILE_M = 16 * MR, TILE_N = 64, NC = 16 * TILE_N };
 typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
 
 // One register tile: c (rows, cols) (+)= strip (K, MR) times panel (K, NR).
 static void gemm_tile(int K, const real *restrict strip, const real *restrict panel, real *restrict c, size_t ldc,
                       int rows, int cols, int add) {
+    for (int i = 0; i < rows; i++) __builtin_prefetch(c + i * ldc, 1); // there by the time it is added to
     vec sum[MR][NV];
     memset(sum, 0, sizeof sum);
     for (int k = 0; k < K; k++, strip += MR, panel += NR) {
@@ -178,8 +179,10 @@ static void gemm_pack(real *restrict dst, const real *restrict src, size_t line,
         for (int k = 0; k < K; k++) memcpy(dst + (size_t)k * full, src + k * term, (size_t)full * sizeof *dst);
         return;
     }
-    for (int i = 0; i < full; i++)
-        for (int k = 0; k < K; k++) dst[(size_t)k * full + i] = i < width ? src[i * line + k * term] : 0;
+    for (int k = 0; k < K; k++, dst += full, src += term) {
+        for (int i = 0; i < width; i++) dst[i] = src[i * line];
+        for (int i = width; i < full; i++) dst[i] = 0;
+    }
 }
 
 static real *gemm_room(int which, size_t n) { // packing buffers, grown once and kept
@@ -200,25 +203,26 @@ static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak
                         real beta, real *c, size_t ldc) {
     int strips = (M + MR - 1) / MR;
     real *pa = gemm_room(0, (size_t)strips * MR * KC), *pb = gemm_room(1, (size_t)NC * KC);
-    for (int n0 = 0; n0 < N; n0 += NC)
-        for (int k0 = 0; k0 < K; k0 += KC) {
-            int nc = min_int(NC, N - n0), kc = min_int(KC, K - k0), panels = (nc + NR - 1) / NR;
-            int add = beta != 0 || k0 > 0;
-            PARALLEL_FOR
-            for (int s = 0; s < strips; s++)
-                gemm_pack(pa + (size_t)s * MR * kc, a + (size_t)s * MR * am + k0 * ak, am, ak, min_int(MR, M - s * MR), MR, kc);
+    for (int k0 = 0; k0 < K; k0 += KC) {
+        int kc = min_int(KC, K - k0), add = beta != 0 || k0 > 0;
+        PARALLEL_FOR
+        for (int s = 0; s < strips; s++)
+            gemm_pack(pa + (size_t)s * MR * kc, a + (size_t)s * MR * am + k0 * ak, am, ak, min_int(MR, M - s * MR), MR, kc);
+        for (int n0 = 0; n0 < N; n0 += NC) {
+            int nc = min_int(NC, N - n0), panels = (nc + NR - 1) / NR;
             PARALLEL_FOR
             for (int p = 0; p < panels; p++)
                 gemm_pack(pb + (size_t)p * NR * kc, b + k0 * bk + (size_t)(n0 + p * NR) * bn, bn, bk,
                           min_int(NR, nc - p * NR), NR, kc);
             PARALLEL_TILES
-            for (int m0 = 0; m0 < M; m0 += TILE_M) // a tile of C stays in cache while its panels pass by
+            for (int m0 = 0; m0 < M; m0 += TILE_M) // a tile's strips stay in the second cache while its panels pass by
                 for (int j0 = 0; j0 < nc; j0 += TILE_N)
                     for (int j = j0; j < min_int(j0 + TILE_N, nc); j += NR)
                         for (int i = m0; i < min_int(m0 + TILE_M, M); i += MR)
                             gemm_tile(kc, pa + (size_t)i * kc, pb + (size_t)j * kc, c + i * ldc + n0 + j, ldc,
                                       min_int(MR, M - i), min_int(NR, nc - j), add);
         }
+    }
 }
 
 static void gemm(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb,
