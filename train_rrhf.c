@@ -347,20 +347,23 @@ static void matmul_backward(real *dx, real *dw, real *dbias, const real *dout, c
 static inline __attribute__((always_inline)) void attention_forward_head(real *out, real *lse, const real *qkv, real *s,
         const Batch *b, int n0, int n1, int h, int C, int NH, const int hs) {
     real scale = 1 / sqrt_real((real)hs);
+    const real *k = qkv + C + h * hs, *v = k + C;
     for (int n = n0; n < n1; n++) {
         const real *q = qkv + (size_t)n * 3 * C + h * hs;
-        real *o = out + (size_t)n * C + h * hs, max = 0, sum = 0;
+        const int run[2][2] = {{b->a0[n], b->a1[n]}, {b->b0[n], n + 1}};
+        real *o = out + (size_t)n * C + h * hs, max = -INFINITY, sum = 0;
         int m = 0;
-        for (int j = b->a0[n]; j <= n; j = j + 1 == b->a1[n] ? b->b0[n] : j + 1) {
-            s[m] = scale * dot(q, qkv + (size_t)j * 3 * C + C + h * hs, hs);
-            max = m == 0 || s[m] > max ? s[m] : max;
-            m++;
-        }
+        for (int i = 0; i < 2; i++)
+            for (int j = run[i][0]; j < run[i][1]; j++, m++) {
+                s[m] = scale * dot(q, k + (size_t)j * 3 * C, hs);
+                max = s[m] > max ? s[m] : max;
+            }
         SIMD_SUM(sum)
         for (int i = 0; i < m; i++) sum += s[i] = exp_real(s[i] - max);
         for (int i = 0; i < hs; i++) o[i] = 0;
-        for (int i = 0, j = b->a0[n]; i < m; i++, j = j + 1 == b->a1[n] ? b->b0[n] : j + 1)
-            axpy(o, s[i] / sum, qkv + (size_t)j * 3 * C + 2 * C + h * hs, hs);
+        m = 0;
+        for (int i = 0; i < 2; i++)
+            for (int j = run[i][0]; j < run[i][1]; j++) axpy(o, s[m++] / sum, v + (size_t)j * 3 * C, hs);
         lse[(size_t)n * NH + h] = max + (real)log(sum);
     }
 }
@@ -384,20 +387,33 @@ static void attention_forward(real *out, real *lse, const real *qkv, real *room,
 // dqkv (N,3C) is overwritten. A task owns one head of one query's rows, so no two tasks add to the same place.
 static inline __attribute__((always_inline)) void attention_backward_head(real *dqkv, const real *dout, const real *out,
         const real *lse, const real *qkv, const Batch *b, int n0, int n1, int h, int C, int NH, const int hs) {
-    real scale = 1 / sqrt_real((real)hs);
+    enum { KEYS = 64 }; // at once, so that exp runs on whole vectors
+    real scale = 1 / sqrt_real((real)hs), p[KEYS], ds[KEYS];
     for (int n = n0; n < n1; n++) {
         const real *q = qkv + (size_t)n * 3 * C + h * hs, *go = dout + (size_t)n * C + h * hs;
+        const int run[2][2] = {{b->a0[n], b->a1[n]}, {b->b0[n], n + 1}};
         real *dq = dqkv + (size_t)n * 3 * C + h * hs, l = lse[(size_t)n * NH + h];
         real D = dot(go, out + (size_t)n * C + h * hs, hs);
-        for (int j = b->a0[n]; j <= n; j = j + 1 == b->a1[n] ? b->b0[n] : j + 1) {
-            const real *k = qkv + (size_t)j * 3 * C + C + h * hs, *v = k + C;
-            real *dk = dqkv + (size_t)j * 3 * C + C + h * hs, *dv = dk + C;
-            real p = exp_real(scale * dot(q, k, hs) - l);
-            real ds = scale * p * (dot(go, v, hs) - D);
-            axpy(dq, ds, k, hs);
-            axpy(dk, ds, q, hs);
-            axpy(dv, p, go, hs);
-        }
+        for (int i = 0; i < 2; i++)
+            for (int j0 = run[i][0]; j0 < run[i][1]; j0 += KEYS) {
+                int keys = min_int(KEYS, run[i][1] - j0);
+                const real *k = qkv + (size_t)j0 * 3 * C + C + h * hs, *v = k + C;
+                real *dk = dqkv + (size_t)j0 * 3 * C + C + h * hs, *dv = dk + C;
+                for (int j = 0; j < keys; j++) {
+                    p[j] = dot(q, k + (size_t)j * 3 * C, hs);
+                    ds[j] = dot(go, v + (size_t)j * 3 * C, hs);
+                }
+                SIMD
+                for (int j = 0; j < keys; j++) {
+                    p[j] = exp_real(scale * p[j] - l);
+                    ds[j] = scale * p[j] * (ds[j] - D);
+                }
+                for (int j = 0; j < keys; j++) {
+                    axpy(dq, ds[j], k + (size_t)j * 3 * C, hs);
+                    axpy(dk + (size_t)j * 3 * C, ds[j], q, hs);
+                    axpy(dv + (size_t)j * 3 * C, p[j], go, hs);
+                }
+            }
     }
 }
 
