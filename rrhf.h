@@ -442,10 +442,10 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     Progress bar = progress_start(t->label, step);
     double saved = now_s();
     if (t->after && !step) t->after(t->context, 0);
-    if (t->profile) backend_profile(0);
     while (step < end && !interrupted) {
         const int *queries;
         int n = step_queries(t, d, step, order, &epoch, &queries);
+        if (t->profile && step <= begun + 1) backend_profile(0); // anew after the first step, which also brings memory in
         if (t->refresh && (step % t->refresh == 0 || step == begun)) {
             window_refresh(&w, t, d, step, total, step % t->refresh != 0);
             step_room_free(&s);
@@ -465,7 +465,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
         else if (now_s() - saved > 20) log_write(t, log), saved = now_s(); // the log can be watched
     }
     signal(SIGINT, SIG_DFL);
-    if (t->profile && step > begun) backend_profile(step - begun);
+    if (t->profile && step > begun) backend_profile(step > begun + 1 ? step - begun - 1 : 1);
     window_save(m, t, log, t->checkpoint_every || step < total, &w); // a finished run needs no state to resume from
     free(order);
     free(w.index);

@@ -329,11 +329,13 @@ static void matmul_forward(real *out, const real *x, const real *w, const real *
     gemm(0, 1, N, OC, C, x, (size_t)C, w, (size_t)C, 1, out, (size_t)OC);
 }
 
+static real grad_beta = 1; // 0 in a step's first backward: products then overwrite gradients, and nobody need zero them
+
 // dx = dout W, dW += dout^T x, dbias += sum_N dout. (The residual's gradient is dout itself.)
 static void matmul_backward(real *dx, real *dw, real *dbias, const real *dout, const real *x, const real *w, int N, int C, int OC) {
     enum { SPAN = 64 };
     gemm(0, 0, N, C, OC, dout, (size_t)OC, w, (size_t)C, 0, dx, (size_t)C);
-    gemm(1, 0, OC, C, N, dout, (size_t)OC, x, (size_t)C, 1, dw, (size_t)C);
+    gemm(1, 0, OC, C, N, dout, (size_t)OC, x, (size_t)C, grad_beta, dw, (size_t)C);
     PARALLEL_FOR
     for (int o = 0; o < OC; o += SPAN)
         for (int n = 0; n < N; n++) axpy(dbias + o, 1, dout + (size_t)n * OC + o, min_int(SPAN, OC - o));
@@ -527,7 +529,7 @@ static void classifier_backward(real *dx, real *dwte, real *logits, const real *
         for (int i = b->pred[u]; i < b->pred[u + 1]; i++) z[b->target[i]] += c[b->resp[i]];
     }
     gemm(0, 0, b->U, C, V, logits, (size_t)Vp, wte, (size_t)C, 0, dx, (size_t)C);
-    gemm(1, 0, V, C, b->U, logits, (size_t)Vp, x, (size_t)C, 1, dwte, (size_t)C);
+    gemm(1, 0, V, C, b->U, logits, (size_t)Vp, x, (size_t)C, grad_beta, dwte, (size_t)C);
 }
 
 // Scalar head of a reward model: out_r = x_r . w + b.   out (R), x (R,C), w (C), b (1)
@@ -597,6 +599,7 @@ struct GPT2 {
 #undef X
     real *activations, *room;         // one allocation for all of the above; attention's scores
     int N, U;                         // planned for
+    int fresh;                        // the gradients count as zero, whatever they hold
     size_t room_size;
     real *cache;                      // (L, slots, 2C)
     real *dec;                        // decoding's activations
@@ -648,13 +651,31 @@ static real *copy_which(GPT2 *m, enum Copy what) {
     return all[what];
 }
 
+// Zeros in earnest. but_products: only where the next backward's products do not overwrite.
+static void grads_zero(GPT2 *m, int but_products) {
+    Tensor t[N_TENSORS];
+    stage(STAGE_ZERO);
+    gpt2_tensors(m->c, t);
+    for (int k = 0; k < N_TENSORS; k++) {
+        int wte = k == 0, wpe = k == 1; // the classifier writes V rows of wte's Vp
+        size_t from = !but_products || !t[k].decay || wpe || (wte && m->c.reward) ? 0
+                    : wte ? (size_t)m->c.V * (size_t)m->c.C : t[k].size;
+        memset(m->grads + t[k].at + from, 0, (t[k].size - from) * sizeof(real));
+    }
+    m->fresh = 0;
+}
+
+void gpt2_zero_grad(GPT2 *m) { m->fresh = 1; }
+
 void gpt2_get_part(GPT2 *m, enum Copy what, size_t at, size_t n, float *host) {
     const real *from = copy_which(m, what) + at;
+    if (m->fresh) grads_zero(m, 0);
     for (size_t i = 0; i < n; i++) host[i] = (float)from[i];
 }
 
 void gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *host) {
     real *to = copy_which(m, what) + at;
+    if (m->fresh) grads_zero(m, 0);
     for (size_t i = 0; i < n; i++) to[i] = (real)host[i];
 }
 
@@ -755,6 +776,8 @@ void gpt2_backward(GPT2 *m, const Batch *b, const real *coef) {
     Config c = m->c;
     const int *rows = c.reward ? b->last : b->row;
     int U = c.reward ? b->R : b->U;
+    grad_beta = !m->fresh;
+    if (m->fresh) grads_zero(m, 1);
     if (c.reward) head_backward(m->dlnf, m->dw.rewardw, m->dw.rewardb, coef, m->lnf, m->w.rewardw, U, c.C);
     else classifier_backward(m->dlnf, m->dw.wte, m->logits, m->lsef, coef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
     memset(m->dread, 0, (size_t)U * (size_t)c.C * sizeof(real));
@@ -827,60 +850,70 @@ const float *gpt2_decode(GPT2 *m, const Decode *d) {
 // ----------------------------------------------------------------------------
 // The optimizer
 
-void gpt2_zero_grad(GPT2 *m) {
-    stage(STAGE_ZERO);
-    profile.bytes[STAGE_ZERO] += (double)m->n_params * sizeof(real);
-    PARALLEL_FOR
-    for (size_t i = 0; i < m->n_params; i += 4096)
-        memset(m->grads + i, 0, (m->n_params - i < 4096 ? m->n_params - i : 4096) * sizeof(real));
+enum { SPAN = 4096 }; // a thread's piece of the parameters
+
+// sqrt of the sum, in order: the same for any number of threads
+static double root_of_sum(const double *part, size_t n) {
+    double total = 0;
+    for (size_t i = 0; i < n; i++) total += part[i];
+    return sqrt(total);
 }
 
 double gpt2_grad_norm(GPT2 *m) {
-    enum { SPAN = 1 << 16 };
+    size_t spans = (m->n_params + SPAN - 1) / SPAN;
+    double *part = (double *)attention_room(m, spans * sizeof *part / sizeof(real));
+    if (m->fresh) grads_zero(m, 0);
     stage(STAGE_NORM);
     profile.bytes[STAGE_NORM] += (double)m->n_params * sizeof(real);
-    size_t spans = (m->n_params + SPAN - 1) / SPAN;
-    double *sum = (double *)m->room, total = 0; // a partial sum per span, added in order: the same for any thread count
-    sum = (double *)attention_room(m, spans * sizeof(double) / sizeof(real));
     PARALLEL_FOR
     for (size_t s = 0; s < spans; s++) {
         size_t end = (s + 1) * SPAN < m->n_params ? (s + 1) * SPAN : m->n_params;
-        double part = 0;
-        SIMD_SUM(part)
-        for (size_t i = s * SPAN; i < end; i++) part += (double)m->grads[i] * (double)m->grads[i];
-        sum[s] = part;
+        double sum = 0;
+        SIMD_SUM(sum)
+        for (size_t i = s * SPAN; i < end; i++) sum += (double)m->grads[i] * (double)m->grads[i];
+        part[s] = sum;
     }
-    for (size_t s = 0; s < spans; s++) total += sum[s];
-    return sqrt(total);
+    return root_of_sum(part, spans);
 }
 
 // AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
 // w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), the decay on matrices and embeddings only.
-void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) {
-    stage(STAGE_ADAMW);
-    profile.bytes[STAGE_ADAMW] += 7.0 * (double)m->n_params * sizeof(real); // reads four arrays, writes three
+// Returns the gradient's norm: memory is slow, and the gradient passes by.
+static double update(GPT2 *m, AdamW o, double grad_scale, int step) {
     real b1 = (real)o.beta1, b2 = (real)o.beta2, gs = (real)grad_scale, eps = (real)o.eps;
     real a1 = (real)(1 - o.beta1), a2 = (real)(1 - o.beta2); // before rounding: 1 - 0.999f is off by 1e-5
     real lr = (real)(o.lr / (1 - pow(o.beta1, step))), vs = (real)(1 / (1 - pow(o.beta2, step)));
+    size_t spans = 0;
+    double *part = (double *)attention_room(m, (m->n_params / SPAN + N_TENSORS) * sizeof *part / sizeof(real));
     Tensor t[N_TENSORS];
     gpt2_tensors(m->c, t);
+    if (m->fresh) grads_zero(m, 0);
+    stage(STAGE_ADAMW);
+    profile.bytes[STAGE_ADAMW] += 7.0 * (double)m->n_params * sizeof(real); // reads four arrays, writes three
     for (int k = 0; k < N_TENSORS; k++) {
         real decay = t[k].decay ? (real)(o.lr * o.weight_decay) : 0;
         real *restrict w = m->params + t[k].at, *restrict mm = m->m + t[k].at, *restrict vv = m->v + t[k].at;
         const real *restrict g = m->grads + t[k].at;
         PARALLEL_FOR
-        for (size_t i0 = 0; i0 < t[k].size; i0 += 4096) {
-            size_t i1 = i0 + 4096 < t[k].size ? i0 + 4096 : t[k].size;
-            SIMD
+        for (size_t i0 = 0; i0 < t[k].size; i0 += SPAN) {
+            size_t i1 = i0 + SPAN < t[k].size ? i0 + SPAN : t[k].size;
+            double sum = 0;
+            SIMD_SUM(sum)
             for (size_t i = i0; i < i1; i++) {
                 real gi = gs * g[i];
                 mm[i] = b1 * mm[i] + a1 * gi;
                 vv[i] = b2 * vv[i] + a2 * gi * gi;
                 w[i] -= lr * mm[i] / (sqrt_real(vv[i] * vs) + eps) + decay * w[i];
+                sum += (double)g[i] * (double)g[i];
             }
+            part[spans + i0 / SPAN] = sum;
         }
+        spans += (t[k].size + SPAN - 1) / SPAN;
     }
+    return root_of_sum(part, spans);
 }
+
+void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) { update(m, o, grad_scale, step); }
 
 void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double scale, int step) {
     Loss l = micro_step(m, t, s, d, queries, n, scale, step);
@@ -890,7 +923,10 @@ void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int 
 }
 
 Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, AdamW adam, int step, double *grad_norm) {
-    return step_end(m, t, s, adam, step, grad_norm);
+    if (t->grad_clip > 0) return step_end(m, t, s, adam, step, grad_norm); // which needs the norm first
+    *grad_norm = update(m, adam, 1, step);
+    check_norm(step, *grad_norm, s->sum.loss);
+    return s->sum;
 }
 
 // ----------------------------------------------------------------------------
