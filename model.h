@@ -220,7 +220,8 @@ void   gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots);
 const float *gpt2_decode(GPT2 *m, const Decode *d);
 const char *backend_start(int threads);          // 0 = all; returns a line for the banner
 void   backend_profile(int steps);               // --profile 1: 0 = begin; else print where the time of so many steps went
-const char *backend_dtype(void);                 // what this build computes in, of --dtype: "fp32" or "bf16"
+void   backend_dtype_set(const char *dtype);     // --dtype: "fp32" or "bf16"; before backend_start
+const char *backend_dtype(void);                 // what is computed in: "fp32" or "bf16"
 
 static inline void gpt2_get(GPT2 *m, enum Copy what, float *host) { gpt2_get_part(m, what, 0, gpt2_count(gpt2_config(m)), host); }
 static inline void gpt2_set(GPT2 *m, enum Copy what, const float *host) { gpt2_set_part(m, what, 0, gpt2_count(gpt2_config(m)), host); }

@@ -20,6 +20,9 @@ same bits whatever the number of threads.
 #ifdef USE_CBLAS
 #include <cblas.h>       // defines: cblas_sgemm, cblas_dgemm
 #endif
+#ifdef USE_ONEDNN
+#include <dnnl.h>        // defines: dnnl_matmul_desc_init (version 2), dnnl_matmul_primitive_desc_create (version 3)
+#endif
 
 #ifdef _OPENMP
 #define PARALLEL_FOR _Pragma("omp parallel for schedule(static)")
@@ -113,9 +116,10 @@ static inline void axpy(real *restrict y, real a, const real *restrict x, int n)
 // Matrix products: the one seam between the layers and the machine
 //
 // gemm: C (M,N) = beta C + op(A) op(B), row-major; op(A) is (M,K), op(B) is (K,N); beta is 0 or 1.
-// Three variants compute it: GEMM_NAIVE is the definition, GEMM_PACKED the built-in, GEMM_CBLAS a library.
+// Four variants compute it: GEMM_NAIVE is the definition, GEMM_PACKED the built-in, GEMM_CBLAS a library; GEMM_ONEDNN
+// (--dtype bf16) rounds A and B to bfloat16 and sums in float32.
 
-enum { GEMM_NAIVE, GEMM_PACKED, GEMM_CBLAS };
+enum { GEMM_NAIVE, GEMM_PACKED, GEMM_CBLAS, GEMM_ONEDNN };
 #ifdef USE_CBLAS
 static int gemm_kind = GEMM_CBLAS;
 #else
@@ -225,12 +229,101 @@ static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak
     }
 }
 
+#ifdef USE_ONEDNN
+static int onednn_bf16; // the CPU multiplies bfloat16 itself; if not, rounded operands go through oneDNN as float32
+
+static void onednn_check(dnnl_status_t status, const char *what) {
+    if (status != dnnl_success) die("--dtype bf16: oneDNN cannot %s (status %d); use --dtype fp32", what, (int)status);
+}
+
+// To the nearest bfloat16, ties to even; a NaN stays one. The result's lower half is zero.
+static inline uint32_t bf16_round(float x) {
+    union { float f; uint32_t i; } u;
+    u.f = x;
+    uint32_t nearest = u.i + 0x7fff + (u.i >> 16 & 1), nan = u.i | 0x400000;
+    return ((u.i & 0x7fffffff) > 0x7f800000 ? nan : nearest) & 0xffff0000;
+}
+
+// Rounds src (rows, cols) into to, without gaps: as bfloat16, or as float32 with the same values.
+static void *onednn_operand(int which, const real *src, int rows, int cols, size_t lead) {
+    real *room = gemm_room(which, (size_t)rows * (size_t)cols);
+    PARALLEL_FOR
+    for (int r = 0; r < rows; r++) {
+        const real *from = src + (size_t)r * lead;
+        size_t at = (size_t)r * (size_t)cols;
+        if (onednn_bf16) for (int i = 0; i < cols; i++) ((uint16_t *)(void *)room)[at + i] = (uint16_t)(bf16_round((float)from[i]) >> 16);
+        else for (int i = 0; i < cols; i++) ((uint32_t *)(void *)room)[at + i] = bf16_round((float)from[i]);
+    }
+    return room;
+}
+
+// oneDNN keeps the code it makes for each shape by itself, so nothing is cached here.
+static void gemm_onednn(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb,
+                        real beta, real *c, size_t ldc) {
+    static dnnl_engine_t engine;
+    static dnnl_stream_t stream;
+    if (!engine) {
+        onednn_check(dnnl_engine_create(&engine, dnnl_cpu, 0), "start");
+        onednn_check(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags), "start");
+    }
+    void *data[3] = {onednn_operand(0, a, transa ? K : M, transa ? M : K, lda), onednn_operand(1, b, transb ? N : K, transb ? K : N, ldb), c};
+    dnnl_data_type_t type = onednn_bf16 ? dnnl_bf16 : dnnl_f32, types[3] = {type, type, dnnl_f32};
+    dnnl_dims_t dims[3] = {{M, K}, {K, N}, {M, N}};
+    dnnl_dims_t strides[3] = {{transa ? 1 : K, transa ? M : 1}, {transb ? 1 : N, transb ? K : 1}, {(dnnl_dim_t)ldc, 1}};
+    static const int names[3] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST};
+    dnnl_primitive_attr_t attr;
+    dnnl_post_ops_t ops;
+    dnnl_primitive_desc_t made;
+    dnnl_primitive_t product;
+    dnnl_exec_arg_t arg[3];
+    onednn_check(dnnl_primitive_attr_create(&attr), "prepare a product");
+    onednn_check(dnnl_post_ops_create(&ops), "prepare a product");
+#if DNNL_VERSION_MAJOR >= 3
+    dnnl_memory_desc_t desc[3];
+    for (int i = 0; i < 3; i++)
+        onednn_check(dnnl_memory_desc_create_with_strides(&desc[i], 2, dims[i], types[i], strides[i]), "describe a matrix");
+    if (beta != 0) onednn_check(dnnl_post_ops_append_sum(ops, 1, 0, dnnl_data_type_undef), "add to a matrix");
+    onednn_check(dnnl_primitive_attr_set_post_ops(attr, ops), "add to a matrix");
+    onednn_check(dnnl_matmul_primitive_desc_create(&made, engine, desc[0], desc[1], NULL, desc[2], attr), "multiply these matrices");
+#else
+    dnnl_memory_desc_t room[3], *desc[3];
+    dnnl_matmul_desc_t matmul;
+    for (int i = 0; i < 3; i++) {
+        onednn_check(dnnl_memory_desc_init_by_strides(&room[i], 2, dims[i], types[i], strides[i]), "describe a matrix");
+        desc[i] = &room[i];
+    }
+    if (beta != 0) onednn_check(dnnl_post_ops_append_sum(ops, 1), "add to a matrix");
+    onednn_check(dnnl_primitive_attr_set_post_ops(attr, ops), "add to a matrix");
+    onednn_check(dnnl_matmul_desc_init(&matmul, desc[0], desc[1], NULL, desc[2]), "multiply these matrices");
+    onednn_check(dnnl_primitive_desc_create(&made, &matmul, attr, engine, NULL), "multiply these matrices");
+#endif
+    onednn_check(dnnl_primitive_create(&product, made), "make code for a product");
+    for (int i = 0; i < 3; i++) {
+        arg[i].arg = names[i];
+        onednn_check(dnnl_memory_create(&arg[i].memory, desc[i], engine, data[i]), "take a matrix");
+    }
+    onednn_check(dnnl_primitive_execute(product, stream, 3, arg), "multiply");
+    onednn_check(dnnl_stream_wait(stream), "multiply");
+    for (int i = 0; i < 3; i++) dnnl_memory_destroy(arg[i].memory);
+#if DNNL_VERSION_MAJOR >= 3
+    for (int i = 0; i < 3; i++) dnnl_memory_desc_destroy(desc[i]);
+#endif
+    dnnl_primitive_destroy(product);
+    dnnl_primitive_desc_destroy(made);
+    dnnl_post_ops_destroy(ops);
+    dnnl_primitive_attr_destroy(attr);
+}
+#endif
+
 static void gemm(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb,
                  real beta, real *c, size_t ldc) {
     size_t am = transa ? 1 : lda, ak = transa ? lda : 1, bk = transb ? 1 : ldb, bn = transb ? ldb : 1;
     profile.flop[profile.at] += 2.0 * M * N * K;
     if (gemm_kind == GEMM_NAIVE) gemm_naive(M, N, K, a, am, ak, b, bk, bn, beta, c, ldc);
     else if (gemm_kind == GEMM_PACKED) gemm_packed(M, N, K, a, am, ak, b, bk, bn, beta, c, ldc);
+#ifdef USE_ONEDNN
+    else if (gemm_kind == GEMM_ONEDNN) gemm_onednn(transa, transb, M, N, K, a, lda, b, ldb, beta, c, ldc);
+#endif
 #ifdef USE_CBLAS
     else {
         enum CBLAS_TRANSPOSE ta = transa ? CblasTrans : CblasNoTrans, tb = transb ? CblasTrans : CblasNoTrans;
@@ -941,8 +1034,22 @@ const char *backend_start(int threads) {
     (void)threads;
 #endif
     snprintf(line, sizeof line, "CPU, %d thread%s, %s, matrix products: %s", n_threads, n_threads == 1 ? "" : "s",
-             sizeof(real) == 4 ? "float32" : "float64", gemm_kind == GEMM_CBLAS ? "CBLAS" : "built in");
+             sizeof(real) == 4 ? "float32" : "float64", gemm_kind == GEMM_CBLAS ? "CBLAS" : gemm_kind == GEMM_PACKED ? "built in"
+             : "bfloat16 by oneDNN, summed in float32");
     return line;
+}
+
+// --dtype. Weights, sums, softmax, norms and the optimizer are float32 all the same.
+void backend_dtype_set(const char *dtype) {
+    if (!strcmp(dtype, "fp32")) return;
+#ifdef USE_ONEDNN
+    onednn_bf16 = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
+    if (!onednn_bf16) fprintf(stderr, "note: --dtype bf16: this CPU has neither AMX nor AVX512-BF16; the same rounding, but float32 products: "
+                                      "slower than --dtype fp32\n");
+    gemm_kind = GEMM_ONEDNN;
+#else
+    die_usage("--dtype bf16: this build has no oneDNN; install it (Debian: libdnnl-dev) and make again, or make train_rrhfcu for a GPU");
+#endif
 }
 
 // steps 0: begin; else the table, a line per stage.
@@ -967,7 +1074,7 @@ void backend_profile(int steps) {
     profile.since = now_s();
 }
 
-const char *backend_dtype(void) { return "fp32"; }
+const char *backend_dtype(void) { return gemm_kind == GEMM_ONEDNN ? "bf16" : "fp32"; }
 
 #ifndef NO_MAIN // the tests include this file
 int main(int argc, char **argv) { return run_verb(argc, argv); }

@@ -1736,6 +1736,11 @@ void backend_profile(int steps) {
     if (!steps) fprintf(stderr, "note: --profile 1: the GPU build has no profile of its own; run it under nsys profile\n");
 }
 
+void backend_dtype_set(const char *dtype) {
+    if (strcmp(dtype, backend_dtype()))
+        die_usage("--dtype %s: this build computes in %s; make train_rrhfcu PRECISION=%s", dtype, backend_dtype(), HALF ? "FP32, or use ./train_rrhf" : "BF16");
+}
+
 const char *backend_dtype(void) { return HALF ? "bf16" : "fp32"; }
 
 #ifndef NO_MAIN // the tests include this file

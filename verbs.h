@@ -35,7 +35,7 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(STR, out, "out", 0, 0, "sracte", "DIR: where results go")                                                           \
     X(INT, seed, "1337", 0, 2147483647, "sracte", "same seed, same result")                                               \
     X(INT, threads, "0", 0, 4096, "sracte", "CPU threads, 0 = all")                                                       \
-    X(CHOICE, dtype, "fp32", 0, 0, "sracte", "fp32|bf16: arithmetic; train_rrhfcu has the one it was built for, as default")  \
+    X(CHOICE, dtype, "fp32", 0, 0, "sracte", "fp32|bf16: of matrix products; train_rrhfcu has the one it was built for")  \
     X(INT, layers, "4", 1, 1024, "s", "blocks of a model made from random weights")                                       \
     X(INT, heads, "4", 1, 1024, "s", "attention heads of such a model")                                                   \
     X(INT, channels, "256", 1, 65536, "s", "channels of such a model")                                                    \
@@ -201,10 +201,7 @@ static inline int options_parse(Options *o, int argc, char **argv) {
         if (verb >= 0 && !strchr(row->verbs, verb_letters[verb]))
             fprintf(stderr, "note: %s has no effect on %s\n", argv[i], verb_names[verb]);
     }
-    const char *dtype = o->dtype ? "bf16" : "fp32", *built = backend_dtype();
-    if (o->dtype_given && strcmp(dtype, built))
-        die_usage("--dtype %s: this build computes in %s; %s", dtype, built, strcmp(built, "bf16")
-                  ? "bf16 needs a GPU: make train_rrhfcu" : "for fp32: make train_rrhfcu PRECISION=FP32, or ./train_rrhf");
+    if (o->dtype_given) backend_dtype_set(o->dtype ? "bf16" : "fp32");
     return verb;
 }
 

@@ -20,6 +20,7 @@ cpu_layers.c: train_rrhf.c under other names, for test_cuda.cu. See cpu_layers.h
 #define gpt2_step_end cpu_gpt2_step_end
 #define backend_start cpu_backend_start
 #define backend_profile cpu_backend_profile
+#define backend_dtype_set cpu_backend_dtype_set
 #define backend_dtype cpu_backend_dtype
 #define NO_MAIN
 #include "../train_rrhf.c"   // defines: the CPU path
