@@ -1,10 +1,10 @@
 # make train_rrhf     the CPU program       make train_rrhfcu   the same on an NVIDIA GPU
 # make test           every test            make dev/convert    to and from other formats
 # Optional libraries are used where they are found; the first line printed says which. Leave one out with NO_BLAS=1,
-# NO_OMP=1, NO_STB=1. make CC=clang CFLAGS_EXTRA='-Wall -Wextra' builds without a warning.
+# NO_ONEDNN=1, NO_OMP=1, NO_STB=1. make CC=clang CFLAGS_EXTRA='-Wall -Wextra' builds without a warning.
 
 CC     = gcc
-CFLAGS = -std=c11 -O3 -march=native -fopenmp-simd -fno-math-errno -fno-trapping-math -ffp-contract=fast
+CFLAGS = -std=c11 -O3 -march=native -ffp-contract=fast -fopenmp-simd -fno-math-errno -fno-trapping-math
 LDLIBS = -lm
 HEADERS = util.h model.h dataloader.h tokenizer.h rrhf.h sampler.h reward.h eval.h verbs.h $(wildcard dev/*.h)
 
@@ -24,17 +24,21 @@ endif
 ifndef NO_BLAS # OpenBLAS, or another library with cblas.h, or the Mac's Accelerate
   BLAS := $(firstword $(foreach f,-lopenblas -lcblas -lblas,$(if $(call builds,cblas.h,$(f)),$(f))))
 endif
+ifndef NO_ONEDNN # for --dtype bf16
+  ONEDNN := $(if $(call builds,dnnl.h,-ldnnl),-ldnnl)
+endif
 CJSON := $(call builds,cjson/cJSON.h,-lcjson)
 ifndef NO_STB
   STB := $(firstword $(foreach d,/usr/include/stb /usr/local/include/stb /opt/homebrew/include .,$(if $(wildcard $(d)/stb_image_write.h),$(d))))
 endif
 
-OPTIONS = $(OMP) $(if $(BLAS),-DUSE_CBLAS) $(if $(STB),-DHAVE_STB -I$(STB)) $(CFLAGS_EXTRA)
+OPTIONS = $(OMP) $(if $(BLAS),-DUSE_CBLAS) $(if $(ONEDNN),-DUSE_ONEDNN) $(if $(STB),-DHAVE_STB -I$(STB)) $(CFLAGS_EXTRA)
 $(info found: $(if $(OMP),OpenMP,no OpenMP (one thread)), $(if $(BLAS),CBLAS $(BLAS),no CBLAS (built-in matrix product)), \
+$(if $(ONEDNN),oneDNN,no oneDNN (no --dtype bf16; Debian: libdnnl-dev)), \
 $(if $(STB),stb_image_write,no stb_image_write (no plots; Debian: libstb-dev)))
 
 train_rrhf: train_rrhf.c $(HEADERS)
-	$(CC) $(CFLAGS) $(OPTIONS) -o $@ train_rrhf.c $(BLAS) $(LDLIBS)
+	$(CC) $(CFLAGS) $(OPTIONS) -o $@ train_rrhf.c $(BLAS) $(ONEDNN) $(LDLIBS)
 
 dev/convert: dev/convert.c $(HEADERS)
 	@test -n "$(CJSON)" || { echo "dev/convert: no cJSON found; install it (Debian: libcjson-dev)"; exit 1; }
@@ -47,7 +51,7 @@ dev/table: dev/table.c $(HEADERS)
 	$(CC) $(CFLAGS) $(if $(STB),-DHAVE_STB -I$(STB)) $(CFLAGS_EXTRA) -o $@ dev/table.c $(LDLIBS)
 
 # Tests: each is one program (or script) that prints a line per check and ends with "N passed, N failed".
-TEST_BUILD = $(CC) $(CFLAGS) -O2 $(OPTIONS) -DNO_MAIN -o $@ $< $(BLAS) $(LDLIBS)
+TEST_BUILD = $(CC) $(CFLAGS) -O2 $(OPTIONS) -DNO_MAIN -o $@ $< $(BLAS) $(ONEDNN) $(LDLIBS)
 TESTS = $(addprefix test/test_,tokenizer plot rrhf gradients model model_double reference sampler policies $(if $(CJSON),convert))
 test/test_%: test/test_%.c train_rrhf.c test/test.h $(HEADERS)
 	$(TEST_BUILD)

@@ -125,37 +125,57 @@ static inline Config checkpoint_config(const char *path, const int32_t h[256]) {
     return c;
 }
 
-// Reads a checkpoint of either precision; returns its parameters as float32 (caller frees).
-static inline float *checkpoint_read(const char *path, Config *config) {
-    In in = in_open(path);
+// A checkpoint of either precision, open behind its header: n parameters of `bytes` bytes follow.
+typedef struct { In in; Config c; size_t n, bytes; } Checkpoint;
+
+static inline Checkpoint checkpoint_open(const char *path) {
+    Checkpoint f;
     int32_t h[256];
-    in_header(&in, h, CHECKPOINT_MAGIC, "checkpoint");
-    *config = checkpoint_config(path, h);
-    size_t n = gpt2_count(*config), bytes = h[1] == CHECKPOINT_BF16 ? 2 : 4;
-    if ((int64_t)(n * bytes) != in_left(&in))
+    f.in = in_open(path);
+    in_header(&f.in, h, CHECKPOINT_MAGIC, "checkpoint");
+    f.c = checkpoint_config(path, h);
+    f.n = gpt2_count(f.c), f.bytes = h[1] == CHECKPOINT_BF16 ? 2 : 4;
+    if ((int64_t)(f.n * f.bytes) != in_left(&f.in))
         die("%s: its header announces %zu parameters (%zu bytes), the file has %" PRId64 "; truncated or damaged, fetch it again",
-            path, n, n * bytes, in_left(&in));
-    float *params = (float *)xalloc(n, sizeof *params);
-    if (bytes == 4) in_read(&in, params, (int64_t)(n * 4), "the parameters");
+            path, f.n, f.n * f.bytes, in_left(&f.in));
+    return f;
+}
+
+// Its next n parameters as float32.
+static inline void checkpoint_part(Checkpoint *f, float *to, size_t n) {
+    size_t first = f->n - (size_t)in_left(&f->in) / f->bytes;
+    if (f->bytes == 4) in_read(&f->in, to, (int64_t)(n * 4), "the parameters");
     else {
         uint16_t *half = (uint16_t *)xalloc(n, sizeof *half);
-        in_read(&in, half, (int64_t)(n * 2), "the parameters");
+        in_read(&f->in, half, (int64_t)(n * 2), "the parameters");
         for (size_t i = 0; i < n; i++) { // bfloat16 is the upper half of a float32
             uint32_t bits = (uint32_t)half[i] << 16;
-            memcpy(&params[i], &bits, 4);
+            memcpy(&to[i], &bits, 4);
         }
         free(half);
     }
-    in_close(&in);
     for (size_t i = 0; i < n; i++)
-        if (!isfinite(params[i])) die("%s: parameter %zu is %g; the checkpoint is damaged", path, i, params[i]);
+        if (!isfinite(to[i])) die("%s: parameter %zu is %g; the checkpoint is damaged", f->in.path, first + i, to[i]);
+}
+
+// All of them (caller frees).
+static inline float *checkpoint_read(const char *path, Config *config) {
+    Checkpoint f = checkpoint_open(path);
+    float *params = (float *)xalloc(f.n, sizeof *params);
+    *config = f.c;
+    checkpoint_part(&f, params, f.n);
+    in_close(&f.in);
     return params;
 }
 
-static inline void checkpoint_write(const char *path, Config c, const float *params) {
+static inline void checkpoint_header(Out *out, Config c) {
     int32_t h[256] = {CHECKPOINT_MAGIC, CHECKPOINT_FP32, c.T, c.V, c.L, c.NH, c.C, c.Vp, c.reward, c.logistic};
+    out_write(out, h, sizeof h);
+}
+
+static inline void checkpoint_write(const char *path, Config c, const float *params) {
     Out out = out_open(path);
-    out_write(&out, h, sizeof h);
+    checkpoint_header(&out, c);
     out_write(&out, params, gpt2_count(c) * sizeof *params);
     out_close(&out);
 }
@@ -180,11 +200,12 @@ typedef struct { double lr, beta1, beta2, eps, weight_decay; } AdamW;
 
 enum Copy { COPY_PARAMS, COPY_GRADS, COPY_M, COPY_V }; // what gpt2_get and gpt2_set move (float32, file order)
 
-GPT2  *gpt2_build(Config c, const float *params, int training); // training: also gradients and AdamW's moments
+// params may be NULL: zeros, to be set later. training: also gradients and AdamW's moments
+GPT2  *gpt2_build(Config c, const float *params, int training);
 void   gpt2_free(GPT2 *m);
 Config gpt2_config(const GPT2 *m);
-void   gpt2_get(GPT2 *m, enum Copy what, float *host);
-void   gpt2_set(GPT2 *m, enum Copy what, const float *host);
+void   gpt2_get_part(GPT2 *m, enum Copy what, size_t at, size_t n, float *host); // elements at .. at+n-1
+void   gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *host);
 size_t gpt2_bytes(Config c, int training, int N, int U);        // memory that build and plan will take
 void   gpt2_plan(GPT2 *m, int N, int U);         // room for batches up to N tokens and U rows that are read
 // Policy: out (P) = log P(target). Reward model: out (R) = the head at each response's last token.
@@ -198,6 +219,49 @@ void   gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots);
 // logits (n_rows, V), owned by the model, valid until the next call
 const float *gpt2_decode(GPT2 *m, const Decode *d);
 const char *backend_start(int threads);          // 0 = all; returns a line for the banner
-const char *backend_dtype(void);                 // what this build computes in, of --dtype: "fp32" or "bf16"
+void   backend_profile(int steps);               // --profile 1: 0 = begin; else print where the time of so many steps went
+void   backend_dtype_set(const char *dtype);     // --dtype: "fp32" or "bf16"; before backend_start
+const char *backend_dtype(void);                 // what is computed in: "fp32" or "bf16"
+
+static inline void gpt2_get(GPT2 *m, enum Copy what, float *host) { gpt2_get_part(m, what, 0, gpt2_count(gpt2_config(m)), host); }
+static inline void gpt2_set(GPT2 *m, enum Copy what, const float *host) { gpt2_set_part(m, what, 0, gpt2_count(gpt2_config(m)), host); }
+
+// Between a model and a file, a part at a time: a second copy of a large model may be more than the machine holds.
+enum { GPT2_PART = 1 << 20 };
+static inline size_t gpt2_part(size_t at, size_t n) { return n - at < GPT2_PART ? n - at : GPT2_PART; }
+
+// m may have parameters beyond the file's (a scalar head); they stay as they are.
+static inline void checkpoint_load(Checkpoint *f, GPT2 *m) {
+    float *part = (float *)xalloc(GPT2_PART, sizeof *part);
+    for (size_t at = 0, n; at < f->n; at += n) {
+        n = gpt2_part(at, f->n);
+        checkpoint_part(f, part, n);
+        gpt2_set_part(m, COPY_PARAMS, at, n, part);
+    }
+    in_close(&f->in);
+    free(part);
+}
+
+// Appends parameters or moments to a file. Dies before the file gets its name if a parameter is not finite.
+static inline void gpt2_write(GPT2 *m, enum Copy what, Out *out) {
+    float *part = (float *)xalloc(GPT2_PART, sizeof *part);
+    size_t total = gpt2_count(gpt2_config(m));
+    for (size_t at = 0, n; at < total; at += n) {
+        n = gpt2_part(at, total);
+        gpt2_get_part(m, what, at, n, part);
+        for (size_t i = 0; what == COPY_PARAMS && i < n; i++)
+            if (!isfinite(part[i])) die("NaN: %s: parameter %zu is %g; nothing was overwritten: go back to the last checkpoint "
+                                        "with a smaller --lr or with --grad-clip 1", out->path, at + i, part[i]);
+        out_write(out, part, n * sizeof *part);
+    }
+    free(part);
+}
+
+static inline void gpt2_save(GPT2 *m, const char *path) {
+    Out out = out_open(path);
+    checkpoint_header(&out, gpt2_config(m));
+    gpt2_write(m, COPY_PARAMS, &out);
+    out_close(&out);
+}
 
 #endif

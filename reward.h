@@ -20,7 +20,7 @@ The second is InstructGPT's reward-model loss (Ouyang et al. 2022). Which one, t
 #include <poll.h>        // defines: poll
 #include <signal.h>      // defines: signal
 #include <sys/wait.h>    // defines: waitpid
-#include "model.h"       // defines: GPT2, checkpoint_read
+#include "model.h"       // defines: GPT2, checkpoint_open
 #include "dataloader.h"  // defines: Ranked
 #include "tokenizer.h"   // defines: Tokenizer, tokenizer_text
 #include "rrhf.h"        // defines: Objective, Loss, evaluate_all
@@ -118,7 +118,6 @@ static inline void reward_start(Reward *r) {
 
 static inline Reward reward_open(const char *spec, Tokenizer *tok) {
     Reward r;
-    Config c;
     memset(&r, 0, sizeof r);
     r.spec = spec, r.tok = tok;
     if (reward_is_command(spec)) {
@@ -126,10 +125,10 @@ static inline Reward reward_open(const char *spec, Tokenizer *tok) {
         reward_start(&r);
         return r;
     }
-    float *params = checkpoint_read(spec, &c);
-    if (!c.reward) die("--reward %s: a policy, without a scalar head; make a reward model with the reward verb", spec);
-    r.model = gpt2_build(c, params, 0);
-    free(params);
+    Checkpoint f = checkpoint_open(spec);
+    if (!f.c.reward) die("--reward %s: a policy, without a scalar head; make a reward model with the reward verb", spec);
+    r.model = gpt2_build(f.c, NULL, 0);
+    checkpoint_load(&f, r.model);
     return r;
 }
 

@@ -146,7 +146,7 @@ typedef struct {
     const char *label, *data, *out, *resume; // label for the progress line; resume may be NULL
     uint64_t seed;
     int batch, micro_batch, epochs, steps;   // steps: stop after this many, 0 = at the end of the epochs
-    int shuffle, checkpoint_every;
+    int shuffle, checkpoint_every, profile;
     enum Schedule schedule;
     double warmup, grad_clip;
     AdamW adam;
@@ -197,35 +197,23 @@ static inline void log_write(const Train *t, const Log *log) {
 // state.bin: int32[256] {20230412, 1, settings' length, log rows}, the settings, the log, the parameters and both moments.
 enum { STATE_MAGIC = 20230412 };
 
-static inline void state_write(GPT2 *m, const Train *t, const Log *log, float *host) {
+static inline void state_write(GPT2 *m, const Train *t, const Log *log) {
     char path[RRHF_PATH_MAX];
-    size_t n = gpt2_count(gpt2_config(m));
     int32_t h[256] = {STATE_MAGIC, 1, (int32_t)strlen(t->settings), log->n};
     Out out = out_open(path_join(path, t->out, "state.bin"));
     out_write(&out, h, sizeof h);
     out_write(&out, t->settings, strlen(t->settings));
     out_write(&out, log->row, (size_t)log->n * sizeof *log->row);
     enum Copy parts[3] = {COPY_PARAMS, COPY_M, COPY_V};
-    for (int i = 0; i < 3; i++) {
-        gpt2_get(m, parts[i], host);
-        out_write(&out, host, n * sizeof *host);
-    }
+    for (int i = 0; i < 3; i++) gpt2_write(m, parts[i], &out);
     out_close(&out);
 }
 
 static inline void train_save(GPT2 *m, const Train *t, const Log *log, int state) {
     char path[RRHF_PATH_MAX];
-    size_t n = gpt2_count(gpt2_config(m));
-    float *host = (float *)xalloc(n, sizeof *host);
-    gpt2_get(m, COPY_PARAMS, host);
-    for (size_t i = 0; i < n; i++)
-        if (!isfinite(host[i])) die("NaN: after step %d parameter %zu is %g; nothing was overwritten: go back to the last "
-                                    "checkpoint with a smaller --lr or with --grad-clip 1", log->n, i, host[i]);
-    if (state) state_write(m, t, log, host);
-    gpt2_get(m, COPY_PARAMS, host);
-    checkpoint_write(path_join(path, t->out, "policy.bin"), gpt2_config(m), host);
+    if (state) state_write(m, t, log);
+    gpt2_save(m, path_join(path, t->out, "policy.bin"));
     log_write(t, log);
-    free(host);
 }
 
 static inline void train_load(GPT2 *m, const Train *t, Log *log) {
@@ -250,15 +238,18 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
         if (log->row[i].step != i + 1) die("%s: row %d of its log is step %g; damaged: start without --resume", path, i + 1, log->row[i].step);
     if ((int64_t)(3 * n * sizeof(float)) != in_left(&in))
         die("%s: %" PRId64 " bytes of parameters and moments, expected %zu; truncated, or of another model", path, in_left(&in), 3 * n * sizeof(float));
-    float *host = (float *)xalloc(n, sizeof *host);
+    float *part = (float *)xalloc(GPT2_PART, sizeof *part);
     enum Copy parts[3] = {COPY_PARAMS, COPY_M, COPY_V};
-    for (int i = 0; i < 3; i++) {
-        in_read(&in, host, (int64_t)(n * sizeof *host), "the optimizer's state");
-        for (size_t k = 0; k < n; k++) if (!isfinite(host[k])) die("%s: number %zu of part %d is %g; damaged: start without --resume", path, k, i, host[k]);
-        gpt2_set(m, parts[i], host);
-    }
+    for (int i = 0; i < 3; i++)
+        for (size_t at = 0, k; at < n; at += k) {
+            k = gpt2_part(at, n);
+            in_read(&in, part, (int64_t)(k * sizeof *part), "the optimizer's state");
+            for (size_t j = 0; j < k; j++)
+                if (!isfinite(part[j])) die("%s: number %zu of part %d is %g; damaged: start without --resume", path, at + j, i, part[j]);
+            gpt2_set_part(m, parts[i], at, k, part);
+        }
     in_close(&in);
-    free(host);
+    free(part);
 }
 
 // Everything that decides a step's bits, in words, so that a resumed run can be refused with a reason.
@@ -277,10 +268,11 @@ static inline void train_settings(Train *t, const GPT2 *m, const Ranked *d) {
     snprintf(t->settings, sizeof t->settings,
              "model T%d V%d L%d NH%d C%d reward%d, data %d queries %d responses #%016" PRIx64 ", seed %" PRIu64 ", batch %d, "
              "micro-batch %d, epochs %d, shuffle %d, lr %.9g, schedule %d, warmup %.9g, beta1 %.9g, beta2 %.9g, eps %.9g, "
-             "weight-decay %.9g, grad-clip %.9g, rank-weight %.9g, ft-weight %.9g, ft-reduction %s, length-penalty %.9g, margin %.9g, refresh %d%s",
+             "weight-decay %.9g, grad-clip %.9g, rank-weight %.9g, ft-weight %.9g, ft-reduction %s, length-penalty %.9g, margin %.9g, refresh %d%s%s",
              c.T, c.V, c.L, c.NH, c.C, c.reward, d->Q, d->R, hash, t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
              t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
-             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh, t->drawing);
+             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh, t->drawing,
+             strcmp(backend_dtype(), "bf16") ? "" : ", dtype bf16");
 }
 
 typedef struct { Batch b; real *out, *c; double *value, *p, *dc; Loss sum; } StepRoom; // sum: over the step so far
@@ -456,6 +448,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     while (step < end && !interrupted) {
         const int *queries;
         int n = step_queries(t, d, step, order, &epoch, &queries);
+        if (t->profile && step <= begun + 1) backend_profile(0); // anew after the first step, which also brings memory in
         if (t->refresh && (step % t->refresh == 0 || step == begun)) {
             window_refresh(&w, t, d, step, total, step % t->refresh != 0);
             step_room_free(&s);
@@ -475,6 +468,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
         else if (now_s() - saved > 20) log_write(t, log), saved = now_s(); // the log can be watched
     }
     signal(SIGINT, SIG_DFL);
+    if (t->profile && step > begun) backend_profile(step > begun + 1 ? step - begun - 1 : 1);
     window_save(m, t, log, t->checkpoint_every || step < total, &w); // a finished run needs no state to resume from
     free(order);
     free(w.index);

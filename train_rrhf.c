@@ -20,6 +20,9 @@ same bits whatever the number of threads.
 #ifdef USE_CBLAS
 #include <cblas.h>       // defines: cblas_sgemm, cblas_dgemm
 #endif
+#ifdef USE_ONEDNN
+#include <dnnl.h>        // defines: dnnl_matmul_desc_init (version 2), dnnl_matmul_primitive_desc_create (version 3)
+#endif
 
 #ifdef _OPENMP
 #define PARALLEL_FOR _Pragma("omp parallel for schedule(static)")
@@ -35,6 +38,44 @@ same bits whatever the number of threads.
 #define SIMD_SUM_(x) _Pragma(#x)
 
 static int n_threads = 1;
+
+// ----------------------------------------------------------------------------
+// --profile 1: where a training run's time goes
+
+// X(stage, name): what the program is at, from one stage() to the next
+#define STAGES(X)                                                                        \
+    X(OTHER,      "everything else")                                                     \
+    X(EMBEDDING,  "embedding, forward and backward")                                     \
+    X(LAYERNORM,  "layernorm, forward and backward")                                     \
+    X(QKV,        "qkv product, forward")                                                \
+    X(ATTPROJ,    "attproj product, forward")                                            \
+    X(FC,         "fc product, forward")                                                 \
+    X(FCPROJ,     "fcproj product, forward")                                             \
+    X(DQKV,       "qkv products, backward")                                              \
+    X(DATTPROJ,   "attproj products, backward")                                          \
+    X(DFC,        "fc products, backward")                                               \
+    X(DFCPROJ,    "fcproj products, backward")                                           \
+    X(ATTENTION,  "attention, forward")                                                  \
+    X(DATTENTION, "attention, backward")                                                 \
+    X(GELU,       "gelu, forward and backward")                                          \
+    X(CLASSIFIER, "classifier, forward")                                                 \
+    X(DCLASSIFIER, "classifier, backward")                                               \
+    X(LOSS,       "losses of the queries")                                               \
+    X(ZERO,       "zeroing gradients")                                                   \
+    X(NORM,       "norm of the gradient")                                                \
+    X(ADAMW,      "AdamW")
+#define X(stage, name) STAGE_##stage,
+enum Stage { STAGES(X) N_STAGES };
+#undef X
+static struct { int on; enum Stage at; double since, seconds[N_STAGES], flop[N_STAGES], bytes[N_STAGES]; } profile;
+
+static inline void stage(enum Stage s) {
+    if (!profile.on) return;
+    double now = now_s();
+    profile.seconds[profile.at] += now - profile.since;
+    profile.since = now;
+    profile.at = s;
+}
 
 // ----------------------------------------------------------------------------
 // Small mathematics
@@ -75,9 +116,10 @@ static inline void axpy(real *restrict y, real a, const real *restrict x, int n)
 // Matrix products: the one seam between the layers and the machine
 //
 // gemm: C (M,N) = beta C + op(A) op(B), row-major; op(A) is (M,K), op(B) is (K,N); beta is 0 or 1.
-// Three variants compute it: GEMM_NAIVE is the definition, GEMM_PACKED the built-in, GEMM_CBLAS a library.
+// Four variants compute it: GEMM_NAIVE is the definition, GEMM_PACKED the built-in, GEMM_CBLAS a library; GEMM_ONEDNN
+// (--dtype bf16) rounds A and B to bfloat16 and sums in float32.
 
-enum { GEMM_NAIVE, GEMM_PACKED, GEMM_CBLAS };
+enum { GEMM_NAIVE, GEMM_PACKED, GEMM_CBLAS, GEMM_ONEDNN };
 #ifdef USE_CBLAS
 static int gemm_kind = GEMM_CBLAS;
 #else
@@ -106,12 +148,13 @@ enum { VECTOR = 32, MR = 6, NV = 2 };
 #else
 enum { VECTOR = 16, MR = 6, NV = 2 };
 #endif
-enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 256, TILE_M = 8 * MR, TILE_N = 128, NC = 32 * TILE_N };
+enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 384, TILE_M = 16 * MR, TILE_N = 64, NC = 16 * TILE_N };
 typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
 
 // One register tile: c (rows, cols) (+)= strip (K, MR) times panel (K, NR).
 static void gemm_tile(int K, const real *restrict strip, const real *restrict panel, real *restrict c, size_t ldc,
                       int rows, int cols, int add) {
+    for (int i = 0; i < rows; i++) __builtin_prefetch(c + i * ldc, 1); // there by the time it is added to
     vec sum[MR][NV];
     memset(sum, 0, sizeof sum);
     for (int k = 0; k < K; k++, strip += MR, panel += NR) {
@@ -140,8 +183,10 @@ static void gemm_pack(real *restrict dst, const real *restrict src, size_t line,
         for (int k = 0; k < K; k++) memcpy(dst + (size_t)k * full, src + k * term, (size_t)full * sizeof *dst);
         return;
     }
-    for (int i = 0; i < full; i++)
-        for (int k = 0; k < K; k++) dst[(size_t)k * full + i] = i < width ? src[i * line + k * term] : 0;
+    for (int k = 0; k < K; k++, dst += full, src += term) {
+        for (int i = 0; i < width; i++) dst[i] = src[i * line];
+        for (int i = width; i < full; i++) dst[i] = 0;
+    }
 }
 
 static real *gemm_room(int which, size_t n) { // packing buffers, grown once and kept
@@ -162,32 +207,123 @@ static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak
                         real beta, real *c, size_t ldc) {
     int strips = (M + MR - 1) / MR;
     real *pa = gemm_room(0, (size_t)strips * MR * KC), *pb = gemm_room(1, (size_t)NC * KC);
-    for (int n0 = 0; n0 < N; n0 += NC)
-        for (int k0 = 0; k0 < K; k0 += KC) {
-            int nc = min_int(NC, N - n0), kc = min_int(KC, K - k0), panels = (nc + NR - 1) / NR;
-            int add = beta != 0 || k0 > 0;
-            PARALLEL_FOR
-            for (int s = 0; s < strips; s++)
-                gemm_pack(pa + (size_t)s * MR * kc, a + (size_t)s * MR * am + k0 * ak, am, ak, min_int(MR, M - s * MR), MR, kc);
+    for (int k0 = 0; k0 < K; k0 += KC) {
+        int kc = min_int(KC, K - k0), add = beta != 0 || k0 > 0;
+        PARALLEL_FOR
+        for (int s = 0; s < strips; s++)
+            gemm_pack(pa + (size_t)s * MR * kc, a + (size_t)s * MR * am + k0 * ak, am, ak, min_int(MR, M - s * MR), MR, kc);
+        for (int n0 = 0; n0 < N; n0 += NC) {
+            int nc = min_int(NC, N - n0), panels = (nc + NR - 1) / NR;
             PARALLEL_FOR
             for (int p = 0; p < panels; p++)
                 gemm_pack(pb + (size_t)p * NR * kc, b + k0 * bk + (size_t)(n0 + p * NR) * bn, bn, bk,
                           min_int(NR, nc - p * NR), NR, kc);
             PARALLEL_TILES
-            for (int m0 = 0; m0 < M; m0 += TILE_M) // a tile of C stays in cache while its panels pass by
+            for (int m0 = 0; m0 < M; m0 += TILE_M) // a tile's strips stay in the second cache while its panels pass by
                 for (int j0 = 0; j0 < nc; j0 += TILE_N)
                     for (int j = j0; j < min_int(j0 + TILE_N, nc); j += NR)
                         for (int i = m0; i < min_int(m0 + TILE_M, M); i += MR)
                             gemm_tile(kc, pa + (size_t)i * kc, pb + (size_t)j * kc, c + i * ldc + n0 + j, ldc,
                                       min_int(MR, M - i), min_int(NR, nc - j), add);
         }
+    }
 }
+
+#ifdef USE_ONEDNN
+static int onednn_bf16; // the CPU multiplies bfloat16 itself; if not, rounded operands go through oneDNN as float32
+
+static void onednn_check(dnnl_status_t status, const char *what) {
+    if (status != dnnl_success) die("--dtype bf16: oneDNN cannot %s (status %d); use --dtype fp32", what, (int)status);
+}
+
+// To the nearest bfloat16, ties to even; a NaN stays one. The result's lower half is zero.
+static inline uint32_t bf16_round(float x) {
+    union { float f; uint32_t i; } u;
+    u.f = x;
+    uint32_t nearest = u.i + 0x7fff + (u.i >> 16 & 1), nan = u.i | 0x400000;
+    return ((u.i & 0x7fffffff) > 0x7f800000 ? nan : nearest) & 0xffff0000;
+}
+
+// Rounds src (rows, cols) into to, without gaps: as bfloat16, or as float32 with the same values.
+static void *onednn_operand(int which, const real *src, int rows, int cols, size_t lead) {
+    real *room = gemm_room(which, (size_t)rows * (size_t)cols);
+    PARALLEL_FOR
+    for (int r = 0; r < rows; r++) {
+        const real *from = src + (size_t)r * lead;
+        size_t at = (size_t)r * (size_t)cols;
+        if (onednn_bf16) for (int i = 0; i < cols; i++) ((uint16_t *)(void *)room)[at + i] = (uint16_t)(bf16_round((float)from[i]) >> 16);
+        else for (int i = 0; i < cols; i++) ((uint32_t *)(void *)room)[at + i] = bf16_round((float)from[i]);
+    }
+    return room;
+}
+
+// oneDNN keeps the code it makes for each shape by itself, so nothing is cached here.
+static void gemm_onednn(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb,
+                        real beta, real *c, size_t ldc) {
+    static dnnl_engine_t engine;
+    static dnnl_stream_t stream;
+    if (!engine) {
+        onednn_check(dnnl_engine_create(&engine, dnnl_cpu, 0), "start");
+        onednn_check(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags), "start");
+    }
+    void *data[3] = {onednn_operand(0, a, transa ? K : M, transa ? M : K, lda), onednn_operand(1, b, transb ? N : K, transb ? K : N, ldb), c};
+    dnnl_data_type_t type = onednn_bf16 ? dnnl_bf16 : dnnl_f32, types[3] = {type, type, dnnl_f32};
+    dnnl_dims_t dims[3] = {{M, K}, {K, N}, {M, N}};
+    dnnl_dims_t strides[3] = {{transa ? 1 : K, transa ? M : 1}, {transb ? 1 : N, transb ? K : 1}, {(dnnl_dim_t)ldc, 1}};
+    static const int names[3] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST};
+    dnnl_primitive_attr_t attr;
+    dnnl_post_ops_t ops;
+    dnnl_primitive_desc_t made;
+    dnnl_primitive_t product;
+    dnnl_exec_arg_t arg[3];
+    onednn_check(dnnl_primitive_attr_create(&attr), "prepare a product");
+    onednn_check(dnnl_post_ops_create(&ops), "prepare a product");
+#if DNNL_VERSION_MAJOR >= 3
+    dnnl_memory_desc_t desc[3];
+    for (int i = 0; i < 3; i++)
+        onednn_check(dnnl_memory_desc_create_with_strides(&desc[i], 2, dims[i], types[i], strides[i]), "describe a matrix");
+    if (beta != 0) onednn_check(dnnl_post_ops_append_sum(ops, 1, 0, dnnl_data_type_undef), "add to a matrix");
+    onednn_check(dnnl_primitive_attr_set_post_ops(attr, ops), "add to a matrix");
+    onednn_check(dnnl_matmul_primitive_desc_create(&made, engine, desc[0], desc[1], NULL, desc[2], attr), "multiply these matrices");
+#else
+    dnnl_memory_desc_t room[3], *desc[3];
+    dnnl_matmul_desc_t matmul;
+    for (int i = 0; i < 3; i++) {
+        onednn_check(dnnl_memory_desc_init_by_strides(&room[i], 2, dims[i], types[i], strides[i]), "describe a matrix");
+        desc[i] = &room[i];
+    }
+    if (beta != 0) onednn_check(dnnl_post_ops_append_sum(ops, 1), "add to a matrix");
+    onednn_check(dnnl_primitive_attr_set_post_ops(attr, ops), "add to a matrix");
+    onednn_check(dnnl_matmul_desc_init(&matmul, desc[0], desc[1], NULL, desc[2]), "multiply these matrices");
+    onednn_check(dnnl_primitive_desc_create(&made, &matmul, attr, engine, NULL), "multiply these matrices");
+#endif
+    onednn_check(dnnl_primitive_create(&product, made), "make code for a product");
+    for (int i = 0; i < 3; i++) {
+        arg[i].arg = names[i];
+        onednn_check(dnnl_memory_create(&arg[i].memory, desc[i], engine, data[i]), "take a matrix");
+    }
+    onednn_check(dnnl_primitive_execute(product, stream, 3, arg), "multiply");
+    onednn_check(dnnl_stream_wait(stream), "multiply");
+    for (int i = 0; i < 3; i++) dnnl_memory_destroy(arg[i].memory);
+#if DNNL_VERSION_MAJOR >= 3
+    for (int i = 0; i < 3; i++) dnnl_memory_desc_destroy(desc[i]);
+#endif
+    dnnl_primitive_destroy(product);
+    dnnl_primitive_desc_destroy(made);
+    dnnl_post_ops_destroy(ops);
+    dnnl_primitive_attr_destroy(attr);
+}
+#endif
 
 static void gemm(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb,
                  real beta, real *c, size_t ldc) {
     size_t am = transa ? 1 : lda, ak = transa ? lda : 1, bk = transb ? 1 : ldb, bn = transb ? ldb : 1;
+    profile.flop[profile.at] += 2.0 * M * N * K;
     if (gemm_kind == GEMM_NAIVE) gemm_naive(M, N, K, a, am, ak, b, bk, bn, beta, c, ldc);
     else if (gemm_kind == GEMM_PACKED) gemm_packed(M, N, K, a, am, ak, b, bk, bn, beta, c, ldc);
+#ifdef USE_ONEDNN
+    else if (gemm_kind == GEMM_ONEDNN) gemm_onednn(transa, transb, M, N, K, a, lda, b, ldb, beta, c, ldc);
+#endif
 #ifdef USE_CBLAS
     else {
         enum CBLAS_TRANSPOSE ta = transa ? CblasTrans : CblasNoTrans, tb = transb ? CblasTrans : CblasNoTrans;
@@ -206,6 +342,7 @@ static void gemm(int transa, int transb, int M, int N, int K, const real *a, siz
 
 // Embedding: out[n] = wte[token[n]] + wpe[pos[n]].   out (N,C), wte (V,C), wpe (T,C)
 static void embedding_forward(real *out, const int *token, const int *pos, const real *wte, const real *wpe, int N, int C) {
+    stage(STAGE_EMBEDDING);
     PARALLEL_FOR
     for (int n = 0; n < N; n++) {
         const real *t = wte + (size_t)token[n] * C, *p = wpe + (size_t)pos[n] * C;
@@ -216,6 +353,7 @@ static void embedding_forward(real *out, const int *token, const int *pos, const
 // dwte[token[n]] += dout[n], dwpe[pos[n]] += dout[n]. Tokens repeat, so threads share the channels, not the rows.
 static void embedding_backward(real *dwte, real *dwpe, const real *dout, const int *token, const int *pos, int N, int C) {
     enum { SPAN = 64 };
+    stage(STAGE_EMBEDDING);
     PARALLEL_FOR
     for (int i = 0; i < C; i += SPAN)
         for (int n = 0; n < N; n++) {
@@ -228,6 +366,7 @@ static void embedding_backward(real *dwte, real *dwpe, const real *dout, const i
 // LayerNorm (eps 1e-5): out = w * (x - mean) * rstd + b over the C channels of each row.
 // out, x (N,C); w, b (C); mean, rstd (N) are saved for the backward
 static void layernorm_forward(real *out, real *mean, real *rstd, const real *x, const real *w, const real *b, int N, int C) {
+    stage(STAGE_LAYERNORM);
     PARALLEL_FOR
     for (int n = 0; n < N; n++) {
         const real *row = x + (size_t)n * C;
@@ -249,6 +388,7 @@ static void layernorm_forward(real *out, real *mean, real *rstd, const real *x, 
 static void layernorm_backward(real *dx, real *dw, real *db, const real *dout, const real *x, const real *w,
                                const real *mean, const real *rstd, int N, int C) {
     enum { SPAN = 64 };
+    stage(STAGE_LAYERNORM);
     PARALLEL_FOR
     for (int n = 0; n < N; n++) {
         const real *g = dout + (size_t)n * C, *row = x + (size_t)n * C;
@@ -282,11 +422,13 @@ static void matmul_forward(real *out, const real *x, const real *w, const real *
     gemm(0, 1, N, OC, C, x, (size_t)C, w, (size_t)C, 1, out, (size_t)OC);
 }
 
+static real grad_beta = 1; // 0 in a step's first backward: products then overwrite gradients, and nobody need zero them
+
 // dx = dout W, dW += dout^T x, dbias += sum_N dout. (The residual's gradient is dout itself.)
 static void matmul_backward(real *dx, real *dw, real *dbias, const real *dout, const real *x, const real *w, int N, int C, int OC) {
     enum { SPAN = 64 };
     gemm(0, 0, N, C, OC, dout, (size_t)OC, w, (size_t)C, 0, dx, (size_t)C);
-    gemm(1, 0, OC, C, N, dout, (size_t)OC, x, (size_t)C, 1, dw, (size_t)C);
+    gemm(1, 0, OC, C, N, dout, (size_t)OC, x, (size_t)C, grad_beta, dw, (size_t)C);
     PARALLEL_FOR
     for (int o = 0; o < OC; o += SPAN)
         for (int n = 0; n < N; n++) axpy(dbias + o, 1, dout + (size_t)n * OC + o, min_int(SPAN, OC - o));
@@ -300,26 +442,30 @@ static void matmul_backward(real *dx, real *dw, real *dbias, const real *dout, c
 static inline __attribute__((always_inline)) void attention_forward_head(real *out, real *lse, const real *qkv, real *s,
         const Batch *b, int n0, int n1, int h, int C, int NH, const int hs) {
     real scale = 1 / sqrt_real((real)hs);
+    const real *k = qkv + C + h * hs, *v = k + C;
     for (int n = n0; n < n1; n++) {
         const real *q = qkv + (size_t)n * 3 * C + h * hs;
-        real *o = out + (size_t)n * C + h * hs, max = 0, sum = 0;
+        const int run[2][2] = {{b->a0[n], b->a1[n]}, {b->b0[n], n + 1}};
+        real *o = out + (size_t)n * C + h * hs, max = -INFINITY, sum = 0;
         int m = 0;
-        for (int j = b->a0[n]; j <= n; j = j + 1 == b->a1[n] ? b->b0[n] : j + 1) {
-            s[m] = scale * dot(q, qkv + (size_t)j * 3 * C + C + h * hs, hs);
-            max = m == 0 || s[m] > max ? s[m] : max;
-            m++;
-        }
+        for (int i = 0; i < 2; i++)
+            for (int j = run[i][0]; j < run[i][1]; j++, m++) {
+                s[m] = scale * dot(q, k + (size_t)j * 3 * C, hs);
+                max = s[m] > max ? s[m] : max;
+            }
         SIMD_SUM(sum)
         for (int i = 0; i < m; i++) sum += s[i] = exp_real(s[i] - max);
         for (int i = 0; i < hs; i++) o[i] = 0;
-        for (int i = 0, j = b->a0[n]; i < m; i++, j = j + 1 == b->a1[n] ? b->b0[n] : j + 1)
-            axpy(o, s[i] / sum, qkv + (size_t)j * 3 * C + 2 * C + h * hs, hs);
+        m = 0;
+        for (int i = 0; i < 2; i++)
+            for (int j = run[i][0]; j < run[i][1]; j++) axpy(o, s[m++] / sum, v + (size_t)j * 3 * C, hs);
         lse[(size_t)n * NH + h] = max + (real)log(sum);
     }
 }
 
 static void attention_forward(real *out, real *lse, const real *qkv, real *room, int room_size, const Batch *b, int C, int NH) {
     int hs = C / NH;
+    stage(STAGE_ATTENTION);
     PARALLEL_FOR2
     for (int g = 0; g < b->Q; g++)
         for (int h = 0; h < NH; h++) {
@@ -336,26 +482,40 @@ static void attention_forward(real *out, real *lse, const real *qkv, real *room,
 // dqkv (N,3C) is overwritten. A task owns one head of one query's rows, so no two tasks add to the same place.
 static inline __attribute__((always_inline)) void attention_backward_head(real *dqkv, const real *dout, const real *out,
         const real *lse, const real *qkv, const Batch *b, int n0, int n1, int h, int C, int NH, const int hs) {
-    real scale = 1 / sqrt_real((real)hs);
+    enum { KEYS = 64 }; // at once, so that exp runs on whole vectors
+    real scale = 1 / sqrt_real((real)hs), p[KEYS], ds[KEYS];
     for (int n = n0; n < n1; n++) {
         const real *q = qkv + (size_t)n * 3 * C + h * hs, *go = dout + (size_t)n * C + h * hs;
+        const int run[2][2] = {{b->a0[n], b->a1[n]}, {b->b0[n], n + 1}};
         real *dq = dqkv + (size_t)n * 3 * C + h * hs, l = lse[(size_t)n * NH + h];
         real D = dot(go, out + (size_t)n * C + h * hs, hs);
-        for (int j = b->a0[n]; j <= n; j = j + 1 == b->a1[n] ? b->b0[n] : j + 1) {
-            const real *k = qkv + (size_t)j * 3 * C + C + h * hs, *v = k + C;
-            real *dk = dqkv + (size_t)j * 3 * C + C + h * hs, *dv = dk + C;
-            real p = exp_real(scale * dot(q, k, hs) - l);
-            real ds = scale * p * (dot(go, v, hs) - D);
-            axpy(dq, ds, k, hs);
-            axpy(dk, ds, q, hs);
-            axpy(dv, p, go, hs);
-        }
+        for (int i = 0; i < 2; i++)
+            for (int j0 = run[i][0]; j0 < run[i][1]; j0 += KEYS) {
+                int keys = min_int(KEYS, run[i][1] - j0);
+                const real *k = qkv + (size_t)j0 * 3 * C + C + h * hs, *v = k + C;
+                real *dk = dqkv + (size_t)j0 * 3 * C + C + h * hs, *dv = dk + C;
+                for (int j = 0; j < keys; j++) {
+                    p[j] = dot(q, k + (size_t)j * 3 * C, hs);
+                    ds[j] = dot(go, v + (size_t)j * 3 * C, hs);
+                }
+                SIMD
+                for (int j = 0; j < keys; j++) {
+                    p[j] = exp_real(scale * p[j] - l);
+                    ds[j] = scale * p[j] * (ds[j] - D);
+                }
+                for (int j = 0; j < keys; j++) {
+                    axpy(dq, ds[j], k + (size_t)j * 3 * C, hs);
+                    axpy(dk + (size_t)j * 3 * C, ds[j], q, hs);
+                    axpy(dv + (size_t)j * 3 * C, p[j], go, hs);
+                }
+            }
     }
 }
 
 static void attention_backward(real *dqkv, const real *dout, const real *out, const real *lse, const real *qkv,
                                const Batch *b, int C, int NH) {
     int hs = C / NH;
+    stage(STAGE_DATTENTION);
     PARALLEL_FOR
     for (int n = 0; n < b->N; n++) memset(dqkv + (size_t)n * 3 * C, 0, (size_t)C * 3 * sizeof *dqkv);
     PARALLEL_FOR2
@@ -395,6 +555,7 @@ static void attention_decode(real *out, const real *qkv, const real *cache, real
 #define GELU_A ((real)0.044715)
 
 static void gelu_forward(real *out, const real *x, int N, int C) {
+    stage(STAGE_GELU);
     PARALLEL_FOR
     for (int n = 0; n < N; n++) {
         real *o = out + (size_t)n * C;
@@ -409,6 +570,7 @@ static void gelu_forward(real *out, const real *x, int N, int C) {
 
 // dx = dout ((1 + t)/2 + x/2 (1 - t^2) du/dx), t = tanh(u); in place: d (N,C) is dout, then dx
 static void gelu_backward(real *d, const real *x, int N, int C) {
+    stage(STAGE_GELU);
     PARALLEL_FOR
     for (int n = 0; n < N; n++) {
         real *o = d + (size_t)n * C;
@@ -425,6 +587,7 @@ static void gelu_backward(real *d, const real *x, int N, int C) {
 // logits (U,Vp), lse (U), logp (P), x (U,C), wte (V,C)
 static void classifier_forward(real *logp, real *logits, real *lse, const real *x, const real *wte, const Batch *b,
                                int C, int V, int Vp) {
+    stage(STAGE_CLASSIFIER);
     gemm(0, 1, b->U, V, C, x, (size_t)C, wte, (size_t)C, 0, logits, (size_t)Vp);
     PARALLEL_FOR
     for (int u = 0; u < b->U; u++) {
@@ -449,6 +612,7 @@ static void classifier_forward(real *logp, real *logits, real *lse, const real *
 // c (R): one coefficient per response, the same for each of its tokens
 static void classifier_backward(real *dx, real *dwte, real *logits, const real *lse, const real *c, const real *x,
                                 const real *wte, const Batch *b, int C, int V, int Vp) {
+    stage(STAGE_DCLASSIFIER);
     PARALLEL_FOR
     for (int u = 0; u < b->U; u++) {
         real *z = logits + (size_t)u * Vp, sum = 0;
@@ -458,7 +622,7 @@ static void classifier_backward(real *dx, real *dwte, real *logits, const real *
         for (int i = b->pred[u]; i < b->pred[u + 1]; i++) z[b->target[i]] += c[b->resp[i]];
     }
     gemm(0, 0, b->U, C, V, logits, (size_t)Vp, wte, (size_t)C, 0, dx, (size_t)C);
-    gemm(1, 0, V, C, b->U, logits, (size_t)Vp, x, (size_t)C, 1, dwte, (size_t)C);
+    gemm(1, 0, V, C, b->U, logits, (size_t)Vp, x, (size_t)C, grad_beta, dwte, (size_t)C);
 }
 
 // Scalar head of a reward model: out_r = x_r . w + b.   out (R), x (R,C), w (C), b (1)
@@ -489,20 +653,20 @@ static void gather_backward(real *dx, const real *dout, const int *row, int U, i
 // GPT-2
 
 // X(name, layers, rows, columns): what the forward saves for the backward, then what the backward needs besides.
+// S = L slices where a backward will follow, else 1. ln and gelu are cheap to compute again, so none is saved.
 #define ACTIVATIONS(X)                                                                   \
-    X(x,      c.L + 1, N, c.C)    /* residual stream before each block, and at the end */ \
-    X(ln1,    c.L, N, c.C)                                                               \
-    X(mean1,  c.L, N, 1)                                                                 \
-    X(rstd1,  c.L, N, 1)                                                                 \
-    X(qkv,    c.L, N, 3 * c.C)                                                           \
-    X(att,    c.L, N, c.C)                                                               \
-    X(lse,    c.L, N, c.NH)                                                              \
-    X(mid,    c.L, N, c.C)        /* residual stream after attention */                  \
-    X(ln2,    c.L, N, c.C)                                                               \
-    X(mean2,  c.L, N, 1)                                                                 \
-    X(rstd2,  c.L, N, 1)                                                                 \
-    X(fc,     c.L, N, 4 * c.C)                                                           \
-    X(gelu,   c.L, N, 4 * c.C)                                                           \
+    X(x,      S + 1, N, c.C)      /* residual stream before each block, and at the end */ \
+    X(mean1,  S, N, 1)                                                                   \
+    X(rstd1,  S, N, 1)                                                                   \
+    X(qkv,    S, N, 3 * c.C)                                                             \
+    X(att,    S, N, c.C)                                                                 \
+    X(lse,    S, N, c.NH)                                                                \
+    X(mid,    S, N, c.C)          /* residual stream after attention */                  \
+    X(mean2,  S, N, 1)                                                                   \
+    X(rstd2,  S, N, 1)                                                                   \
+    X(fc,     S, N, 4 * c.C)                                                             \
+    X(ln,     1, N, c.C)                                                                 \
+    X(gelu,   1, N, 4 * c.C)                                                             \
     X(read,   1, U, c.C)          /* the rows that are read */                           \
     X(lnf,    1, U, c.C)                                                                 \
     X(meanf,  1, U, 1)                                                                   \
@@ -528,6 +692,7 @@ struct GPT2 {
 #undef X
     real *activations, *room;         // one allocation for all of the above; attention's scores
     int N, U;                         // planned for
+    int fresh;                        // the gradients count as zero, whatever they hold
     size_t room_size;
     real *cache;                      // (L, slots, 2C)
     real *dec;                        // decoding's activations
@@ -536,6 +701,7 @@ struct GPT2 {
 };
 
 static size_t activation_count(Config c, int training, int N, int U) {
+    int S = training ? c.L : 1;
     size_t n = 0;
 #define X(name, layers, rows, cols) n += (size_t)(layers) * (size_t)(rows) * (size_t)(cols);
     ACTIVATIONS(X)
@@ -560,7 +726,7 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
         m->v = (real *)xalloc(m->n_params, sizeof(real));
         m->dw = gpt2_params(c, m->grads);
     }
-    gpt2_set(m, COPY_PARAMS, params);
+    if (params) gpt2_set(m, COPY_PARAMS, params);
     return m;
 }
 
@@ -578,19 +744,38 @@ static real *copy_which(GPT2 *m, enum Copy what) {
     return all[what];
 }
 
-void gpt2_get(GPT2 *m, enum Copy what, float *host) {
-    const real *from = copy_which(m, what);
-    for (size_t i = 0; i < m->n_params; i++) host[i] = (float)from[i];
+// Zeros in earnest. but_products: only where the next backward's products do not overwrite.
+static void grads_zero(GPT2 *m, int but_products) {
+    Tensor t[N_TENSORS];
+    stage(STAGE_ZERO);
+    gpt2_tensors(m->c, t);
+    for (int k = 0; k < N_TENSORS; k++) {
+        int wte = k == 0, wpe = k == 1; // the classifier writes V rows of wte's Vp
+        size_t from = !but_products || !t[k].decay || wpe || (wte && m->c.reward) ? 0
+                    : wte ? (size_t)m->c.V * (size_t)m->c.C : t[k].size;
+        memset(m->grads + t[k].at + from, 0, (t[k].size - from) * sizeof(real));
+    }
+    m->fresh = 0;
 }
 
-void gpt2_set(GPT2 *m, enum Copy what, const float *host) {
-    real *to = copy_which(m, what);
-    for (size_t i = 0; i < m->n_params; i++) to[i] = (real)host[i];
+void gpt2_zero_grad(GPT2 *m) { m->fresh = 1; }
+
+void gpt2_get_part(GPT2 *m, enum Copy what, size_t at, size_t n, float *host) {
+    const real *from = copy_which(m, what) + at;
+    if (m->fresh) grads_zero(m, 0);
+    for (size_t i = 0; i < n; i++) host[i] = (float)from[i];
+}
+
+void gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *host) {
+    real *to = copy_which(m, what) + at;
+    if (m->fresh) grads_zero(m, 0);
+    for (size_t i = 0; i < n; i++) to[i] = (real)host[i];
 }
 
 void gpt2_plan(GPT2 *m, int N, int U) {
     if (N <= m->N && U <= m->U) return;
     Config c = m->c;
+    int S = m->grads ? c.L : 1;
     N = m->N = N > m->N ? N : m->N;
     U = m->U = U > m->U ? U : m->U;
     free(m->activations);
@@ -610,38 +795,60 @@ static real *attention_room(GPT2 *m, size_t n) {
     return m->room;
 }
 
+// Where block l finds its parameters, and its slice of what is saved (of two residual streams where nothing is).
+typedef struct { size_t C, CC, n, NC; real *x, *next; } Slice;
+static Slice block_slice(const GPT2 *m, int l) {
+    size_t C = (size_t)m->c.C, N = (size_t)m->N, L = (size_t)l, saved = m->grads ? L : 0;
+    Slice s = {L * C, L * C * C, saved * N, saved * N * C, NULL, NULL};
+    s.x = m->x + (m->grads ? L : L & 1) * N * C;
+    s.next = m->x + (m->grads ? L + 1 : (L + 1) & 1) * N * C;
+    return s;
+}
+
 // One block of the transformer, forward: x -> x + attention(ln1(x)) -> that + mlp(ln2(that)).
 static void block_forward(GPT2 *m, const Batch *b, int l) {
     Config c = m->c;
     Params w = m->w;
+    Slice s = block_slice(m, l);
     int N = b->N, C = c.C;
-    size_t L = (size_t)l, NC_ = L * (size_t)m->N * (size_t)C, n1 = L * (size_t)m->N, CC = L * (size_t)C * (size_t)C, LC = L * (size_t)C;
-    real *x = m->x + NC_, *next = x + (size_t)m->N * (size_t)C;
-    layernorm_forward(m->ln1 + NC_, m->mean1 + n1, m->rstd1 + n1, x, w.ln1w + LC, w.ln1b + LC, N, C);
-    matmul_forward(m->qkv + 3 * NC_, m->ln1 + NC_, w.qkvw + 3 * CC, w.qkvb + 3 * LC, NULL, N, C, 3 * C);
-    attention_forward(m->att + NC_, m->lse + n1 * (size_t)c.NH, m->qkv + 3 * NC_,
+    real *mid = m->mid + s.NC;
+    layernorm_forward(m->ln, m->mean1 + s.n, m->rstd1 + s.n, s.x, w.ln1w + s.C, w.ln1b + s.C, N, C);
+    stage(STAGE_QKV);
+    matmul_forward(m->qkv + 3 * s.NC, m->ln, w.qkvw + 3 * s.CC, w.qkvb + 3 * s.C, NULL, N, C, 3 * C);
+    attention_forward(m->att + s.NC, m->lse + s.n * (size_t)c.NH, m->qkv + 3 * s.NC,
                       attention_room(m, (size_t)b->Q * (size_t)c.NH * (size_t)c.T), c.T, b, C, c.NH);
-    matmul_forward(m->mid + NC_, m->att + NC_, w.attprojw + CC, w.attprojb + LC, x, N, C, C);
-    layernorm_forward(m->ln2 + NC_, m->mean2 + n1, m->rstd2 + n1, m->mid + NC_, w.ln2w + LC, w.ln2b + LC, N, C);
-    matmul_forward(m->fc + 4 * NC_, m->ln2 + NC_, w.fcw + 4 * CC, w.fcb + 4 * LC, NULL, N, C, 4 * C);
-    gelu_forward(m->gelu + 4 * NC_, m->fc + 4 * NC_, N, 4 * C);
-    matmul_forward(next, m->gelu + 4 * NC_, w.fcprojw + 4 * CC, w.fcprojb + LC, m->mid + NC_, N, 4 * C, C);
+    stage(STAGE_ATTPROJ);
+    matmul_forward(mid, m->att + s.NC, w.attprojw + s.CC, w.attprojb + s.C, s.x, N, C, C);
+    layernorm_forward(m->ln, m->mean2 + s.n, m->rstd2 + s.n, mid, w.ln2w + s.C, w.ln2b + s.C, N, C);
+    stage(STAGE_FC);
+    matmul_forward(m->fc + 4 * s.NC, m->ln, w.fcw + 4 * s.CC, w.fcb + 4 * s.C, NULL, N, C, 4 * C);
+    gelu_forward(m->gelu, m->fc + 4 * s.NC, N, 4 * C);
+    stage(STAGE_FCPROJ);
+    matmul_forward(s.next, m->gelu, w.fcprojw + 4 * s.CC, w.fcprojb + s.C, mid, N, 4 * C, C);
 }
 
 // The same block backward; m->dx is the gradient of its output, then of its input.
 static void block_backward(GPT2 *m, const Batch *b, int l) {
     Config c = m->c;
     Params w = m->w, d = m->dw;
+    Slice s = block_slice(m, l);
     int N = b->N, C = c.C;
-    size_t L = (size_t)l, NC_ = L * (size_t)m->N * (size_t)C, n1 = L * (size_t)m->N, CC = L * (size_t)C * (size_t)C, LC = L * (size_t)C;
-    matmul_backward(m->d4c, d.fcprojw + 4 * CC, d.fcprojb + LC, m->dx, m->gelu + 4 * NC_, w.fcprojw + 4 * CC, N, 4 * C, C);
-    gelu_backward(m->d4c, m->fc + 4 * NC_, N, 4 * C);
-    matmul_backward(m->dc, d.fcw + 4 * CC, d.fcb + 4 * LC, m->d4c, m->ln2 + NC_, w.fcw + 4 * CC, N, C, 4 * C);
-    layernorm_backward(m->dx, d.ln2w + LC, d.ln2b + LC, m->dc, m->mid + NC_, w.ln2w + LC, m->mean2 + n1, m->rstd2 + n1, N, C);
-    matmul_backward(m->dc, d.attprojw + CC, d.attprojb + LC, m->dx, m->att + NC_, w.attprojw + CC, N, C, C);
-    attention_backward(m->d3c, m->dc, m->att + NC_, m->lse + n1 * (size_t)c.NH, m->qkv + 3 * NC_, b, C, c.NH);
-    matmul_backward(m->dc, d.qkvw + 3 * CC, d.qkvb + 3 * LC, m->d3c, m->ln1 + NC_, w.qkvw + 3 * CC, N, C, 3 * C);
-    layernorm_backward(m->dx, d.ln1w + LC, d.ln1b + LC, m->dc, m->x + NC_, w.ln1w + LC, m->mean1 + n1, m->rstd1 + n1, N, C);
+    real *mid = m->mid + s.NC, *mean1 = m->mean1 + s.n, *rstd1 = m->rstd1 + s.n, *mean2 = m->mean2 + s.n, *rstd2 = m->rstd2 + s.n;
+    gelu_forward(m->gelu, m->fc + 4 * s.NC, N, 4 * C);
+    stage(STAGE_DFCPROJ);
+    matmul_backward(m->d4c, d.fcprojw + 4 * s.CC, d.fcprojb + s.C, m->dx, m->gelu, w.fcprojw + 4 * s.CC, N, 4 * C, C);
+    gelu_backward(m->d4c, m->fc + 4 * s.NC, N, 4 * C);
+    layernorm_forward(m->ln, mean2, rstd2, mid, w.ln2w + s.C, w.ln2b + s.C, N, C);
+    stage(STAGE_DFC);
+    matmul_backward(m->dc, d.fcw + 4 * s.CC, d.fcb + 4 * s.C, m->d4c, m->ln, w.fcw + 4 * s.CC, N, C, 4 * C);
+    layernorm_backward(m->dx, d.ln2w + s.C, d.ln2b + s.C, m->dc, mid, w.ln2w + s.C, mean2, rstd2, N, C);
+    stage(STAGE_DATTPROJ);
+    matmul_backward(m->dc, d.attprojw + s.CC, d.attprojb + s.C, m->dx, m->att + s.NC, w.attprojw + s.CC, N, C, C);
+    attention_backward(m->d3c, m->dc, m->att + s.NC, m->lse + s.n * (size_t)c.NH, m->qkv + 3 * s.NC, b, C, c.NH);
+    layernorm_forward(m->ln, mean1, rstd1, s.x, w.ln1w + s.C, w.ln1b + s.C, N, C);
+    stage(STAGE_DQKV);
+    matmul_backward(m->dc, d.qkvw + 3 * s.CC, d.qkvb + 3 * s.C, m->d3c, m->ln, w.qkvw + 3 * s.CC, N, C, 3 * C);
+    layernorm_backward(m->dx, d.ln1w + s.C, d.ln1b + s.C, m->dc, s.x, w.ln1w + s.C, mean1, rstd1, N, C);
 }
 
 void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
@@ -651,16 +858,19 @@ void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
     gpt2_plan(m, b->N, U);
     embedding_forward(m->x, b->token, b->pos, m->w.wte, m->w.wpe, b->N, c.C);
     for (int l = 0; l < c.L; l++) block_forward(m, b, l);
-    gather_forward(m->read, m->x + (size_t)c.L * (size_t)m->N * (size_t)c.C, rows, U, c.C);
+    gather_forward(m->read, block_slice(m, c.L).x, rows, U, c.C);
     layernorm_forward(m->lnf, m->meanf, m->rstdf, m->read, m->w.lnfw, m->w.lnfb, U, c.C);
     if (c.reward) head_forward(out, m->lnf, m->w.rewardw, m->w.rewardb, U, c.C);
     else classifier_forward(out, m->logits, m->lsef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
+    stage(STAGE_LOSS);
 }
 
 void gpt2_backward(GPT2 *m, const Batch *b, const real *coef) {
     Config c = m->c;
     const int *rows = c.reward ? b->last : b->row;
     int U = c.reward ? b->R : b->U;
+    grad_beta = !m->fresh;
+    if (m->fresh) grads_zero(m, 1);
     if (c.reward) head_backward(m->dlnf, m->dw.rewardw, m->dw.rewardb, coef, m->lnf, m->w.rewardw, U, c.C);
     else classifier_backward(m->dlnf, m->dw.wte, m->logits, m->lsef, coef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
     memset(m->dread, 0, (size_t)U * (size_t)c.C * sizeof(real));
@@ -668,6 +878,7 @@ void gpt2_backward(GPT2 *m, const Batch *b, const real *coef) {
     gather_backward(m->dx, m->dread, rows, U, b->N, c.C);
     for (int l = c.L - 1; l >= 0; l--) block_backward(m, b, l);
     embedding_backward(m->dw.wte, m->dw.wpe, m->dx, b->token, b->pos, b->N, c.C);
+    stage(STAGE_OTHER);
 }
 
 // ----------------------------------------------------------------------------
@@ -732,54 +943,70 @@ const float *gpt2_decode(GPT2 *m, const Decode *d) {
 // ----------------------------------------------------------------------------
 // The optimizer
 
-void gpt2_zero_grad(GPT2 *m) {
-    PARALLEL_FOR
-    for (size_t i = 0; i < m->n_params; i += 4096)
-        memset(m->grads + i, 0, (m->n_params - i < 4096 ? m->n_params - i : 4096) * sizeof(real));
+enum { SPAN = 4096 }; // a thread's piece of the parameters
+
+// sqrt of the sum, in order: the same for any number of threads
+static double root_of_sum(const double *part, size_t n) {
+    double total = 0;
+    for (size_t i = 0; i < n; i++) total += part[i];
+    return sqrt(total);
 }
 
 double gpt2_grad_norm(GPT2 *m) {
-    enum { SPAN = 1 << 16 };
     size_t spans = (m->n_params + SPAN - 1) / SPAN;
-    double *sum = (double *)m->room, total = 0; // a partial sum per span, added in order: the same for any thread count
-    sum = (double *)attention_room(m, spans * sizeof(double) / sizeof(real));
+    double *part = (double *)attention_room(m, spans * sizeof *part / sizeof(real));
+    if (m->fresh) grads_zero(m, 0);
+    stage(STAGE_NORM);
+    profile.bytes[STAGE_NORM] += (double)m->n_params * sizeof(real);
     PARALLEL_FOR
     for (size_t s = 0; s < spans; s++) {
         size_t end = (s + 1) * SPAN < m->n_params ? (s + 1) * SPAN : m->n_params;
-        double part = 0;
-        SIMD_SUM(part)
-        for (size_t i = s * SPAN; i < end; i++) part += (double)m->grads[i] * (double)m->grads[i];
-        sum[s] = part;
+        double sum = 0;
+        SIMD_SUM(sum)
+        for (size_t i = s * SPAN; i < end; i++) sum += (double)m->grads[i] * (double)m->grads[i];
+        part[s] = sum;
     }
-    for (size_t s = 0; s < spans; s++) total += sum[s];
-    return sqrt(total);
+    return root_of_sum(part, spans);
 }
 
 // AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
 // w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), the decay on matrices and embeddings only.
-void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) {
+// Returns the gradient's norm: memory is slow, and the gradient passes by.
+static double update(GPT2 *m, AdamW o, double grad_scale, int step) {
     real b1 = (real)o.beta1, b2 = (real)o.beta2, gs = (real)grad_scale, eps = (real)o.eps;
     real a1 = (real)(1 - o.beta1), a2 = (real)(1 - o.beta2); // before rounding: 1 - 0.999f is off by 1e-5
     real lr = (real)(o.lr / (1 - pow(o.beta1, step))), vs = (real)(1 / (1 - pow(o.beta2, step)));
+    size_t spans = 0;
+    double *part = (double *)attention_room(m, (m->n_params / SPAN + N_TENSORS) * sizeof *part / sizeof(real));
     Tensor t[N_TENSORS];
     gpt2_tensors(m->c, t);
+    if (m->fresh) grads_zero(m, 0);
+    stage(STAGE_ADAMW);
+    profile.bytes[STAGE_ADAMW] += 7.0 * (double)m->n_params * sizeof(real); // reads four arrays, writes three
     for (int k = 0; k < N_TENSORS; k++) {
         real decay = t[k].decay ? (real)(o.lr * o.weight_decay) : 0;
         real *restrict w = m->params + t[k].at, *restrict mm = m->m + t[k].at, *restrict vv = m->v + t[k].at;
         const real *restrict g = m->grads + t[k].at;
         PARALLEL_FOR
-        for (size_t i0 = 0; i0 < t[k].size; i0 += 4096) {
-            size_t i1 = i0 + 4096 < t[k].size ? i0 + 4096 : t[k].size;
-            SIMD
+        for (size_t i0 = 0; i0 < t[k].size; i0 += SPAN) {
+            size_t i1 = i0 + SPAN < t[k].size ? i0 + SPAN : t[k].size;
+            double sum = 0;
+            SIMD_SUM(sum)
             for (size_t i = i0; i < i1; i++) {
                 real gi = gs * g[i];
                 mm[i] = b1 * mm[i] + a1 * gi;
                 vv[i] = b2 * vv[i] + a2 * gi * gi;
                 w[i] -= lr * mm[i] / (sqrt_real(vv[i] * vs) + eps) + decay * w[i];
+                sum += (double)g[i] * (double)g[i];
             }
+            part[spans + i0 / SPAN] = sum;
         }
+        spans += (t[k].size + SPAN - 1) / SPAN;
     }
+    return root_of_sum(part, spans);
 }
+
+void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) { update(m, o, grad_scale, step); }
 
 void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double scale, int step) {
     Loss l = micro_step(m, t, s, d, queries, n, scale, step);
@@ -789,7 +1016,10 @@ void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int 
 }
 
 Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, AdamW adam, int step, double *grad_norm) {
-    return step_end(m, t, s, adam, step, grad_norm);
+    if (t->grad_clip > 0) return step_end(m, t, s, adam, step, grad_norm); // which needs the norm first
+    *grad_norm = update(m, adam, 1, step);
+    check_norm(step, *grad_norm, s->sum.loss);
+    return s->sum;
 }
 
 // ----------------------------------------------------------------------------
@@ -804,11 +1034,47 @@ const char *backend_start(int threads) {
     (void)threads;
 #endif
     snprintf(line, sizeof line, "CPU, %d thread%s, %s, matrix products: %s", n_threads, n_threads == 1 ? "" : "s",
-             sizeof(real) == 4 ? "float32" : "float64", gemm_kind == GEMM_CBLAS ? "CBLAS" : "built in");
+             sizeof(real) == 4 ? "float32" : "float64", gemm_kind == GEMM_CBLAS ? "CBLAS" : gemm_kind == GEMM_PACKED ? "built in"
+             : "bfloat16 by oneDNN, summed in float32");
     return line;
 }
 
-const char *backend_dtype(void) { return "fp32"; }
+// --dtype. Weights, sums, softmax, norms and the optimizer are float32 all the same.
+void backend_dtype_set(const char *dtype) {
+    if (!strcmp(dtype, "fp32")) return;
+#ifdef USE_ONEDNN
+    onednn_bf16 = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
+    if (!onednn_bf16) fprintf(stderr, "note: --dtype bf16: this CPU has neither AMX nor AVX512-BF16; the same rounding, but float32 products: "
+                                      "slower than --dtype fp32\n");
+    gemm_kind = GEMM_ONEDNN;
+#else
+    die_usage("--dtype bf16: this build has no oneDNN; install it (Debian: libdnnl-dev) and make again, or make train_rrhfcu for a GPU");
+#endif
+}
+
+// steps 0: begin; else the table, a line per stage.
+void backend_profile(int steps) {
+#define X(stage, name) name,
+    static const char *const names[] = {STAGES(X)};
+#undef X
+    double total = 0, flop = 0;
+    stage(STAGE_OTHER);
+    for (int i = 0; i < N_STAGES; i++) total += profile.seconds[i], flop += profile.flop[i];
+    if (steps) fprintf(stderr, "%-34s %10s  %6s  %s\n", "profile", "ms/step", "share", "rate");
+    for (int i = 0; i < N_STAGES && steps; i++) {
+        double s = profile.seconds[i] ? profile.seconds[i] : 1e-9;
+        fprintf(stderr, "  %-32s %10.2f  %5.1f%%", names[i], 1e3 * s / steps, 100 * s / total);
+        if (profile.flop[i] > 0) fprintf(stderr, "  %.1f GFLOP/s", 1e-9 * profile.flop[i] / s);
+        if (profile.bytes[i] > 0) fprintf(stderr, "  %.1f GB/s", 1e-9 * profile.bytes[i] / s);
+        fprintf(stderr, "\n");
+    }
+    if (steps) fprintf(stderr, "  %-32s %10.2f  100.0%%  %.1f GFLOP/s in products, over everything\n", "all", 1e3 * total / steps, 1e-9 * flop / total);
+    memset(&profile, 0, sizeof profile);
+    profile.on = !steps;
+    profile.since = now_s();
+}
+
+const char *backend_dtype(void) { return gemm_kind == GEMM_ONEDNN ? "bf16" : "fp32"; }
 
 #ifndef NO_MAIN // the tests include this file
 int main(int argc, char **argv) { return run_verb(argc, argv); }

@@ -1247,7 +1247,11 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
         m->end_host = (StepEnd *)pinned_alloc(sizeof *m->end_host);
     }
     for (int k = 0; k < 2; k++) CHECK_CUDA(cudaEventCreate(&m->sent[k]));
-    gpt2_set(m, COPY_PARAMS, params);
+    if (params) gpt2_set(m, COPY_PARAMS, params);
+    else {
+        CHECK_CUDA(cudaMemsetAsync(m->params, 0, n * sizeof(float), device.stream));
+        CHECK_CUDA(cudaMemsetAsync(m->copies, 0, n * sizeof(elem), device.stream));
+    }
     return m;
 }
 
@@ -1271,8 +1275,8 @@ static float *copy_which(GPT2 *m, enum Copy what) {
     return all[what];
 }
 
-void gpt2_get(GPT2 *m, enum Copy what, float *host) {
-    CHECK_CUDA(cudaMemcpyAsync(host, copy_which(m, what), m->n_params * sizeof *host, cudaMemcpyDeviceToHost, device.stream));
+void gpt2_get_part(GPT2 *m, enum Copy what, size_t at, size_t n, float *host) {
+    CHECK_CUDA(cudaMemcpyAsync(host, copy_which(m, what) + at, n * sizeof *host, cudaMemcpyDeviceToHost, device.stream));
     device_wait();
 }
 
@@ -1282,9 +1286,9 @@ __global__ void copy_params_kernel(elem *to, const float *from, size_t n) {
     if (i < n) put(to + i, from[i]);
 }
 
-void gpt2_set(GPT2 *m, enum Copy what, const float *host) {
-    CHECK_CUDA(cudaMemcpyAsync(copy_which(m, what), host, m->n_params * sizeof *host, cudaMemcpyHostToDevice, device.stream));
-    if (HALF && what == COPY_PARAMS) LAUNCH(copy_params_kernel, div_up(m->n_params, BLOCK), BLOCK, 0, m->copies, m->params, m->n_params);
+void gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *host) {
+    CHECK_CUDA(cudaMemcpyAsync(copy_which(m, what) + at, host, n * sizeof *host, cudaMemcpyHostToDevice, device.stream));
+    if (HALF && what == COPY_PARAMS) LAUNCH(copy_params_kernel, div_up(n, BLOCK), BLOCK, 0, m->copies + at, m->params + at, n);
     device_wait(); // host may go away
 }
 
@@ -1726,6 +1730,15 @@ const char *backend_start(int threads) {
     snprintf(line, sizeof line, "GPU, %s, %.0f GiB, %s, matrix products: cuBLASLt", device.prop.name,
              (double)device.prop.totalGlobalMem / 1073741824, HALF ? "bfloat16" : "float32");
     return line;
+}
+
+void backend_profile(int steps) {
+    if (!steps) fprintf(stderr, "note: --profile 1: the GPU build has no profile of its own; run it under nsys profile\n");
+}
+
+void backend_dtype_set(const char *dtype) {
+    if (strcmp(dtype, backend_dtype()))
+        die_usage("--dtype %s: this build computes in %s; make train_rrhfcu PRECISION=%s", dtype, backend_dtype(), HALF ? "FP32, or use ./train_rrhf" : "BF16");
 }
 
 const char *backend_dtype(void) { return HALF ? "bf16" : "fp32"; }

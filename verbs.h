@@ -9,7 +9,7 @@ run alone. The same code drives the CPU and the CUDA build.
 
 #include <stddef.h>      // defines: offsetof
 #include "util.h"        // defines: die, die_usage, Out, Rng
-#include "model.h"       // defines: Config, checkpoint_read, the backend contract
+#include "model.h"       // defines: Config, checkpoint_open, the backend contract
 #include "dataloader.h"  // defines: Ranked
 #include "tokenizer.h"   // defines: Tokenizer
 #include "rrhf.h"        // defines: Train, train_loop, rrhf_loss
@@ -35,7 +35,7 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(STR, out, "out", 0, 0, "sracte", "DIR: where results go")                                                           \
     X(INT, seed, "1337", 0, 2147483647, "sracte", "same seed, same result")                                               \
     X(INT, threads, "0", 0, 4096, "sracte", "CPU threads, 0 = all")                                                       \
-    X(CHOICE, dtype, "fp32", 0, 0, "sracte", "fp32|bf16: arithmetic; train_rrhfcu has the one it was built for, as default")  \
+    X(CHOICE, dtype, "fp32", 0, 0, "sracte", "fp32|bf16: of matrix products; train_rrhfcu has the one it was built for")  \
     X(INT, layers, "4", 1, 1024, "s", "blocks of a model made from random weights")                                       \
     X(INT, heads, "4", 1, 1024, "s", "attention heads of such a model")                                                   \
     X(INT, channels, "256", 1, 65536, "s", "channels of such a model")                                                    \
@@ -81,6 +81,7 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(INT, eval_queries, "0", 0, 2147483647, "te", "use only the first so many held-out queries, 0 = all")                \
     X(STR, resume, NULL, 0, 0, "srt", "DIR: go on from its state.bin, bit for bit")                                       \
     X(INT, checkpoint_every, "0", 0, 2147483647, "srt", "optimizer steps between checkpoints, 0 = at the end only")       \
+    X(INT, profile, "0", 0, 1, "srt", "1 = tell where the time of a step goes")                                           \
     X(INT, explain, "-1", -1, 2147483647, "t", "show the loss at work on query N, before and after one step; save nothing")
 
 #define OPTION_TYPE_STR const char *
@@ -202,10 +203,7 @@ static inline int options_parse(Options *o, int argc, char **argv) {
         if (verb >= 0 && !strchr(row->verbs, verb_letters[verb]))
             fprintf(stderr, "note: %s has no effect on %s\n", argv[i], verb_names[verb]);
     }
-    const char *dtype = o->dtype ? "bf16" : "fp32", *built = backend_dtype();
-    if (o->dtype_given && strcmp(dtype, built))
-        die_usage("--dtype %s: this build computes in %s; %s", dtype, built, strcmp(built, "bf16")
-                  ? "bf16 needs a GPU: make train_rrhfcu" : "for fp32: make train_rrhfcu PRECISION=FP32, or ./train_rrhf");
+    if (o->dtype_given) backend_dtype_set(o->dtype ? "bf16" : "fp32");
     return verb;
 }
 
@@ -220,12 +218,11 @@ static inline const char *need(const char *value, const char *option, const char
 enum { MODEL_POLICY, MODEL_REWARD, MODEL_ANY };
 
 static inline GPT2 *model_open(const char *path, const char *option, int kind, int training) {
-    Config c;
-    float *params = checkpoint_read(path, &c);
-    if (kind != MODEL_ANY && c.reward != (kind == MODEL_REWARD))
-        die("%s %s: a %s, expected a %s", option, path, c.reward ? "reward model" : "policy", c.reward ? "policy" : "reward model");
-    GPT2 *m = gpt2_build(c, params, training);
-    free(params);
+    Checkpoint f = checkpoint_open(path);
+    if (kind != MODEL_ANY && f.c.reward != (kind == MODEL_REWARD))
+        die("%s %s: a %s, expected a %s", option, path, f.c.reward ? "reward model" : "policy", f.c.reward ? "policy" : "reward model");
+    GPT2 *m = gpt2_build(f.c, NULL, training);
+    checkpoint_load(&f, m);
     return m;
 }
 
@@ -378,7 +375,7 @@ static inline Train train_options(const Options *o, const char *label) {
     t.out = o->resume && !o->out_given ? o->resume : o->out;
     t.seed = (uint64_t)o->seed;
     t.batch = o->batch, t.micro_batch = o->micro_batch, t.epochs = o->epochs, t.steps = o->steps;
-    t.shuffle = o->shuffle, t.checkpoint_every = o->checkpoint_every;
+    t.shuffle = o->shuffle, t.checkpoint_every = o->checkpoint_every, t.profile = o->profile;
     t.schedule = schedules[o->schedule];
     t.warmup = o->warmup, t.grad_clip = o->grad_clip;
     t.adam.lr = o->lr, t.adam.beta1 = o->beta1, t.adam.beta2 = o->beta2, t.adam.eps = o->eps;
@@ -552,21 +549,14 @@ static inline int verb_sft(const Options *o) {
 
 // A policy becomes a reward model by growing a scalar head, zero at first.
 static inline int verb_reward(const Options *o) {
-    Config c;
-    float *params = checkpoint_read(need(o->model, "--model", "reward"), &c);
+    Checkpoint f = checkpoint_open(need(o->model, "--model", "reward"));
+    Config c = f.c;
     Ranked d = data_open(o, need(o->data, "--data", "reward"), c, "reward");
     int labels = reward_data_is_labels(&d, o->data);
-    if (!c.reward) {
-        size_t old = gpt2_count(c);
-        c.reward = 1;
-        float *grown = (float *)xalloc(gpt2_count(c), sizeof *grown);
-        memcpy(grown, params, old * sizeof *grown);
-        free(params);
-        params = grown;
-    }
+    c.reward = 1;
     c.logistic = labels;
-    GPT2 *m = gpt2_build(c, params, 1);
-    free(params);
+    GPT2 *m = gpt2_build(c, NULL, 1);
+    checkpoint_load(&f, m);
     Train t = train_options(o, "reward");
     Log log = {NULL, 0, 0};
     t.loss = labels ? logistic_loss : pairwise_loss;
@@ -768,10 +758,7 @@ static inline int train_rounds(Trainee *a, const Train *t) {
         if (stopped) return 1;
         round_load(a, dir); // with a new optimizer
     }
-    float *params = (float *)xalloc(gpt2_count(gpt2_config(a->m)), sizeof *params);
-    gpt2_get(a->m, COPY_PARAMS, params);
-    checkpoint_write(path_join(dir, t->out, "policy.bin"), gpt2_config(a->m), params);
-    free(params);
+    gpt2_save(a->m, path_join(dir, t->out, "policy.bin"));
     return 0;
 }
 

@@ -5,8 +5,8 @@ cpu_layers.c: train_rrhf.c under other names, for test_cuda.cu. See cpu_layers.h
 #define gpt2_build cpu_gpt2_build
 #define gpt2_free cpu_gpt2_free
 #define gpt2_config cpu_gpt2_config
-#define gpt2_get cpu_gpt2_get
-#define gpt2_set cpu_gpt2_set
+#define gpt2_get_part cpu_gpt2_get_part
+#define gpt2_set_part cpu_gpt2_set_part
 #define gpt2_bytes cpu_gpt2_bytes
 #define gpt2_plan cpu_gpt2_plan
 #define gpt2_forward cpu_gpt2_forward
@@ -19,6 +19,8 @@ cpu_layers.c: train_rrhf.c under other names, for test_cuda.cu. See cpu_layers.h
 #define gpt2_step cpu_gpt2_step
 #define gpt2_step_end cpu_gpt2_step_end
 #define backend_start cpu_backend_start
+#define backend_profile cpu_backend_profile
+#define backend_dtype_set cpu_backend_dtype_set
 #define backend_dtype cpu_backend_dtype
 #define NO_MAIN
 #include "../train_rrhf.c"   // defines: the CPU path

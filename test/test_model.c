@@ -207,6 +207,13 @@ static real *gemm_operand(Rng *r, int rows, int cols) {
     return x;
 }
 
+// To 8 significant bits, ties to even: what --dtype bf16 makes of an operand.
+static real to_bf16(real x) {
+    int e;
+    double m = frexp((double)x, &e);
+    return (real)ldexp(nearbyint(ldexp(m, 8)), e - 8);
+}
+
 // Worst error of one product, in units of K eps sum |a b|, the bound of a sum of K terms in any order.
 static double gemm_error(Product p, int kind) {
     Rng r = rng_make(6, RNG_DEMO, (uint64_t)(p.M * 31 + p.N * 7 + p.K));
@@ -229,6 +236,7 @@ static double gemm_error(Product p, int kind) {
             for (int k = 0; k < p.K; k++) {
                 real x = a[p.transa ? (size_t)k * lda + (size_t)m : (size_t)m * lda + (size_t)k];
                 real y = b[p.transb ? (size_t)n * ldb + (size_t)k : (size_t)k * ldb + (size_t)n];
+                if (kind == GEMM_ONEDNN) x = to_bf16(x), y = to_bf16(y);
                 s += (long double)x * (long double)y;
                 size += fabsl((long double)x * (long double)y);
             }
@@ -253,6 +261,30 @@ static void test_gemm(int kind, const char *name) {
     }
     gemm_kind = keep;
 }
+
+#ifdef USE_ONEDNN
+// A NaN must come out as one, whatever its bits; and training must go nearly where float32 goes.
+static void test_bf16(void) {
+    enum { STEPS = 40 };
+    union { uint32_t i; float f; } x = {0x7fffffff};
+    real one = 1, c = 0, nan = (real)x.f;
+    Loss fp32[STEPS], bf16[STEPS];
+    double norm;
+    int keep = gemm_kind;
+    gpt2_free(steps_run(policy, train_make(6), STEPS, 3e-3, fp32, &norm));
+    gemm_kind = GEMM_ONEDNN;
+    gpt2_free(steps_run(policy, train_make(6), STEPS, 3e-3, bf16, &norm));
+    gemm(0, 0, 1, 1, 1, &nan, 1, &one, 1, 0, &c, 1);
+    check(isnan(c), "bfloat16 of a NaN with all bits set: %g", (double)c);
+    gemm_kind = keep;
+    double first = fabs(bf16[0].loss / fp32[0].loss - 1), fall = fp32[0].loss - fp32[STEPS - 1].loss;
+    double last = fabs(bf16[STEPS - 1].loss - fp32[STEPS - 1].loss) / fall;
+    check(first > 0 && first < 1e-2, "bf16 (%s): loss of the first step %.6g, float32 %.6g: error %.1e, tolerance 1e-2",
+          onednn_bf16 ? "by the CPU" : "rounded operands", bf16[0].loss, fp32[0].loss, first);
+    check(fall > 0 && last < 2e-2, "bf16: loss after %d steps %.6g, float32 %.6g, which fell by %.4g: error %.1e of that, tolerance 2e-2",
+          STEPS, bf16[STEPS - 1].loss, fp32[STEPS - 1].loss, fall, last);
+}
+#endif
 
 // ----------------------------------------------------------------------------
 // Decoding
@@ -495,6 +527,19 @@ int main(void) {
     test_gemm(GEMM_PACKED, "packed");
 #ifdef USE_CBLAS
     test_gemm(GEMM_CBLAS, "CBLAS");
+#else
+    printf("not tested: CBLAS (not found by make)\n");
+#endif
+#ifdef USE_ONEDNN
+    if (sizeof(real) == 4) {
+        int keep = gemm_kind;
+        backend_dtype_set("bf16");
+        gemm_kind = keep;
+        test_gemm(GEMM_ONEDNN, onednn_bf16 ? "oneDNN, bfloat16 by the CPU" : "oneDNN, operands rounded to bfloat16");
+        test_bf16();
+    }
+#else
+    printf("not tested: oneDNN (not found by make)\n");
 #endif
     test_decode();
     test_adam();
