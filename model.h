@@ -176,6 +176,8 @@ typedef struct {
     int *row;                // (n_rows) the tokens whose next-token logits are wanted
 } Decode;
 
+typedef struct { float logit; int id; } Candidate; // a token that may come next
+
 typedef struct { double lr, beta1, beta2, eps, weight_decay; } AdamW;
 
 enum Copy { COPY_PARAMS, COPY_GRADS, COPY_M, COPY_V }; // what gpt2_get and gpt2_set move (float32, file order)
@@ -197,6 +199,9 @@ void   gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step); // step count
 void   gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots);
 // logits (n_rows, V), owned by the model, valid until the next call
 const float *gpt2_decode(GPT2 *m, const Decode *d);
+// The same, but of each row only the k <= V largest logits, (n_rows, k) in the backend's own order, of equal ones the
+// lower ids; lse, where not NULL, (n_rows): the row's log sum exp. A device hands back k numbers per row, not V.
+const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double **lse);
 const char *backend_start(int threads);          // 0 = all; returns a line for the banner
 const char *backend_dtype(void);                 // what this build computes in, of --dtype: "fp32" or "bf16"
 

@@ -1026,46 +1026,62 @@ __global__ void step_end_kernel(StepEnd *end, const double *part, int parts, dou
 // ----------------------------------------------------------------------------
 // Choosing tokens
 
-// top (n, k): the k largest of each row's V logits, best first, of equal ones the lower ids; lse (n) = log sum exp of
-// the row. So sampling and beams read back k candidates per row, not V logits.
+// top (n, k): the k largest of each row's V logits, in the order of their ids, of equal ones the lower ids; lse (n), if
+// wanted, the row's log sum exp. So sampling and beams read back k candidates per row, not V logits.
 // A key is a logit's bits, turned so that they sort as unsigned numbers do, and below them the complement of its id: no
 // two are equal. The k-th largest is found byte by byte from the top, by counting, among the keys that agree with it so
-// far, how often each value comes next. Counts are whole numbers, so that their order does not matter.
-// A block owns a row. Bytes: 4 per logit, then 3 to 7 times the same from the L2 cache.
-enum { TOP_MAX = 1024 };
-
+// far, how often each value comes next. Most logits agree in their upper bits and would all meet in a few counters:
+// only keys from `bound` on are counted, the k-th largest of each thread's own largest, which at least k keys reach.
+// Counts are whole numbers, so that their order does not matter.
+// A block owns a row. Bytes: 4 per logit, then 2 to 7 times the same from the L2 cache.
 inline __device__ uint64_t top_key(float z, int id) {
-    unsigned u = __float_as_uint(z);
+    unsigned u = __float_as_uint(z + 0.0f); // -0 is 0
     u = u >> 31 ? ~u : u | 0x80000000u;
-    return (uint64_t)u << 16 | (unsigned)(0xffff - id);
+    return (uint64_t)u << 32 | (0xffffffffu - (unsigned)id);
 }
 
-__global__ void top_k_kernel(Candidate *top, float *lse, const float *logits, int V, int Vp, int k) {
-    __shared__ uint64_t best[TOP_MAX];
+template <int W> __global__ void top_k_kernel(Candidate *top, double *lse, const float *logits, int V, int Vp, int k) {
+    __shared__ uint64_t largest[BLOCK], bound;
     __shared__ float room[WARPS];
-    __shared__ int count[256], chosen[2], found;
+    __shared__ int count[256], chosen[2], ahead[WARPS];
     const float *z = logits + (size_t)blockIdx.x * Vp;
-    uint64_t prefix = 0, mask = 0;
-    float most = z[0], sum = 0;
-    int need = k, size = 1;
-    while (size < k) size *= 2;
-    for (int v = threadIdx.x; v < V; v += BLOCK) most = fmaxf(most, z[v]);
-    most = block_max(most, room);
-    for (int v = threadIdx.x; v < V; v += BLOCK) sum += expf(z[v] - most);
-    sum = block_sum(sum, room);
-    for (int shift = 40; shift >= 0; shift -= 8) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, need = k, rank = 0, found = 0;
+    uint64_t prefix = 0, mask = 0, own = 0;
+    float most = z[0], sum = 0, a[W];
+    for (int v = threadIdx.x * W; v < V; v += BLOCK * W) {
+        float now = most;
+        load<W>(a, z + v);
+        for (int i = 0; i < W; i++) {
+            if (v + i >= V) continue;
+            uint64_t key = top_key(a[i], v + i);
+            now = fmaxf(now, a[i]);
+            own = key > own ? key : own;
+        }
+        if (now > most) sum *= expf(most - now);
+        most = now;
+        for (int i = 0; i < W; i++) if (v + i < V) sum += expf(a[i] - most);
+    }
+    if (threadIdx.x == 0) bound = 0;
+    largest[threadIdx.x] = own;
+    float row_most = block_max(most, room), row_sum = block_sum(sum * expf(most - row_most), room);
+    if (lse && threadIdx.x == 0) lse[blockIdx.x] = row_most + log((double)row_sum);
+    for (int i = 0; i < BLOCK; i++) rank += largest[i] > own;
+    if (own && rank == k - 1) bound = own; // else k is larger than the number of threads: all count
+    __syncthreads();
+    for (int shift = 56; shift >= 0; shift -= 8) {
         count[threadIdx.x] = 0;
         __syncthreads();
-        for (int v = threadIdx.x; v < V; v += BLOCK) {
-            uint64_t key = top_key(z[v], v);
-            if ((key & mask) == prefix) atomicAdd(&count[key >> shift & 255], 1);
+        for (int v = threadIdx.x * W; v < V; v += BLOCK * W) {
+            load<W>(a, z + v);
+            for (int i = 0; i < W; i++) {
+                uint64_t key = top_key(a[i], v + i);
+                if (v + i < V && key >= bound && (key & mask) == prefix) atomicAdd(&count[key >> shift & 255], 1);
+            }
         }
         __syncthreads();
-        if (threadIdx.x == 0) {
-            int b = 255;
-            for (; count[b] < need; b--) need -= count[b];
-            chosen[0] = b, chosen[1] = need;
-        }
+        int above = 0; // keys whose next byte is larger than threadIdx.x
+        for (int i = 255; i > 0; i--) above += i > (int)threadIdx.x ? count[i] : 0;
+        if (above < need && above + count[threadIdx.x] >= need) chosen[0] = threadIdx.x, chosen[1] = need - above;
         __syncthreads();
         need = chosen[1];
         prefix |= (uint64_t)chosen[0] << shift;
@@ -1073,34 +1089,36 @@ __global__ void top_k_kernel(Candidate *top, float *lse, const float *logits, in
         if (count[chosen[0]] == need) break; // all keys that begin like this
         __syncthreads();
     }
-    for (int i = threadIdx.x; i < size; i += BLOCK) best[i] = 0; // below any key
-    if (threadIdx.x == 0) found = 0;
-    __syncthreads();
-    for (int v = threadIdx.x; v < V; v += BLOCK) {
-        uint64_t key = top_key(z[v], v);
-        if ((key & mask) >= prefix) best[atomicAdd(&found, 1)] = key;
-    }
-    for (int run = 2; run <= size; run *= 2) // bitonic sort, descending
-        for (int step = run / 2; step > 0; step /= 2) {
-            __syncthreads();
-            for (int i = threadIdx.x; i < size; i += BLOCK) {
-                int j = i ^ step;
-                uint64_t a = best[i], b = best[j];
-                if (j > i && ((i & run) == 0) == (a < b)) best[i] = b, best[j] = a;
-            }
+    for (int v0 = 0; v0 < V; v0 += BLOCK * W) {
+        int v = v0 + threadIdx.x * W, mine = 0, flag[W];
+        if (v < V) load<W>(a, z + v);
+        for (int i = 0; i < W; i++) {
+            uint64_t key = v + i < V ? top_key(a[i], v + i) : 0;
+            mine += flag[i] = v + i < V && key >= bound && (key & mask) >= prefix;
         }
-    __syncthreads();
-    for (int i = threadIdx.x; i < k; i += BLOCK) {
-        Candidate c;
-        c.id = 0xffff - (int)(best[i] & 0xffff);
-        c.logit = z[c.id];
-        top[(size_t)blockIdx.x * k + i] = c;
+        int at = mine; // how many in the warp come up to here
+        for (int i = 1; i < 32; i *= 2) {
+            int before = __shfl_sync(FULL, at, lane - i);
+            if (lane >= i) at += before;
+        }
+        if (lane == 31) ahead[warp] = at;
+        __syncthreads();
+        at += found - mine;
+        for (int w = 0; w < WARPS; w++) {
+            if (w < warp) at += ahead[w];
+            found += ahead[w];
+        }
+        for (int i = 0; i < W; i++) {
+            if (!flag[i]) continue;
+            Candidate c = {a[i], v + i};
+            top[(size_t)blockIdx.x * k + at++] = c;
+        }
+        __syncthreads();
     }
-    if (threadIdx.x == 0) lse[blockIdx.x] = most + logf(sum);
 }
 
-static void top_k(Candidate *top, float *lse, const float *logits, int n, int V, int Vp, int k) {
-    LAUNCH(top_k_kernel, n, BLOCK, 0, top, lse, logits, V, Vp, k);
+static void top_k(Candidate *top, double *lse, const float *logits, int n, int V, int Vp, int k) {
+    LAUNCH_WIDE(Vp % 4 == 0, 4, top_k_kernel, n, BLOCK, 0, top, lse, logits, V, Vp, k);
 }
 
 // ----------------------------------------------------------------------------
@@ -1177,8 +1195,9 @@ struct GPT2 {
     elem *cache;                      // (L, slots, 2C)
     char *dec;                        // decoding's activations
     float *dec_logits, *dec_host;     // (n_rows,Vp); (n_rows,V) pinned
-    Candidate *top, *top_host;        // (dec_rows, up to TOP_MAX), pinned
-    float *top_lse, *top_lse_host;    // (dec_rows), pinned
+    Candidate *top, *top_host;        // (n_rows, k), pinned
+    double *top_lse, *top_lse_host;   // (dec_rows), pinned
+    size_t top_size;                  // candidates
     int *dec_ints, *dec_ints_host;    // (dec_n, T + 8)
     int dec_n, dec_rows, dec_slots;
 };
@@ -1528,15 +1547,11 @@ void gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots) {
         m->dec_n = n;
     }
     if (n_rows > m->dec_rows) {
-        size_t top = (size_t)n_rows * (size_t)min_int(TOP_MAX, c.V) * sizeof(Candidate);
-        device_free(m->dec_logits), device_free(m->top), device_free(m->top_lse);
-        pinned_free(m->dec_host), pinned_free(m->top_host), pinned_free(m->top_lse_host);
-        m->top = (Candidate *)device_alloc(top, "decoding's candidates", remedy);
-        m->top_host = (Candidate *)pinned_alloc(top);
-        m->top_lse = (float *)device_alloc((size_t)n_rows * sizeof(float), "decoding's sums", remedy);
-        m->top_lse_host = (float *)pinned_alloc((size_t)n_rows * sizeof(float));
+        device_free(m->dec_logits), device_free(m->top_lse), pinned_free(m->dec_host), pinned_free(m->top_lse_host);
+        m->dec_host = NULL;
+        m->top_lse = (double *)device_alloc((size_t)n_rows * sizeof(double), "decoding's sums", remedy);
+        m->top_lse_host = (double *)pinned_alloc((size_t)n_rows * sizeof(double));
         m->dec_logits = (float *)device_alloc((size_t)n_rows * (size_t)c.Vp * sizeof(float), "decoding's logits", remedy);
-        m->dec_host = (float *)pinned_alloc((size_t)n_rows * (size_t)c.V * sizeof(float));
         m->dec_rows = n_rows;
     }
     if (slots > m->dec_slots) {
@@ -1598,6 +1613,7 @@ static void decode_logits(GPT2 *m, const Decode *d) {
 
 const float *gpt2_decode(GPT2 *m, const Decode *d) {
     size_t row = (size_t)m->c.V * sizeof(float);
+    if (!m->dec_host) m->dec_host = (float *)pinned_alloc((size_t)m->dec_rows * row); // 50 MiB that top-k does without
     decode_logits(m, d);
     if (d->n_rows)
         CHECK_CUDA(cudaMemcpy2DAsync(m->dec_host, row, m->dec_logits, (size_t)m->c.Vp * sizeof(float), row, (size_t)d->n_rows,
@@ -1606,19 +1622,22 @@ const float *gpt2_decode(GPT2 *m, const Decode *d) {
     return d->n_rows ? m->dec_host : NULL;
 }
 
-// The k largest logits of each row, (n_rows, k) best first, and in *lse (n_rows) each row's log sum exp; NULL where k is
-// more than this path selects: then gpt2_decode is the way.
-const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const float **lse) {
-    size_t n = (size_t)d->n_rows;
-    if (k > TOP_MAX || k > m->c.V) return NULL;
+const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double **lse) {
+    size_t n = (size_t)d->n_rows, size = (size_t)m->dec_rows * (size_t)k;
+    if (size > m->top_size) {
+        device_free(m->top), pinned_free(m->top_host);
+        m->top = (Candidate *)device_alloc(size * sizeof(Candidate), "decoding's candidates", "lower --top-k");
+        m->top_host = (Candidate *)pinned_alloc(size * sizeof(Candidate));
+        m->top_size = size;
+    }
     decode_logits(m, d);
     if (n) {
-        top_k(m->top, m->top_lse, m->dec_logits, d->n_rows, m->c.V, m->c.Vp, k);
+        top_k(m->top, lse ? m->top_lse : NULL, m->dec_logits, d->n_rows, m->c.V, m->c.Vp, k);
         CHECK_CUDA(cudaMemcpyAsync(m->top_host, m->top, n * (size_t)k * sizeof(Candidate), cudaMemcpyDeviceToHost, device.stream));
-        CHECK_CUDA(cudaMemcpyAsync(m->top_lse_host, m->top_lse, n * sizeof(float), cudaMemcpyDeviceToHost, device.stream));
+        if (lse) CHECK_CUDA(cudaMemcpyAsync(m->top_lse_host, m->top_lse, n * sizeof(double), cudaMemcpyDeviceToHost, device.stream));
     }
     device_wait();
-    *lse = m->top_lse_host;
+    if (lse) *lse = m->top_lse_host;
     return m->top_host;
 }
 

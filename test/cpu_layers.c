@@ -16,6 +16,7 @@ cpu_layers.c: train_rrhf.c under other names, for test_cuda.cu. See cpu_layers.h
 #define gpt2_update cpu_gpt2_update
 #define gpt2_decode_plan cpu_gpt2_decode_plan
 #define gpt2_decode cpu_gpt2_decode
+#define gpt2_decode_top cpu_gpt2_decode_top
 #define gpt2_step cpu_gpt2_step
 #define gpt2_step_end cpu_gpt2_step_end
 #define backend_start cpu_backend_start
