@@ -30,4 +30,4 @@ const CpuLayers cpu = {
     attention_forward, attention_backward, attention_decode, gelu_forward, gelu_backward, classifier_forward,
     classifier_backward, head_forward, head_backward, gather_forward, gather_backward,
     gpt2_build, gpt2_free, gpt2_get, gpt2_set, gpt2_forward, gpt2_backward, gpt2_zero_grad, gpt2_grad_norm, gpt2_update,
-    gpt2_decode_plan, gpt2_decode, step_room, train_step, sample};
+    gpt2_decode_plan, gpt2_decode, step_room, train_step, sample, beam_search};
