@@ -188,6 +188,7 @@ Config gpt2_config(const GPT2 *m);
 void   gpt2_get(GPT2 *m, enum Copy what, float *host);
 void   gpt2_set(GPT2 *m, enum Copy what, const float *host);
 size_t gpt2_bytes(Config c, int training, int N, int U);        // memory that build and plan will take
+int    gpt2_tokens(const GPT2 *m);               // how many tokens at once suit the machine
 void   gpt2_plan(GPT2 *m, int N, int U);         // room for batches up to N tokens and U rows that are read
 // Policy: out (P) = log P(target). Reward model: out (R) = the head at each response's last token.
 void   gpt2_forward(GPT2 *m, const Batch *b, real *out);

@@ -225,7 +225,7 @@ static inline double beam_score(double sum, int len, double length_penalty) { re
 // ----------------------------------------------------------------------------
 // A wave: some queries with all their sequences, advanced together
 
-static int wave_sequences = 256; // at once, roughly: enough to fill the matrix products (a test changes it)
+static int wave_sequences = 256; // at once, roughly, on a machine that 2,048 tokens fill (a test changes it)
 
 typedef struct {
     Decode d;               // its list is (S, stride)
@@ -242,17 +242,20 @@ static inline int longest_query(const Ranked *d) {
     return longest;
 }
 
-// How many queries go at once, each with k sequences? Bounded by sequences, by query tokens and by the cache's memory.
-static inline int wave_queries(Config c, const Ranked *d, int k, int max_new_tokens) {
+// How many queries go at once, each with k sequences? Bounded by sequences, by query tokens and by the cache's memory,
+// each up to eight times as much on a larger machine.
+static inline int wave_queries(const GPT2 *m, const Ranked *d, int k, int max_new_tokens) {
     enum { TOKENS = 4096, CACHE_MIB = 1024 };
+    Config c = gpt2_config(m);
+    int scale = gpt2_tokens(m) / 2048 < 8 ? gpt2_tokens(m) / 2048 : 8;
     int longest = longest_query(d), n = d->Q;
     if (max_new_tokens < 1 || longest > c.T - max_new_tokens)
         die("--max-new-tokens %d: with queries of up to %d tokens this exceeds the model's %d; "
             "cut with --max-query-tokens", max_new_tokens, longest, c.T);
-    double slots = CACHE_MIB * 1048576.0 / (2.0 * c.L * c.C * (double)sizeof(real));
+    double slots = scale * CACHE_MIB * 1048576.0 / (2.0 * c.L * c.C * (double)sizeof(real));
     double fit = slots / (longest + (double)k * max_new_tokens);
-    if (n > wave_sequences / k) n = wave_sequences / k;
-    if (n > TOKENS / longest) n = TOKENS / longest;
+    if (n > scale * wave_sequences / k) n = scale * wave_sequences / k;
+    if (n > scale * TOKENS / longest) n = scale * TOKENS / longest;
     if (n > fit) n = (int)fit;
     return n > 1 ? n : 1;
 }
@@ -420,7 +423,7 @@ static inline Ranked sample(GPT2 *m, const Ranked *d, Sampling s, int keep_own, 
     Ranked out;
     memset(&out, 0, sizeof out);
     out.V = c.V;
-    int k = s.num_return, n = wave_queries(c, d, k, s.max_new_tokens);
+    int k = s.num_return, n = wave_queries(m, d, k, s.max_new_tokens);
     Wave w = wave_make(m, d, n, k, s.max_new_tokens);
     Draws a = draws_make(w.S, c.V, s);
     Progress bar = progress_start(label, 0);
@@ -604,7 +607,7 @@ static inline Ranked beam_search(GPT2 *m, const Ranked *d, Beaming b, int keep_o
     Ranked out;
     memset(&out, 0, sizeof out);
     out.V = c.V;
-    int n = wave_queries(c, d, b.num_beams, b.max_new_tokens);
+    int n = wave_queries(m, d, b.num_beams, b.max_new_tokens);
     Wave w = wave_make(m, d, n, b.num_beams, b.max_new_tokens);
     Beams s = beams_make(n, c.V, b);
     Progress bar = progress_start(label, 0);

@@ -8,6 +8,7 @@ cpu_layers.c: train_rrhf.c under other names, for test_cuda.cu. See cpu_layers.h
 #define gpt2_get cpu_gpt2_get
 #define gpt2_set cpu_gpt2_set
 #define gpt2_bytes cpu_gpt2_bytes
+#define gpt2_tokens cpu_gpt2_tokens
 #define gpt2_plan cpu_gpt2_plan
 #define gpt2_forward cpu_gpt2_forward
 #define gpt2_backward cpu_gpt2_backward
