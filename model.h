@@ -196,6 +196,8 @@ typedef struct {
     int *row;                // (n_rows) the tokens whose next-token logits are wanted
 } Decode;
 
+typedef struct { float logit; int id; } Candidate; // a token that may come next
+
 typedef struct { double lr, beta1, beta2, eps, weight_decay; } AdamW;
 
 enum Copy { COPY_PARAMS, COPY_GRADS, COPY_M, COPY_V }; // what gpt2_get and gpt2_set move (float32, file order)
@@ -207,6 +209,7 @@ Config gpt2_config(const GPT2 *m);
 void   gpt2_get_part(GPT2 *m, enum Copy what, size_t at, size_t n, float *host); // elements at .. at+n-1
 void   gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *host);
 size_t gpt2_bytes(Config c, int training, int N, int U);        // memory that build and plan will take
+int    gpt2_tokens(const GPT2 *m);               // how many tokens at once suit the machine
 void   gpt2_plan(GPT2 *m, int N, int U);         // room for batches up to N tokens and U rows that are read
 // Policy: out (P) = log P(target). Reward model: out (R) = the head at each response's last token.
 void   gpt2_forward(GPT2 *m, const Batch *b, real *out);
@@ -218,6 +221,9 @@ void   gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step); // step count
 void   gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots);
 // logits (n_rows, V), owned by the model, valid until the next call
 const float *gpt2_decode(GPT2 *m, const Decode *d);
+// The same, but of each row only the k <= V largest logits, (n_rows, k) in the backend's own order, of equal ones the
+// lower ids; lse, where not NULL, (n_rows): the row's log sum exp. A device hands back k numbers per row, not V.
+const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double **lse);
 const char *backend_start(int threads);          // 0 = all; returns a line for the banner
 void   backend_profile(int steps);               // --profile 1: 0 = begin; else print where the time of so many steps went
 void   backend_dtype_set(const char *dtype);     // --dtype: "fp32" or "bf16"; before backend_start

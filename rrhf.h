@@ -103,18 +103,18 @@ static inline void batch_bounds(const Ranked *d, int micro, int bound[4]) { // N
     free(size);
 }
 
-// --micro-batch 0: as many queries as keep a micro-batch at about 2,048 tokens.
-static inline int micro_batch_auto(const Ranked *d, int batch) {
+// --micro-batch 0: as many queries as keep a micro-batch at about the tokens that suit the machine.
+static inline int micro_batch_auto(const GPT2 *m, const Ranked *d, int batch) {
     int64_t tokens = 0;
     for (int q = 0; q < d->Q; q++) tokens += d->query_len[q];
     for (int r = 0; r < d->R; r++) tokens += d->resp_len[r];
-    int64_t micro = 2048 * (int64_t)d->Q / (tokens ? tokens : 1);
+    int64_t micro = gpt2_tokens(m) * (int64_t)d->Q / (tokens ? tokens : 1);
     return micro < 1 ? 1 : micro > batch ? batch : (int)micro;
 }
 
 // value (R) of every response of the data set under a model: sum of log P, or the head's output.
 static inline void evaluate_all(GPT2 *m, const Ranked *d, const char *label, double *value) {
-    int micro = micro_batch_auto(d, d->Q), bound[4], reward = gpt2_config(m).reward;
+    int micro = micro_batch_auto(m, d, d->Q), bound[4], reward = gpt2_config(m).reward;
     batch_bounds(d, micro, bound);
     Batch b = batch_make(bound[0], bound[1], bound[2], bound[3], micro);
     real *out = (real *)xalloc((size_t)bound[2], sizeof(real));
@@ -430,7 +430,7 @@ static inline void window_save(GPT2 *m, const Train *t, const Log *log, int stat
 // Returns 0, or 1 when Ctrl-C stopped it: then state.bin is there to resume from.
 static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     int total = train_steps(t, d), step = 0, epoch = -1, end = t->steps && t->steps < total ? t->steps : total;
-    if (t->micro_batch < 1) t->micro_batch = micro_batch_auto(d, t->batch);
+    if (t->micro_batch < 1) t->micro_batch = micro_batch_auto(m, d, t->batch);
     if (t->micro_batch > t->batch) t->micro_batch = t->batch;
     train_settings(t, m, d);
     StepRoom s = step_room(m, d, t->micro_batch);

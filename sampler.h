@@ -1,5 +1,5 @@
 /*
-sampler.h: sampling policies over a key/value cache. Sees logits and the cache, nothing else.
+sampler.h: sampling policies over a key/value cache. Sees logits, or the largest of them, and the cache, nothing else.
 
   Ranked sample(GPT2 *m, const Ranked *queries, Sampling s, int keep_own, const char *label)
   Ranked beam_search(GPT2 *m, const Ranked *queries, Beaming b, int keep_own, const char *label)
@@ -17,6 +17,8 @@ beam_search   the num_beams most probable beginnings go on together; the best nu
 The cache is a row of slots, one token's keys and values each, and a sequence is a list of slots (model.h, Decode).
 The query is computed once and named by all its sequences; a beam that forks copies its list, never the cache.
 Queries run in waves. How many run at once changes neither texts nor scores (a BLAS may round the scores differently).
+The backend selects: top-k sampling and beams see k candidates per row. Sampling from the whole vocabulary (no top-k)
+reads back all logits. A seed's draws are those of one backend: candidates come in its own order.
 */
 #ifndef SAMPLER_H
 #define SAMPLER_H
@@ -52,8 +54,6 @@ typedef struct {
 // ----------------------------------------------------------------------------
 // The most probable tokens
 
-typedef struct { float logit; int id; } Candidate;
-
 static inline int compare_candidates(const void *a, const void *b) { // by logit, descending; then by id
     const Candidate *x = (const Candidate *)a, *y = (const Candidate *)b;
     return x->logit != y->logit ? (x->logit < y->logit ? 1 : -1) : x->id - y->id;
@@ -70,19 +70,34 @@ static inline void heap_sink(Candidate *h, int n, int i) {
     }
 }
 
-// The k largest logits, of equal ones the lower ids, in no order; k = 0: all. room (k, or V)
+// The k largest logits, of equal ones the lower ids, in a heap's order; k = 0: all, by id. room (k, or V)
+// Few logits get past the least of the k so far: a span without one costs a comparison per logit, many at a time.
 static inline int top_k_candidates(Candidate *room, const float *logits, int V, int k) {
+    enum { SPAN = 32 };
     if (k <= 0 || k > V) k = V;
     for (int v = 0; v < k; v++) room[v].logit = logits[v], room[v].id = v;
     if (k == V) return k;
     for (int i = k / 2 - 1; i >= 0; i--) heap_sink(room, k, i);
-    for (int v = k; v < V; v++) {
-        if (logits[v] <= room[0].logit) continue;
-        room[0].logit = logits[v];
-        room[0].id = v;
-        heap_sink(room, k, 0);
+    for (int v0 = k; v0 < V; v0 += SPAN) {
+        int v1 = v0 + SPAN < V ? v0 + SPAN : V, larger = 0;
+        float least = room[0].logit;
+        for (int v = v0; v < v1; v++) larger |= logits[v] > least;
+        for (int v = v0; larger && v < v1; v++) {
+            if (!(logits[v] > room[0].logit)) continue;
+            room[0].logit = logits[v];
+            room[0].id = v;
+            heap_sink(room, k, 0);
+        }
     }
     return k;
+}
+
+static inline double log_sum_exp(const float *logits, int V) {
+    float max = logits[0];
+    double sum = 0;
+    for (int v = 1; v < V; v++) max = logits[v] > max ? logits[v] : max;
+    for (int v = 0; v < V; v++) sum += expf(logits[v] - max);
+    return max + log(sum);
 }
 
 // ----------------------------------------------------------------------------
@@ -101,10 +116,12 @@ static inline int top_p_candidates(Candidate *room, int n, double top_p, double 
     return kept;
 }
 
-// Draws from softmax(logits / temperature) cut to the top k, then to the smallest set of the most probable tokens
-// whose probability reaches top_p (Hugging Face's order). room (top_k, or V)
-static inline int sample_token(const float *logits, int V, Sampling s, Rng *rng, Candidate *room) {
-    int n = top_k_candidates(room, logits, V, s.temperature > 0 ? s.top_k : 1);
+// How many candidates a draw needs: 0 = all.
+static inline int sample_width(Sampling s) { return s.temperature > 0 ? s.top_k : 1; }
+
+// Draws from softmax(logit / temperature) of the n largest, cut to the smallest set of the most probable tokens whose
+// probability reaches top_p (Hugging Face's order). Their order in room decides what a random number means; room is spent.
+static inline int sample_candidates(Candidate *room, int n, Sampling s, Rng *rng) {
     if (n == 1) return room[0].id;
     float max = room[0].logit;
     double total = 0;
@@ -115,6 +132,11 @@ static inline int sample_token(const float *logits, int V, Sampling s, Rng *rng,
     for (int i = 0; i < n - 1; i++)
         if ((u -= room[i].logit) < 0) return room[i].id;
     return room[n - 1].id;
+}
+
+// Draws from all V logits. room (top_k, or V)
+static inline int sample_token(const float *logits, int V, Sampling s, Rng *rng, Candidate *room) {
+    return sample_candidates(room, top_k_candidates(room, logits, V, sample_width(s)), s, rng);
 }
 
 // ----------------------------------------------------------------------------
@@ -141,31 +163,24 @@ static inline int compare_continuations(const void *a, const void *b) { // by su
     return x->beam != y->beam ? x->beam - y->beam : x->token - y->token;
 }
 
-static inline double log_sum_exp(const float *logits, int V) {
-    float max = logits[0];
-    double sum = 0;
-    for (int v = 1; v < V; v++) max = logits[v] > max ? logits[v] : max;
-    for (int v = 0; v < V; v++) sum += expf(logits[v] - max);
-    return max + log(sum);
-}
+// What a decode gave of each row: its k largest logits and its log sum exp.
+typedef struct { const Candidate *top; const double *lse; int k; } Rows;
 
-// The `want` best continuations of n beams, best first; returns how many there are (n V may be fewer). sum (n) is the
-// beams' own, row (n) their rows of logits. Each of the n_chosen tokens in chosen costs `penalty` as often as it is
-// there. room (want + n_chosen, or V), all (n (want + n_chosen))
-static inline int beam_continuations(Continuation *all, int want, const float *logits, int V, const double *sum,
-                                     const int *row, int n, const int *chosen, int n_chosen, double penalty,
-                                     Candidate *room) {
+// The `want` best continuations of n beams, best first; returns how many there are (n k may be fewer). sum (n) is the
+// beams' own, row (n) their rows. Each of the n_chosen tokens in chosen costs `penalty` as often as it is there. It
+// lowers at most n_chosen tokens: before it, the best `want` were among the best want + n_chosen, so that rows.k must
+// be as many, or V. all (n rows.k)
+static inline int beam_continuations(Continuation *all, int want, Rows rows, const double *sum, const int *row, int n,
+                                     const int *chosen, int n_chosen, double penalty) {
     int found = 0;
     for (int b = 0; b < n; b++) {
-        const float *x = logits + (size_t)row[b] * (size_t)V;
-        double base = sum[b] - log_sum_exp(x, V);
-        // The penalty lowers at most n_chosen tokens: before it, the best `want` were among the best want + n_chosen.
-        int k = top_k_candidates(room, x, V, want + n_chosen);
-        for (int i = 0; i < k; i++) {
+        const Candidate *top = rows.top + (size_t)row[b] * (size_t)rows.k;
+        double base = sum[b] - rows.lse[row[b]];
+        for (int i = 0; i < rows.k; i++) {
             Continuation *c = &all[found++];
-            c->sum = base + room[i].logit;
+            c->sum = base + top[i].logit;
             c->beam = b;
-            c->token = room[i].id;
+            c->token = top[i].id;
             for (int j = 0; j < n_chosen; j++) if (chosen[j] == c->token) c->sum -= penalty;
         }
     }
@@ -210,7 +225,7 @@ static inline double beam_score(double sum, int len, double length_penalty) { re
 // ----------------------------------------------------------------------------
 // A wave: some queries with all their sequences, advanced together
 
-static int wave_sequences = 256; // at once, roughly: enough to fill the matrix products (a test changes it)
+static int wave_sequences = 256; // at once, roughly, on a machine that 2,048 tokens fill (a test changes it)
 
 typedef struct {
     Decode d;               // its list is (S, stride)
@@ -227,17 +242,20 @@ static inline int longest_query(const Ranked *d) {
     return longest;
 }
 
-// How many queries go at once, each with k sequences? Bounded by sequences, by query tokens and by the cache's memory.
-static inline int wave_queries(Config c, const Ranked *d, int k, int max_new_tokens) {
+// How many queries go at once, each with k sequences? Bounded by sequences, by query tokens and by the cache's memory,
+// each up to eight times as much on a larger machine.
+static inline int wave_queries(const GPT2 *m, const Ranked *d, int k, int max_new_tokens) {
     enum { TOKENS = 4096, CACHE_MIB = 1024 };
+    Config c = gpt2_config(m);
+    int scale = gpt2_tokens(m) / 2048 < 8 ? gpt2_tokens(m) / 2048 : 8;
     int longest = longest_query(d), n = d->Q;
     if (max_new_tokens < 1 || longest > c.T - max_new_tokens)
         die("--max-new-tokens %d: with queries of up to %d tokens this exceeds the model's %d; "
             "cut with --max-query-tokens", max_new_tokens, longest, c.T);
-    double slots = CACHE_MIB * 1048576.0 / (2.0 * c.L * c.C * (double)sizeof(real));
+    double slots = scale * CACHE_MIB * 1048576.0 / (2.0 * c.L * c.C * (double)sizeof(real));
     double fit = slots / (longest + (double)k * max_new_tokens);
-    if (n > wave_sequences / k) n = wave_sequences / k;
-    if (n > TOKENS / longest) n = TOKENS / longest;
+    if (n > scale * wave_sequences / k) n = scale * wave_sequences / k;
+    if (n > scale * TOKENS / longest) n = scale * TOKENS / longest;
     if (n > fit) n = (int)fit;
     return n > 1 ? n : 1;
 }
@@ -287,7 +305,7 @@ static inline void wave_feed(Wave *w, int s, int wanted) {
 }
 
 // Queries q0 .. q0+n-1 go in once each; the k sequences of query j, j k .. j k + k-1, share its slots.
-static inline const float *wave_prefill(Wave *w, GPT2 *m, const Ranked *d, int q0, int n, int k) {
+static inline void wave_prefill(Wave *w, const Ranked *d, int q0, int n, int k) {
     w->slots = w->d.n = w->d.n_rows = 0;
     memset(w->list_len, 0, (size_t)w->S * sizeof(int));
     for (int j = 0; j < n; j++) {
@@ -302,7 +320,6 @@ static inline const float *wave_prefill(Wave *w, GPT2 *m, const Ranked *d, int q
             w->from[c] = w->from[s];
         }
     }
-    return gpt2_decode(m, &w->d);
 }
 
 // The tokens of sequence s from place `start` on; returns their number.
@@ -342,8 +359,8 @@ typedef struct {
     Rng *rng;               // (S)
     int *next, *done;       // (S) the token drawn; 1 = ended
     uint16_t *text;         // (max_new_tokens)
-    Candidate *room;        // (threads, room_size)
-    size_t room_size;       // top_k, or V
+    int k, V;               // candidates of a row that are wanted: top_k, or V
+    Candidate *room;        // (threads, k)
 } Draws;
 
 static inline Draws draws_make(int S, int V, Sampling s) {
@@ -352,8 +369,9 @@ static inline Draws draws_make(int S, int V, Sampling s) {
     a.next = (int *)xalloc((size_t)S, sizeof(int));
     a.done = (int *)xalloc((size_t)S, sizeof(int));
     a.text = (uint16_t *)xalloc((size_t)s.max_new_tokens, sizeof(uint16_t));
-    a.room_size = (size_t)(s.top_k > 0 && s.top_k < V ? s.top_k : V);
-    a.room = (Candidate *)xalloc((size_t)thread_count() * a.room_size, sizeof(Candidate));
+    a.k = sample_width(s) > 0 && sample_width(s) < V ? sample_width(s) : V;
+    a.V = V;
+    a.room = (Candidate *)xalloc((size_t)thread_count() * (size_t)a.k, sizeof(Candidate));
     return a;
 }
 
@@ -361,27 +379,34 @@ static inline void draws_free(Draws *a) {
     free(a->rng); free(a->next); free(a->done); free(a->text); free(a->room);
 }
 
-// Draws the next token of each of S sequences that has not ended.
-static inline void draws_step(Draws *a, const Wave *w, const float *logits, int V, int S, Sampling s) {
+// Decodes what was fed and draws the next token of each of S sequences that has not ended: from the top k that the
+// backend selects, or, where every token may come, from all logits.
+static inline void draws_step(Draws *a, const Wave *w, GPT2 *m, int S, Sampling s) {
+    const Candidate *top = a->k < a->V ? gpt2_decode_top(m, &w->d, a->k, NULL) : NULL;
+    const float *logits = top ? NULL : gpt2_decode(m, &w->d);
+    size_t k = (size_t)a->k;
 #ifdef _OPENMP
 #pragma omp parallel for schedule(dynamic, 4)
 #endif
     for (int i = 0; i < S; i++) {
-        const float *row = logits + (size_t)w->from[i] * (size_t)V;
-        if (!a->done[i]) a->next[i] = sample_token(row, V, s, &a->rng[i], a->room + thread_index() * a->room_size);
+        Candidate *room = a->room + thread_index() * k;
+        if (a->done[i]) continue;
+        if (top) memcpy(room, top + (size_t)w->from[i] * k, k * sizeof *room);
+        else top_k_candidates(room, logits + (size_t)w->from[i] * k, a->V, 0);
+        a->next[i] = sample_candidates(room, a->k, s, &a->rng[i]);
     }
 }
 
 // Completes queries q0 .. q0+n-1 of d, k completions each.
 static inline void sample_wave(Draws *a, Wave *w, GPT2 *m, const Ranked *d, int q0, int n, Sampling s) {
-    int k = s.num_return, S = n * k, V = gpt2_config(m).V;
-    const float *logits = wave_prefill(w, m, d, q0, n, k);
+    int k = s.num_return, S = n * k;
+    wave_prefill(w, d, q0, n, k);
     for (int i = 0; i < S; i++) {
         a->done[i] = 0;
         a->rng[i] = rng_make(s.seed, RNG_SAMPLE, (uint64_t)q0 * (uint64_t)k + (uint64_t)i);
     }
     for (int len = 1;; len++) {
-        draws_step(a, w, logits, V, S, s);
+        draws_step(a, w, m, S, s);
         w->d.n = w->d.n_rows = 0;
         for (int i = 0; i < S; i++) {
             if (a->done[i]) continue;
@@ -390,7 +415,6 @@ static inline void sample_wave(Draws *a, Wave *w, GPT2 *m, const Ranked *d, int 
             if (!a->done[i]) wave_feed(w, i, 1);
         }
         if (!w->d.n) return;
-        logits = gpt2_decode(m, &w->d);
     }
 }
 
@@ -399,7 +423,7 @@ static inline Ranked sample(GPT2 *m, const Ranked *d, Sampling s, int keep_own, 
     Ranked out;
     memset(&out, 0, sizeof out);
     out.V = c.V;
-    int k = s.num_return, n = wave_queries(c, d, k, s.max_new_tokens);
+    int k = s.num_return, n = wave_queries(m, d, k, s.max_new_tokens);
     Wave w = wave_make(m, d, n, k, s.max_new_tokens);
     Draws a = draws_make(w.S, c.V, s);
     Progress bar = progress_start(label, 0);
@@ -425,15 +449,14 @@ static inline Ranked sample(GPT2 *m, const Ranked *d, Sampling s, int keep_own, 
 
 typedef struct {
     Beaming b;
-    int size, V;            // beams of a group
+    int size;               // beams of a group
     Group *group;           // (queries, num_beam_groups)
     double *sum;            // (S) the groups' arrays
     int *parent, *token;
     Hypothesis *hyp;
     uint16_t *text;         // (S, max_new_tokens) the hypotheses' texts
-    int want;               // continuations that a group looks at
-    size_t room_size, all_size;
-    Candidate *room;        // (threads, room_size)
+    int want, k;            // continuations that a group looks at; tokens of a row that can be among them
+    size_t all_size;
     Continuation *all;      // (threads, all_size)
     int *chosen;            // (threads, num_beams)
 } Beams;
@@ -443,7 +466,6 @@ static inline Beams beams_make(int n, int V, Beaming b) {
     size_t S = (size_t)n * (size_t)b.num_beams, threads = (size_t)thread_count();
     int G = b.num_beam_groups;
     s.b = b;
-    s.V = V;
     s.size = b.num_beams / G;
     s.want = 2 * s.size; // each beam ends at most once: at least `size` of them go on
     s.group = (Group *)xalloc((size_t)n * (size_t)G, sizeof(Group));
@@ -452,9 +474,9 @@ static inline Beams beams_make(int n, int V, Beaming b) {
     s.token = (int *)xalloc(S, sizeof(int));
     s.hyp = (Hypothesis *)xalloc(S, sizeof(Hypothesis));
     s.text = (uint16_t *)xalloc(S * (size_t)b.max_new_tokens, sizeof(uint16_t));
-    s.room_size = (size_t)(s.want + b.num_beams < V ? s.want + b.num_beams : V);
-    s.all_size = s.room_size * (size_t)s.size;
-    s.room = (Candidate *)xalloc(threads * s.room_size, sizeof(Candidate));
+    s.k = s.want + b.num_beams - s.size; // earlier groups have chosen as many as the other groups have beams
+    if (s.k > V) s.k = V;
+    s.all_size = (size_t)s.k * (size_t)s.size;
     s.all = (Continuation *)xalloc(threads * s.all_size, sizeof(Continuation));
     s.chosen = (int *)xalloc(threads * (size_t)b.num_beams, sizeof(int));
     for (int i = 0; i < n * G; i++) {
@@ -468,17 +490,16 @@ static inline Beams beams_make(int n, int V, Beaming b) {
 }
 
 static inline void beams_free(Beams *s) {
-    free(s->group); free(s->sum); free(s->parent); free(s->token); free(s->hyp); free(s->text); free(s->room);
-    free(s->all); free(s->chosen);
+    free(s->group); free(s->sum); free(s->parent); free(s->token); free(s->hyp); free(s->text); free(s->all);
+    free(s->chosen);
 }
 
 // One group's step. s0: its first sequence; start: where responses start in the list; len: a response's length now.
-static inline void group_step(const Beams *s, Group *g, const Wave *w, const float *logits, int s0, int start, int len,
+static inline void group_step(const Beams *s, Group *g, const Wave *w, Rows rows, int s0, int start, int len,
                               const int *chosen, int n_chosen) {
-    size_t thread = thread_index();
-    Continuation *all = s->all + thread * s->all_size;
-    int next = 0, n = beam_continuations(all, s->want, logits, s->V, g->sum, w->from + s0, g->live, chosen, n_chosen,
-                                         s->b.diversity_penalty, s->room + thread * s->room_size);
+    Continuation *all = s->all + thread_index() * s->all_size;
+    int next = 0, n = beam_continuations(all, s->want, rows, g->sum, w->from + s0, g->live, chosen, n_chosen,
+                                         s->b.diversity_penalty);
     for (int rank = 0; rank < n && next < s->size; rank++) {
         Continuation c = all[rank];
         if (c.token != s->b.eot) {
@@ -496,13 +517,13 @@ static inline void group_step(const Beams *s, Group *g, const Wave *w, const flo
 }
 
 // The groups of query j choose one after another.
-static inline void query_step(const Beams *s, const Wave *w, const float *logits, int j, int start, int len) {
+static inline void query_step(const Beams *s, const Wave *w, Rows rows, int j, int start, int len) {
     int K = s->b.num_beams, G = s->b.num_beam_groups, n_chosen = 0;
     int *chosen = s->chosen + thread_index() * (size_t)K;
     for (int i = 0; i < G; i++) {
         Group *g = &s->group[j * G + i];
         int idle = g->done;
-        if (!idle) group_step(s, g, w, logits, j * K + i * s->size, start, len, chosen, n_chosen);
+        if (!idle) group_step(s, g, w, rows, j * K + i * s->size, start, len, chosen, n_chosen);
         for (int b = 0; b < (idle ? s->size : g->live); b++) chosen[n_chosen++] = idle ? s->b.eot : g->token[b];
     }
 }
@@ -535,20 +556,21 @@ static inline void beams_fork(Beams *s, Wave *w, const Ranked *d, int q0, int n,
 
 // Searches for queries q0 .. q0+n-1 of d.
 static inline void beam_wave(Beams *s, Wave *w, GPT2 *m, const Ranked *d, int q0, int n) {
-    const float *logits = wave_prefill(w, m, d, q0, n, s->b.num_beams);
+    wave_prefill(w, d, q0, n, s->b.num_beams);
     for (int i = 0; i < n * s->b.num_beam_groups; i++) {
         s->group[i].live = 1; // all beams of a group would start the same
         s->group[i].done = s->group[i].n = 0;
         s->group[i].sum[0] = 0;
     }
     for (int len = 1;; len++) {
+        Rows rows = {NULL, NULL, s->k};
+        rows.top = gpt2_decode_top(m, &w->d, s->k, &rows.lse);
 #ifdef _OPENMP
 #pragma omp parallel for schedule(dynamic, 1)
 #endif
-        for (int j = 0; j < n; j++) query_step(s, w, logits, j, d->query_len[q0 + j], len);
+        for (int j = 0; j < n; j++) query_step(s, w, rows, j, d->query_len[q0 + j], len);
         beams_fork(s, w, d, q0, n, len);
         if (!w->d.n) return;
-        logits = gpt2_decode(m, &w->d);
     }
 }
 
@@ -585,7 +607,7 @@ static inline Ranked beam_search(GPT2 *m, const Ranked *d, Beaming b, int keep_o
     Ranked out;
     memset(&out, 0, sizeof out);
     out.V = c.V;
-    int n = wave_queries(c, d, b.num_beams, b.max_new_tokens);
+    int n = wave_queries(m, d, b.num_beams, b.max_new_tokens);
     Wave w = wave_make(m, d, n, b.num_beams, b.max_new_tokens);
     Beams s = beams_make(n, c.V, b);
     Progress bar = progress_start(label, 0);

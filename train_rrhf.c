@@ -697,6 +697,9 @@ struct GPT2 {
     real *cache;                      // (L, slots, 2C)
     real *dec;                        // decoding's activations
     float *dec_logits;                // (n_rows, V)
+    Candidate *top;                   // (n_rows, k)
+    double *top_lse;                  // (n_rows)
+    size_t top_cap, lse_cap;
     int dec_n, dec_rows, dec_slots;
 };
 
@@ -713,6 +716,8 @@ static size_t activation_count(Config c, int training, int N, int U) {
 size_t gpt2_bytes(Config c, int training, int N, int U) {
     return sizeof(real) * (gpt2_count(c) * (training ? 4 : 1) + activation_count(c, training, N, U));
 }
+
+int gpt2_tokens(const GPT2 *m) { (void)m; return 2048; } // enough to fill the matrix products
 
 GPT2 *gpt2_build(Config c, const float *params, int training) {
     GPT2 *m = (GPT2 *)xalloc(1, sizeof *m);
@@ -733,7 +738,7 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
 void gpt2_free(GPT2 *m) {
     if (!m) return;
     free(m->params); free(m->grads); free(m->m); free(m->v);
-    free(m->activations); free(m->room); free(m->cache); free(m->dec); free(m->dec_logits);
+    free(m->activations); free(m->room); free(m->cache); free(m->dec); free(m->dec_logits); free(m->top); free(m->top_lse);
     free(m);
 }
 
@@ -938,6 +943,21 @@ const float *gpt2_decode(GPT2 *m, const Decode *d) {
             for (int v = 0; v < c.V; v++)
                 m->dec_logits[(size_t)r * c.V + v] = (float)dot(norm + (size_t)r * C, w.wte + (size_t)v * C, C);
     return m->dec_logits;
+}
+
+const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double **lse) {
+    const float *logits = gpt2_decode(m, d);
+    int V = m->c.V;
+    xgrow((void **)&m->top, &m->top_cap, (size_t)d->n_rows * (size_t)k, sizeof *m->top);
+    xgrow((void **)&m->top_lse, &m->lse_cap, (size_t)d->n_rows, sizeof *m->top_lse);
+    PARALLEL_FOR
+    for (int r = 0; r < d->n_rows; r++) {
+        const float *row = logits + (size_t)r * (size_t)V;
+        top_k_candidates(m->top + (size_t)r * (size_t)k, row, V, k);
+        if (lse) m->top_lse[r] = log_sum_exp(row, V);
+    }
+    if (lse) *lse = m->top_lse;
+    return m->top;
 }
 
 // ----------------------------------------------------------------------------

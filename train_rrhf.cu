@@ -111,10 +111,15 @@ static void *device_alloc(size_t bytes, const char *what, const char *remedy) {
     return p;
 }
 
-static void *pinned_alloc(size_t bytes) { // host memory that the device copies to and from while the host goes on
+static void *pinned_alloc(size_t bytes, const char *what, const char *remedy) { // host memory that the device copies to and from while the host goes on
     void *p = NULL;
-    if (bytes) CHECK_CUDA(cudaMallocHost(&p, bytes));
+    if (bytes && cudaMallocHost(&p, bytes) != cudaSuccess) die("host memory: %s need %.1f MiB of pinned memory; %s", what, (double)bytes / 1048576, remedy);
     return p;
+}
+
+// Says what is about to be taken; small amounts are not worth a line.
+static void memory_note(size_t bytes, const char *what) {
+    if (bytes >> 26) fprintf(stderr, "GPU memory: %.1f of %.1f MiB for %s\n", (double)bytes / 1048576, (double)device.prop.totalGlobalMem / 1048576, what);
 }
 
 static void device_free(void *p) { if (p) CHECK_CUDA(cudaFree(p)); }
@@ -224,12 +229,17 @@ inline __device__ float block_max(float x, float *room) {
 // product, C^T (N,M) = op(B)^T op(A)^T, whose operands are the same bytes.
 // Which algorithm computes a shape is asked once and remembered. The number of tokens differs from batch to batch, so
 // it is rounded up for the question: shapes that differ only a little share an answer, and the answer does not depend
-// on what was asked before. That keeps runs equal to the bit.
+// on what was asked before. That keeps runs equal to the bit. Where cuBLASLt has no algorithm (odd sizes that no tensor
+// core reads), a plain kernel does it.
 
 typedef struct { int transa, transb, bias, type, m, n, k, align[4]; size_t lda, ldb, ldc; } GemmKey;
-typedef struct { GemmKey key; cublasLtMatmulAlgo_t algo; } GemmAlgo;
+typedef struct { GemmKey key; int found; cublasLtMatmulAlgo_t algo; } GemmAlgo;
 
 static struct { GemmAlgo *at; int n; size_t cap; } gemm_algos;
+// The last shapes and which of gemm_algos they took: a decoding step asks for the same five in every layer, and
+// checking that an algorithm fits takes the host longer than the product takes the device.
+enum { RECENT = 64 };
+static struct { GemmKey key; int algo; } gemm_recent[RECENT];
 
 typedef struct { cublasLtMatmulDesc_t desc; cublasLtMatrixLayout_t a, b, c; } GemmCall;
 
@@ -256,7 +266,8 @@ static void gemm_call_free(GemmCall *g) {
     CHECK_BLAS(cublasLtMatrixLayoutDestroy(g->c));
 }
 
-static cublasLtMatmulAlgo_t gemm_ask(const GemmKey *key, const elem *bias) {
+static GemmAlgo gemm_ask(const GemmKey *key, const elem *bias) {
+    GemmAlgo a;
     cublasLtMatmulPreference_t want;
     cublasLtMatmulHeuristicResult_t best;
     uint64_t room = WORKSPACE;
@@ -274,22 +285,42 @@ static cublasLtMatmulAlgo_t gemm_ask(const GemmKey *key, const elem *bias) {
         CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, of[i], &align, sizeof align));
     }
     cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(device.blas, g.desc, g.a, g.b, g.c, g.c, want, 1, &best, &found);
-    if (s != CUBLAS_STATUS_SUCCESS || found < 1)
-        die("cuBLASLt: no algorithm for a %d x %d x %d product (status %d); is the driver older than the toolkit?",
-            key->m, key->n, key->k, (int)s);
+    if (s != CUBLAS_STATUS_NOT_SUPPORTED) CHECK_BLAS(s);
     CHECK_BLAS(cublasLtMatmulPreferenceDestroy(want));
     gemm_call_free(&g);
-    return best.algo;
+    a.key = *key;
+    a.found = s == CUBLAS_STATUS_SUCCESS && found > 0;
+    if (a.found) a.algo = best.algo;
+    return a;
 }
 
-static const cublasLtMatmulAlgo_t *gemm_algo(const GemmKey *key, const elem *bias) {
+static int gemm_algo(const GemmKey *key, const elem *bias) { // its place in gemm_algos
     for (int i = 0; i < gemm_algos.n; i++)
-        if (!memcmp(&gemm_algos.at[i].key, key, sizeof *key)) return &gemm_algos.at[i].algo;
+        if (!memcmp(&gemm_algos.at[i].key, key, sizeof *key)) return i;
     xgrow((void **)&gemm_algos.at, &gemm_algos.cap, (size_t)gemm_algos.n + 1, sizeof *gemm_algos.at);
-    GemmAlgo *a = &gemm_algos.at[gemm_algos.n++];
-    a->key = *key;
-    a->algo = gemm_ask(key, bias);
-    return &a->algo;
+    gemm_algos.at[gemm_algos.n] = gemm_ask(key, bias);
+    return gemm_algos.n++;
+}
+
+// The definition. A thread owns an element of C; A and B are read as op() says. Bound by latency; for odd sizes only.
+template <typename T> __global__ void gemm_plain_kernel(T *c, const elem *a, const elem *b, const elem *bias, int M, int N, int K, size_t am, size_t ak,
+                                                        size_t bk, size_t bn, size_t ldc, float beta) {
+    size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x, m = i / N, n = i % N;
+    float sum = 0;
+    if (m >= (size_t)M) return;
+    for (int k = 0; k < K; k++) sum += to_float(a[m * am + k * ak]) * to_float(b[k * bk + n * bn]);
+    if (bias) sum += to_float(bias[n]);
+    if (beta != 0) sum += beta * to_float(c[m * ldc + n]);
+    put(c + m * ldc + n, sum);
+}
+
+static void gemm_plain(const GemmKey *key, const elem *a, const elem *b, float beta, void *c, const elem *bias) {
+    int blocks = div_up((size_t)key->m * (size_t)key->n, BLOCK);
+    size_t am = key->transa ? 1 : key->lda, ak = key->transa ? key->lda : 1, bk = key->transb ? 1 : key->ldb, bn = key->transb ? key->ldb : 1;
+    if (key->type == (int)CUDA_R_32F)
+        LAUNCH(gemm_plain_kernel<float>, blocks, BLOCK, 0, (float *)c, a, b, bias, key->m, key->n, key->k, am, ak, bk, bn, key->ldc, beta);
+    else
+        LAUNCH(gemm_plain_kernel<elem>, blocks, BLOCK, 0, (elem *)c, a, b, bias, key->m, key->n, key->k, am, ak, bk, bn, key->ldc, beta);
 }
 
 static int alignment(const void *p) { // in bytes, as far as cuBLASLt cares
@@ -315,13 +346,21 @@ static void gemm(int transa, int transb, int M, int N, int K, const elem *a, siz
     memcpy(&similar, &key, sizeof key);
     if (transa) similar.k = round_tokens(K);
     else similar.m = round_tokens(M);
+    unsigned recent = ((unsigned)M * 31u + (unsigned)N * 7u + (unsigned)K + (unsigned)transa + 2u * (unsigned)transb) % RECENT;
     LAUNCHED("gemm");
     GemmCall g = gemm_call(&key, bias);
-    cublasLtMatmulHeuristicResult_t ok;
-    const cublasLtMatmulAlgo_t *algo = gemm_algo(&similar, bias);
-    if (cublasLtMatmulAlgoCheck(device.blas, g.desc, g.a, g.b, g.c, g.c, algo, &ok) != CUBLAS_STATUS_SUCCESS || ok.workspaceSize > WORKSPACE)
-        algo = gemm_algo(&key, bias);
-    CHECK_BLAS(cublasLtMatmul(device.blas, g.desc, &one, b, g.a, a, g.b, &beta, c, g.c, c, g.c, algo, device.workspace, WORKSPACE, device.stream));
+    int at = gemm_recent[recent].algo;
+    if (memcmp(&gemm_recent[recent].key, &key, sizeof key)) {
+        cublasLtMatmulHeuristicResult_t ok;
+        at = gemm_algo(&similar, bias);
+        if (!gemm_algos.at[at].found ||
+            cublasLtMatmulAlgoCheck(device.blas, g.desc, g.a, g.b, g.c, g.c, &gemm_algos.at[at].algo, &ok) != CUBLAS_STATUS_SUCCESS ||
+            ok.workspaceSize > WORKSPACE)
+            at = gemm_algo(&key, bias);
+        gemm_recent[recent].key = key, gemm_recent[recent].algo = at;
+    }
+    if (!gemm_algos.at[at].found) gemm_plain(&key, a, b, beta, c, bias);
+    else CHECK_BLAS(cublasLtMatmul(device.blas, g.desc, &one, b, g.a, a, g.b, &beta, c, g.c, c, g.c, &gemm_algos.at[at].algo, device.workspace, WORKSPACE, device.stream));
     gemm_call_free(&g);
 }
 
@@ -533,6 +572,8 @@ template <int W> __global__ void bias_backward_kernel(float *part, const elem *d
 }
 
 // dx = dout W, dW += dout^T x, dbias += sum_N dout.   dx, dout elem; dW, dbias float
+// cuBLASLt's bias gradient epilogue overwrites dbias where micro-batches must add to it: hence a pass of 2 bytes per
+// element of dout, beside the two products' 4 and their 4 C operations per element.
 static void matmul_backward(elem *dx, float *dw, float *dbias, float *part, const elem *dout, const elem *x, const elem *w, int N, int C, int OC) {
     int wide = OC % 8 == 0, span = div_up((size_t)N, PARTS * WARPS) * WARPS, spans = div_up((size_t)N, (size_t)span);
     gemm(0, 0, N, C, OC, dout, (size_t)OC, w, (size_t)C, 0, dx, ELEM_TYPE, (size_t)C, NULL);
@@ -827,7 +868,9 @@ static void cache_write(elem *cache, const elem *qkv, const int *slot, int n, in
 // GELU, classifier, scalar head
 
 // GELU, tanh form: out = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3). A thread owns W elements.
-// Bytes: 2 (x) + 2 (out) per element.
+// Bytes: 2 (x) + 2 (out) per element. cuBLASLt's GELU epilogue would save the 2 of x in the forward (the backward needs
+// x stored, and so does its epilogue), 1.7 GB of a step of 22,528 tokens of GPT-2 124M, and binds the product to the few
+// algorithms that have it, on leading dimensions that are multiples of 8. The pass is kept.
 #define GELU_S 0.7978845608028654f
 #define GELU_A 0.044715f
 
@@ -1026,46 +1069,62 @@ __global__ void step_end_kernel(StepEnd *end, const double *part, int parts, dou
 // ----------------------------------------------------------------------------
 // Choosing tokens
 
-// top (n, k): the k largest of each row's V logits, best first, of equal ones the lower ids; lse (n) = log sum exp of
-// the row. So sampling and beams read back k candidates per row, not V logits.
+// top (n, k): the k largest of each row's V logits, in the order of their ids, of equal ones the lower ids; lse (n), if
+// wanted, the row's log sum exp. So sampling and beams read back k candidates per row, not V logits.
 // A key is a logit's bits, turned so that they sort as unsigned numbers do, and below them the complement of its id: no
 // two are equal. The k-th largest is found byte by byte from the top, by counting, among the keys that agree with it so
-// far, how often each value comes next. Counts are whole numbers, so that their order does not matter.
-// A block owns a row. Bytes: 4 per logit, then 3 to 7 times the same from the L2 cache.
-enum { TOP_MAX = 1024 };
-
+// far, how often each value comes next. Most logits agree in their upper bits and would all meet in a few counters:
+// only keys from `bound` on are counted, the k-th largest of each thread's own largest, which at least k keys reach.
+// Counts are whole numbers, so that their order does not matter.
+// A block owns a row. Bytes: 4 per logit, then 2 to 7 times the same from the L2 cache.
 inline __device__ uint64_t top_key(float z, int id) {
-    unsigned u = __float_as_uint(z);
+    unsigned u = __float_as_uint(z + 0.0f); // -0 is 0
     u = u >> 31 ? ~u : u | 0x80000000u;
-    return (uint64_t)u << 16 | (unsigned)(0xffff - id);
+    return (uint64_t)u << 32 | (0xffffffffu - (unsigned)id);
 }
 
-__global__ void top_k_kernel(Candidate *top, float *lse, const float *logits, int V, int Vp, int k) {
-    __shared__ uint64_t best[TOP_MAX];
+template <int W> __global__ void top_k_kernel(Candidate *top, double *lse, const float *logits, int V, int Vp, int k) {
+    __shared__ uint64_t largest[BLOCK], bound;
     __shared__ float room[WARPS];
-    __shared__ int count[256], chosen[2], found;
+    __shared__ int count[256], chosen[2], ahead[WARPS];
     const float *z = logits + (size_t)blockIdx.x * Vp;
-    uint64_t prefix = 0, mask = 0;
-    float most = z[0], sum = 0;
-    int need = k, size = 1;
-    while (size < k) size *= 2;
-    for (int v = threadIdx.x; v < V; v += BLOCK) most = fmaxf(most, z[v]);
-    most = block_max(most, room);
-    for (int v = threadIdx.x; v < V; v += BLOCK) sum += expf(z[v] - most);
-    sum = block_sum(sum, room);
-    for (int shift = 40; shift >= 0; shift -= 8) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, need = k, rank = 0, found = 0;
+    uint64_t prefix = 0, mask = 0, own = 0;
+    float most = z[0], sum = 0, a[W] = {0};
+    for (int v = threadIdx.x * W; v < V; v += BLOCK * W) {
+        float now = most;
+        load<W>(a, z + v);
+        for (int i = 0; i < W; i++) {
+            if (v + i >= V) continue;
+            uint64_t key = top_key(a[i], v + i);
+            now = fmaxf(now, a[i]);
+            own = key > own ? key : own;
+        }
+        if (now > most) sum *= expf(most - now);
+        most = now;
+        for (int i = 0; i < W; i++) if (v + i < V) sum += expf(a[i] - most);
+    }
+    if (threadIdx.x == 0) bound = 0;
+    largest[threadIdx.x] = own;
+    float row_most = block_max(most, room), row_sum = block_sum(sum * expf(most - row_most), room);
+    if (lse && threadIdx.x == 0) lse[blockIdx.x] = row_most + log((double)row_sum);
+    for (int i = 0; i < BLOCK; i++) rank += largest[i] > own;
+    if (own && rank == k - 1) bound = own; // else k is larger than the number of threads: all count
+    __syncthreads();
+    for (int shift = 56; shift >= 0; shift -= 8) {
         count[threadIdx.x] = 0;
         __syncthreads();
-        for (int v = threadIdx.x; v < V; v += BLOCK) {
-            uint64_t key = top_key(z[v], v);
-            if ((key & mask) == prefix) atomicAdd(&count[key >> shift & 255], 1);
+        for (int v = threadIdx.x * W; v < V; v += BLOCK * W) {
+            load<W>(a, z + v);
+            for (int i = 0; i < W; i++) {
+                uint64_t key = top_key(a[i], v + i);
+                if (v + i < V && key >= bound && (key & mask) == prefix) atomicAdd(&count[key >> shift & 255], 1);
+            }
         }
         __syncthreads();
-        if (threadIdx.x == 0) {
-            int b = 255;
-            for (; count[b] < need; b--) need -= count[b];
-            chosen[0] = b, chosen[1] = need;
-        }
+        int above = 0; // keys whose next byte is larger than threadIdx.x
+        for (int i = 255; i > 0; i--) above += i > (int)threadIdx.x ? count[i] : 0;
+        if (above < need && above + count[threadIdx.x] >= need) chosen[0] = threadIdx.x, chosen[1] = need - above;
         __syncthreads();
         need = chosen[1];
         prefix |= (uint64_t)chosen[0] << shift;
@@ -1073,34 +1132,36 @@ __global__ void top_k_kernel(Candidate *top, float *lse, const float *logits, in
         if (count[chosen[0]] == need) break; // all keys that begin like this
         __syncthreads();
     }
-    for (int i = threadIdx.x; i < size; i += BLOCK) best[i] = 0; // below any key
-    if (threadIdx.x == 0) found = 0;
-    __syncthreads();
-    for (int v = threadIdx.x; v < V; v += BLOCK) {
-        uint64_t key = top_key(z[v], v);
-        if ((key & mask) >= prefix) best[atomicAdd(&found, 1)] = key;
-    }
-    for (int run = 2; run <= size; run *= 2) // bitonic sort, descending
-        for (int step = run / 2; step > 0; step /= 2) {
-            __syncthreads();
-            for (int i = threadIdx.x; i < size; i += BLOCK) {
-                int j = i ^ step;
-                uint64_t a = best[i], b = best[j];
-                if (j > i && ((i & run) == 0) == (a < b)) best[i] = b, best[j] = a;
-            }
+    for (int v0 = 0; v0 < V; v0 += BLOCK * W) {
+        int v = v0 + threadIdx.x * W, mine = 0, flag[W];
+        if (v < V) load<W>(a, z + v);
+        for (int i = 0; i < W; i++) {
+            uint64_t key = v + i < V ? top_key(a[i], v + i) : 0;
+            mine += flag[i] = v + i < V && key >= bound && (key & mask) >= prefix;
         }
-    __syncthreads();
-    for (int i = threadIdx.x; i < k; i += BLOCK) {
-        Candidate c;
-        c.id = 0xffff - (int)(best[i] & 0xffff);
-        c.logit = z[c.id];
-        top[(size_t)blockIdx.x * k + i] = c;
+        int at = mine; // how many in the warp come up to here
+        for (int i = 1; i < 32; i *= 2) {
+            int before = __shfl_sync(FULL, at, lane - i);
+            if (lane >= i) at += before;
+        }
+        if (lane == 31) ahead[warp] = at;
+        __syncthreads();
+        at += found - mine;
+        for (int w = 0; w < WARPS; w++) {
+            if (w < warp) at += ahead[w];
+            found += ahead[w];
+        }
+        for (int i = 0; i < W; i++) {
+            if (!flag[i]) continue;
+            Candidate c = {a[i], v + i};
+            top[(size_t)blockIdx.x * k + at++] = c;
+        }
+        __syncthreads();
     }
-    if (threadIdx.x == 0) lse[blockIdx.x] = most + logf(sum);
 }
 
-static void top_k(Candidate *top, float *lse, const float *logits, int n, int V, int Vp, int k) {
-    LAUNCH(top_k_kernel, n, BLOCK, 0, top, lse, logits, V, Vp, k);
+static void top_k(Candidate *top, double *lse, const float *logits, int n, int V, int Vp, int k) {
+    LAUNCH_WIDE(Vp % 4 == 0, 4, top_k_kernel, n, BLOCK, 0, top, lse, logits, V, Vp, k);
 }
 
 // ----------------------------------------------------------------------------
@@ -1177,8 +1238,9 @@ struct GPT2 {
     elem *cache;                      // (L, slots, 2C)
     char *dec;                        // decoding's activations
     float *dec_logits, *dec_host;     // (n_rows,Vp); (n_rows,V) pinned
-    Candidate *top, *top_host;        // (dec_rows, up to TOP_MAX), pinned
-    float *top_lse, *top_lse_host;    // (dec_rows), pinned
+    Candidate *top, *top_host;        // (n_rows, k), pinned
+    double *top_lse, *top_lse_host;   // (dec_rows), pinned
+    size_t top_size;                  // candidates
     int *dec_ints, *dec_ints_host;    // (dec_n, T + 8)
     int dec_n, dec_rows, dec_slots;
 };
@@ -1201,16 +1263,27 @@ static size_t parameter_bytes(Config c, int training) {
 
 size_t gpt2_bytes(Config c, int training, int N, int U) { return parameter_bytes(c, training) + activation_bytes(c, training, N, U); }
 
+// Enough to fill a data-centre GPU, and no more than a third of this one's memory: all of it, not what is free now, so
+// that a resumed run chooses the same.
+int gpt2_tokens(const GPT2 *m) {
+    enum { LEAST = 2048, MOST = 65536 };
+    size_t fit = device.prop.totalGlobalMem / 3 / (activation_bytes(m->c, m->grads != NULL, LEAST, LEAST) / LEAST);
+    return fit < LEAST ? LEAST : fit > MOST ? MOST : (int)fit;
+}
+
+enum { STATIC_SHARED = 1024 }; // bytes, more than the attention kernels declare
+
 // Kernels that need more shared memory than a block gets unasked. Sizes that this path cannot hold are refused here.
 static void shared_memory(Config c) {
     int hs = c.C / c.NH, limit = (int)device.prop.sharedMemPerBlockOptin;
-    size_t f = attention_room(hs, 3, 1, 1, 1), q = attention_room(hs, 4, 1, 1, 2), kv = attention_room(hs, 4, 2, 2, 2);
-    if (c.C > CHANNELS_MAX || hs > HEAD_MAX || kv + 1024 > (size_t)limit)
+    size_t kv = attention_room(hs, 4, 2, 2, 2); // the largest
+    if (c.C > CHANNELS_MAX || hs > HEAD_MAX || kv + STATIC_SHARED > (size_t)limit)
         die("GPU: %d channels in heads of %d: up to %d, in heads up to %d and as %s's shared memory allows (%zu of %d bytes); "
             "./train_rrhf does it on the CPU", c.C, hs, CHANNELS_MAX, HEAD_MAX, device.prop.name, kv, limit);
-    CHECK_CUDA(cudaFuncSetAttribute(attention_forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)f));
-    CHECK_CUDA(cudaFuncSetAttribute(attention_backward_q_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)q));
-    CHECK_CUDA(cudaFuncSetAttribute(attention_backward_kv_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)kv));
+    // For all models: one with smaller heads, built later, must not take away what this one needs.
+    CHECK_CUDA(cudaFuncSetAttribute(attention_forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));
+    CHECK_CUDA(cudaFuncSetAttribute(attention_backward_q_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));
+    CHECK_CUDA(cudaFuncSetAttribute(attention_backward_kv_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));
 }
 
 static float *param_alloc(size_t n) {
@@ -1225,6 +1298,7 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
     size_t n = gpt2_count(c);
     m->c = c;
     m->n_params = n;
+    memory_note(parameter_bytes(c, training), training ? "parameters, gradients and AdamW's moments" : "parameters");
     m->params = param_alloc(n);
     m->w = gpt2_params(c, m->params);
     m->copies = HALF ? (elem *)device_alloc(n * sizeof(elem), "parameters", "use a smaller model") : (elem *)(void *)m->params;
@@ -1242,9 +1316,9 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
         }
         m->dw = gpt2_params(c, m->grads);
         m->norm = (double *)device_alloc(NORM_BLOCKS * sizeof(double), "sums", "use a smaller model");
-        m->norm_host = (double *)pinned_alloc(NORM_BLOCKS * sizeof(double));
+        m->norm_host = (double *)pinned_alloc(NORM_BLOCKS * sizeof(double), "sums", "use a smaller model");
         m->end = (StepEnd *)device_alloc(sizeof *m->end, "sums", "use a smaller model");
-        m->end_host = (StepEnd *)pinned_alloc(sizeof *m->end_host);
+        m->end_host = (StepEnd *)pinned_alloc(sizeof *m->end_host, "sums", "use a smaller model");
     }
     for (int k = 0; k < 2; k++) CHECK_CUDA(cudaEventCreate(&m->sent[k]));
     if (params) gpt2_set(m, COPY_PARAMS, params);
@@ -1296,6 +1370,8 @@ void gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *ho
 void gpt2_plan(GPT2 *m, int N, int U) {
     if (N <= m->N && U <= m->U) return;
     Config c = m->c;
+    const char *remedy = "lower --micro-batch";
+    char what[64];
     int training = m->grads != NULL, S = training ? c.L : 1;
     N = m->N = N > m->N ? N : m->N;
     U = m->U = U > m->U ? U : m->U;
@@ -1304,10 +1380,9 @@ void gpt2_plan(GPT2 *m, int N, int U) {
     device_free(m->stage);
     pinned_free(m->stage_both[0]), pinned_free(m->stage_both[1]), pinned_free(m->out_host), pinned_free(m->coef_host);
     size_t bytes = activation_bytes(c, training, N, U);
-    if (bytes >> 26) // small ones are not worth a line
-        fprintf(stderr, "GPU memory: %.1f MiB of parameters, %.1f of activations for %d tokens at once, %.1f on the device\n",
-                (double)parameter_bytes(c, training) / 1048576, (double)bytes / 1048576, N, (double)device.prop.totalGlobalMem / 1048576);
-    char *p = m->activations = (char *)device_alloc(bytes, "activations", "lower --micro-batch");
+    snprintf(what, sizeof what, "the activations of %d tokens at once", N);
+    memory_note(bytes, what);
+    char *p = m->activations = (char *)device_alloc(bytes, what, remedy);
 #define X(type, name, layers, rows, cols)                                           \
     m->name = (type *)(void *)p;                                                    \
     p += rounded(sizeof(type) * (size_t)(layers) * (size_t)(rows) * (size_t)(cols));
@@ -1317,10 +1392,10 @@ void gpt2_plan(GPT2 *m, int N, int U) {
     if (!HALF) m->half = (elem *)(void *)m->dx;
     m->stage_size = (size_t)N * (6 + 4 + sizeof(Tile) / sizeof(int)) + 16; // token pos rows pred target resp, 2 x (order start+key), tiles
     m->stage_size += (size_t)N * (2 + 5); // and query first pred resp_len score
-    for (int i = 0; i < 2; i++) m->stage_both[i] = (int *)pinned_alloc(m->stage_size * sizeof(int));
-    m->stage = (int *)device_alloc(m->stage_size * sizeof(int), "a batch", "lower --micro-batch");
-    m->out_host = (float *)pinned_alloc((size_t)N * sizeof(float));
-    m->coef_host = (float *)pinned_alloc((size_t)N * sizeof(float));
+    for (int i = 0; i < 2; i++) m->stage_both[i] = (int *)pinned_alloc(m->stage_size * sizeof(int), "a batch's numbers", remedy);
+    m->stage = (int *)device_alloc(m->stage_size * sizeof(int), "a batch's numbers", remedy);
+    m->out_host = (float *)pinned_alloc((size_t)N * sizeof(float), "log-probabilities", remedy);
+    m->coef_host = (float *)pinned_alloc((size_t)N * sizeof(float), "coefficients", remedy);
     if (!m->count) m->count = (int *)xalloc((size_t)(c.V > c.T ? c.V : c.T), sizeof(int));
 }
 
@@ -1519,33 +1594,32 @@ void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int 
 void gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots) {
     Config c = m->c;
     const char *remedy = "lower --num-return or --max-new-tokens";
+    size_t bytes = 0, ints = (size_t)n * ((size_t)c.T + 8), logits = (size_t)n_rows * (size_t)c.Vp * sizeof(float);
+    size_t cache = (size_t)c.L * (size_t)slots * 2 * (size_t)c.C * sizeof(elem);
     device_wait();
-    if (n > m->dec_n) {
-        size_t bytes = 0, ints = (size_t)n * ((size_t)c.T + 8);
 #define X(type, name, cols) bytes += rounded(sizeof(type) * (size_t)n * (size_t)(cols));
-        DECODE_ROOM(X)
+    DECODE_ROOM(X)
 #undef X
+    memory_note((n > m->dec_n ? bytes + ints * sizeof(int) : 0) + (n_rows > m->dec_rows ? logits : 0) + (slots > m->dec_slots ? cache : 0),
+                "decoding: activations, logits and the key/value cache");
+    if (n > m->dec_n) {
         device_free(m->dec), device_free(m->dec_ints), pinned_free(m->dec_ints_host);
         m->dec = (char *)device_alloc(bytes, "decoding's activations", remedy);
         m->dec_ints = (int *)device_alloc(ints * sizeof(int), "decoding's lists", remedy);
-        m->dec_ints_host = (int *)pinned_alloc(ints * sizeof(int));
+        m->dec_ints_host = (int *)pinned_alloc(ints * sizeof(int), "decoding's lists", remedy);
         m->dec_n = n;
     }
     if (n_rows > m->dec_rows) {
-        size_t top = (size_t)n_rows * (size_t)min_int(TOP_MAX, c.V) * sizeof(Candidate);
-        device_free(m->dec_logits), device_free(m->top), device_free(m->top_lse);
-        pinned_free(m->dec_host), pinned_free(m->top_host), pinned_free(m->top_lse_host);
-        m->top = (Candidate *)device_alloc(top, "decoding's candidates", remedy);
-        m->top_host = (Candidate *)pinned_alloc(top);
-        m->top_lse = (float *)device_alloc((size_t)n_rows * sizeof(float), "decoding's sums", remedy);
-        m->top_lse_host = (float *)pinned_alloc((size_t)n_rows * sizeof(float));
-        m->dec_logits = (float *)device_alloc((size_t)n_rows * (size_t)c.Vp * sizeof(float), "decoding's logits", remedy);
-        m->dec_host = (float *)pinned_alloc((size_t)n_rows * (size_t)c.V * sizeof(float));
+        device_free(m->dec_logits), device_free(m->top_lse), pinned_free(m->dec_host), pinned_free(m->top_lse_host);
+        m->dec_host = NULL;
+        m->top_lse = (double *)device_alloc((size_t)n_rows * sizeof(double), "decoding's sums", remedy);
+        m->top_lse_host = (double *)pinned_alloc((size_t)n_rows * sizeof(double), "decoding's sums", remedy);
+        m->dec_logits = (float *)device_alloc(logits, "decoding's logits", remedy);
         m->dec_rows = n_rows;
     }
     if (slots > m->dec_slots) {
         device_free(m->cache);
-        m->cache = (elem *)device_alloc((size_t)c.L * (size_t)slots * 2 * (size_t)c.C * sizeof(elem), "the key/value cache", remedy);
+        m->cache = (elem *)device_alloc(cache, "the key/value cache", remedy);
         m->dec_slots = slots;
     }
 }
@@ -1602,6 +1676,8 @@ static void decode_logits(GPT2 *m, const Decode *d) {
 
 const float *gpt2_decode(GPT2 *m, const Decode *d) {
     size_t row = (size_t)m->c.V * sizeof(float);
+    if (!m->dec_host) // 50 MiB that top-k does without
+        m->dec_host = (float *)pinned_alloc((size_t)m->dec_rows * row, "decoding's logits", "give --top-k, or lower --num-return");
     decode_logits(m, d);
     if (d->n_rows)
         CHECK_CUDA(cudaMemcpy2DAsync(m->dec_host, row, m->dec_logits, (size_t)m->c.Vp * sizeof(float), row, (size_t)d->n_rows,
@@ -1610,19 +1686,22 @@ const float *gpt2_decode(GPT2 *m, const Decode *d) {
     return d->n_rows ? m->dec_host : NULL;
 }
 
-// The k largest logits of each row, (n_rows, k) best first, and in *lse (n_rows) each row's log sum exp; NULL where k is
-// more than this path selects: then gpt2_decode is the way.
-const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const float **lse) {
-    size_t n = (size_t)d->n_rows;
-    if (k > TOP_MAX || k > m->c.V) return NULL;
+const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double **lse) {
+    size_t n = (size_t)d->n_rows, size = (size_t)m->dec_rows * (size_t)k;
+    if (size > m->top_size) {
+        device_free(m->top), pinned_free(m->top_host);
+        m->top = (Candidate *)device_alloc(size * sizeof(Candidate), "decoding's candidates", "lower --top-k");
+        m->top_host = (Candidate *)pinned_alloc(size * sizeof(Candidate), "decoding's candidates", "lower --top-k");
+        m->top_size = size;
+    }
     decode_logits(m, d);
     if (n) {
-        top_k(m->top, m->top_lse, m->dec_logits, d->n_rows, m->c.V, m->c.Vp, k);
+        top_k(m->top, lse ? m->top_lse : NULL, m->dec_logits, d->n_rows, m->c.V, m->c.Vp, k);
         CHECK_CUDA(cudaMemcpyAsync(m->top_host, m->top, n * (size_t)k * sizeof(Candidate), cudaMemcpyDeviceToHost, device.stream));
-        CHECK_CUDA(cudaMemcpyAsync(m->top_lse_host, m->top_lse, n * sizeof(float), cudaMemcpyDeviceToHost, device.stream));
+        if (lse) CHECK_CUDA(cudaMemcpyAsync(m->top_lse_host, m->top_lse, n * sizeof(double), cudaMemcpyDeviceToHost, device.stream));
     }
     device_wait();
-    *lse = m->top_lse_host;
+    if (lse) *lse = m->top_lse_host;
     return m->top_host;
 }
 

@@ -41,7 +41,7 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(INT, channels, "256", 1, 65536, "s", "channels of such a model")                                                    \
     X(INT, context, "128", 2, 65536, "s", "longest sequence of such a model, in tokens")                                  \
     X(INT, batch, "64", 1, 1000000, "srt", "queries per optimizer step")                                                  \
-    X(INT, micro_batch, "0", 0, 1000000, "srt", "queries at once, 0 = about 2,048 tokens; lowers memory only")            \
+    X(INT, micro_batch, "0", 0, 1000000, "srt", "queries at once, 0 = as suits the machine; lowers memory only")            \
     X(INT, epochs, "3", 1, 1000000, "srt", "passes over the data")                                                        \
     X(INT, steps, "0", 0, 2147483647, "srt", "stop after this many optimizer steps; the schedule still spans --epochs")   \
     X(NUM, lr, "2e-5", 0, 1e3, "srt", "learning rate at its highest")                                                     \
@@ -355,7 +355,7 @@ static inline Ranked ranked_head(const Ranked *d, int n) {
 
 static inline void banner(const Options *o, GPT2 *m, const Ranked *d, const char *verb, int training) {
     Config c = gpt2_config(m);
-    int bound[4], micro = o->micro_batch ? o->micro_batch : micro_batch_auto(d, training ? o->batch : d->Q);
+    int bound[4], micro = o->micro_batch ? o->micro_batch : micro_batch_auto(m, d, training ? o->batch : d->Q);
     batch_bounds(d, micro, bound);
     fprintf(stderr, "%-8s %s: %d layers, %d channels, %d heads, context %d, vocabulary %d, %.1fM parameters; "
             "%d queries, %d responses; %.0f MiB\n", verb, c.reward ? "reward model" : "policy", c.L, c.C, c.NH, c.T, c.V,

@@ -8,6 +8,7 @@ cpu_layers.c: train_rrhf.c under other names, for test_cuda.cu. See cpu_layers.h
 #define gpt2_get_part cpu_gpt2_get_part
 #define gpt2_set_part cpu_gpt2_set_part
 #define gpt2_bytes cpu_gpt2_bytes
+#define gpt2_tokens cpu_gpt2_tokens
 #define gpt2_plan cpu_gpt2_plan
 #define gpt2_forward cpu_gpt2_forward
 #define gpt2_backward cpu_gpt2_backward
@@ -16,6 +17,7 @@ cpu_layers.c: train_rrhf.c under other names, for test_cuda.cu. See cpu_layers.h
 #define gpt2_update cpu_gpt2_update
 #define gpt2_decode_plan cpu_gpt2_decode_plan
 #define gpt2_decode cpu_gpt2_decode
+#define gpt2_decode_top cpu_gpt2_decode_top
 #define gpt2_step cpu_gpt2_step
 #define gpt2_step_end cpu_gpt2_step_end
 #define backend_start cpu_backend_start
@@ -31,4 +33,4 @@ const CpuLayers cpu = {
     attention_forward, attention_backward, attention_decode, gelu_forward, gelu_backward, classifier_forward,
     classifier_backward, head_forward, head_backward, gather_forward, gather_backward,
     gpt2_build, gpt2_free, gpt2_get, gpt2_set, gpt2_forward, gpt2_backward, gpt2_zero_grad, gpt2_grad_norm, gpt2_update,
-    gpt2_decode_plan, gpt2_decode, step_room, train_step, sample};
+    gpt2_decode_plan, gpt2_decode, step_room, train_step, sample, beam_search};

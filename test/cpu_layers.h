@@ -7,7 +7,7 @@ which have the same names. cpu_layers.c compiles train_rrhf.c with its contract 
 
 #include "../model.h"    // defines: Config, Batch, Decode, AdamW, Copy
 #include "../rrhf.h"     // defines: Train, StepRoom, Loss
-#include "../sampler.h"  // defines: Sampling
+#include "../sampler.h"  // defines: Sampling, Beaming
 
 typedef struct CpuGPT2 CpuGPT2;
 
@@ -46,6 +46,7 @@ typedef struct {
     Loss (*train_step)(CpuGPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double lr, int step,
                        double *grad_norm, int64_t *tokens);
     Ranked (*sample)(CpuGPT2 *m, const Ranked *d, Sampling s, int keep_own, const char *label);
+    Ranked (*beam_search)(CpuGPT2 *m, const Ranked *d, Beaming b, int keep_own, const char *label);
 } CpuLayers;
 
 #ifdef __cplusplus

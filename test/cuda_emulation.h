@@ -224,6 +224,14 @@ static void emu_block() {
 
 template <typename F> static void emu_call(void *f) { (*(F *)f)(); }
 
+static size_t *emu_shared_limit(const void *kernel) { // of dynamic shared memory: 48 KiB until cudaFuncSetAttribute
+    static struct { const void *kernel; size_t bytes; } of[64];
+    int i = 0;
+    for (; i < 63 && of[i].kernel && of[i].kernel != kernel; i++) {}
+    if (!of[i].kernel) of[i].kernel = kernel, of[i].bytes = 48 << 10;
+    return &of[i].bytes;
+}
+
 template <typename... P, typename... A>
 static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...), A... args) {
     auto f = [=]() { kernel(args...); };
@@ -232,6 +240,7 @@ static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, v
     emu.arg = &f;
     emu.n = (int)(block.x * block.y * block.z);
     if (emu.n < 1 || emu.n > FIBER_MAX || emu.n % WARP) emu_fail("threads per block: whole warps up to 1,024 expected", 0, emu.n);
+    if (shared > *emu_shared_limit((const void *)kernel)) emu_fail("more dynamic shared memory than the kernel may have", 0, (int)shared);
     if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.y > 65535 || grid.z > 65535) emu_fail("grid out of bounds", 0, (int)grid.x);
     if (!emu.stacks) emu.stacks = (char *)mmap(NULL, (size_t)FIBER_MAX * FIBER_STACK, PROT_READ | PROT_WRITE,
                                                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -353,7 +362,7 @@ static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t, cudaEvent
 enum { cudaStreamNonBlocking = 1 };
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { return *s = NULL, cudaSuccess; }
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-template <typename F> static cudaError_t cudaFuncSetAttribute(F *, cudaFuncAttribute, int) { return cudaSuccess; }
+template <typename F> static cudaError_t cudaFuncSetAttribute(F *f, cudaFuncAttribute, int bytes) { return *emu_shared_limit((const void *)f) = (size_t)bytes, cudaSuccess; }
 struct cudaDeviceProp { char name[256]; size_t totalGlobalMem, sharedMemPerBlockOptin; int major, minor, multiProcessorCount; };
 static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
@@ -368,7 +377,7 @@ static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
 // ----------------------------------------------------------------------------
 // cuBLASLt: column-major D (m,n) = alpha op(A) op(B) + beta C + bias, then GELU
 
-enum cublasStatus_t { CUBLAS_STATUS_SUCCESS, CUBLAS_STATUS_INVALID_VALUE = 7 };
+enum cublasStatus_t { CUBLAS_STATUS_SUCCESS, CUBLAS_STATUS_INVALID_VALUE = 7, CUBLAS_STATUS_NOT_SUPPORTED = 15 };
 enum cudaDataType_t { CUDA_R_32F = 0, CUDA_R_16BF = 14 };
 enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68 };
 enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
@@ -416,8 +425,10 @@ static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmul
     memcpy(&p->at_least[a], v, n);
     return CUBLAS_STATUS_SUCCESS;
 }
-static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-        cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t p, int, cublasLtMatmulHeuristicResult_t *r, int *found) {
+static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+        cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t p, int, cublasLtMatmulHeuristicResult_t *r, int *found) {
+    *found = 0;
+    if ((a->ld | b->ld | c->ld) % 2) return CUBLAS_STATUS_NOT_SUPPORTED; // as a library may refuse odd sizes
     for (int i = 0; i < 4; i++) r->algo.align[i] = (uint32_t)p->at_least[2 + i];
     r->workspaceSize = 0;
     r->state = CUBLAS_STATUS_SUCCESS;

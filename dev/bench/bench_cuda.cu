@@ -1,5 +1,5 @@
 /*
-bench_cuda.cu: one RRHF step and one sampling run of GPT-2 124M on the GPU, and where the step's time goes.
+bench_cuda.cu: RRHF steps, sampling and beam search of GPT-2 124M on the GPU, and where the step's time goes.
 
   bash dev/bench/bench_cuda.sh       builds this, runs it, and PyTorch's step beside it
 
@@ -209,6 +209,20 @@ static void bench_sampling(GPT2 *m, int Q, int query, int k, int new_tokens) {
     ranked_free(&d);
 }
 
+static void bench_beams(GPT2 *m, int Q, int query, int beams, int new_tokens) {
+    Ranked d = random_data(Q, query, 1, 1, gpt2_config(m).V);
+    Beaming b = {beams, 1, 0, 1, beams, new_tokens, -1};
+    for (int i = 0; i < 2; i++) { // the first warms up
+        double start = now_s();
+        Ranked out = beam_search(m, &d, b, 0, "");
+        double ms = (now_s() - start) * 1e3;
+        if (i) printf("beams: queries %d beams %d x %d tokens  ms %.1f  tokens_per_s %.0f\n", Q, beams, new_tokens, ms,
+                      (double)Q * beams * new_tokens / ms * 1e3);
+        ranked_free(&out);
+    }
+    ranked_free(&d);
+}
+
 int main(int argc, char **argv) {
     int queries = argc > 1 ? atoi(argv[1]) : 64, tiny = argc > 2; // a second argument: sizes for a run without a GPU
     Config c = {1024, 50257, 50304, 12, 12, 768, 0, 0};
@@ -224,8 +238,12 @@ int main(int argc, char **argv) {
     GPT2 *m = gpt2_build(c, params, 1);
     int query = tiny ? 6 : 64, k = tiny ? 3 : 6, resp = tiny ? 4 : 48;
     bench_step(m, queries, queries, query, k, resp, tiny ? 1 : 20, copy, product);
-    if (queries > 6) bench_step(m, queries, 6, query, k, resp, tiny ? 1 : 20, copy, product); // about --micro-batch 0
-    bench_sampling(m, tiny ? 4 : 1024, query, 4, tiny ? 4 : 48);
+    if (queries > 6) bench_step(m, queries, 6, query, k, resp, tiny ? 1 : 20, copy, product); // of about 2,000 tokens
+    if (queries == 64 || tiny) { // once, whatever the steps
+        for (int Q = tiny ? 4 : 64; Q <= (tiny ? 4 : 1024); Q *= 16) bench_sampling(m, Q, query, 4, tiny ? 4 : 48);
+        bench_beams(m, tiny ? 4 : 256, query, 4, tiny ? 4 : 48);
+    }
+    fflush(stdout);
     gpt2_free(m);
     free(params);
     return 0;

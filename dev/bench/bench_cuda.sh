@@ -1,38 +1,47 @@
 #!/bin/bash
-# bench_cuda.sh: the GPU's RRHF step beside PyTorch's, GPT-2 124M, in one run.
+# bench_cuda.sh: the GPU's RRHF step beside PyTorch's, its kernels, and sampling, GPT-2 124M, in one run.
 #
 #   bash dev/bench/bench_cuda.sh [torch_rrhf.py [QUERIES ...]]     default: ../shared/bench/torch_rrhf.py 64 16 1
 #
-# Prints bench_cuda's report (step, kernel by kernel, sampling) for each number of queries per step, then PyTorch's step
-# on as many: plain and compiled, bfloat16, and the ratio to the better of the two. Without python3 or torch the
-# comparison is left out. NVCC, ARCH and PRECISION may be set: ARCH=sm_90 PRECISION=BF16.
-set -e -o pipefail
-cd "$(dirname "$0")/../.."
+# Prints, and keeps in dev/bench/cuda.txt: bench_cuda's report (step, kernel by kernel, sampling, beams) for each number
+# of queries per step, then PyTorch's step on as many: plain and compiled, bfloat16, and the ratio to the better of the
+# two. A part that fails, or takes longer than LIMIT seconds, is left out and said so; so is PyTorch where python3,
+# torch or the script is missing. May be set: NVCC, ARCH=sm_90, PRECISION=BF16, PYTHON=python3, LIMIT=200.
+set -o pipefail
+cd "$(dirname "$0")/../.." || exit 1
 torch=${1:-../shared/bench/torch_rrhf.py}
 queries=${*:2}
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
-cap=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d . || true)
+python=${PYTHON:-python3}
+limit=${LIMIT:-200}
+cap=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d ' .')
 arch=${ARCH:-sm_$cap}
 [ "$arch" = sm_ ] && { echo "bench_cuda.sh: no GPU found (nvidia-smi says nothing); nothing to measure" >&2; exit 1; }
 [ -x "$nvcc" ] || { echo "bench_cuda.sh: $nvcc: no CUDA compiler; install the CUDA toolkit or set NVCC" >&2; exit 1; }
+"$nvcc" -std=c++17 -O3 -arch="$arch" -Xcompiler -fopenmp "-DPRECISION_${PRECISION:-BF16}" -o dev/bench/bench_cuda dev/bench/bench_cuda.cu -lcublasLt || exit 1
 
-"$nvcc" -std=c++17 -O3 -arch="$arch" -Xcompiler -fopenmp "-DPRECISION_${PRECISION:-BF16}" -o dev/bench/bench_cuda dev/bench/bench_cuda.cu -lcublasLt
-nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit --format=csv,noheader
-
-median() { sed -n 's/.*median_ms \([0-9.]*\).*/\1/p' | head -1; }
-for q in ${queries:-64 16 1}; do
-    echo
-    echo "== $q queries per step: this program"
-    ours=$(dev/bench/bench_cuda "$q" | tee /dev/stderr | median)
-    if [ ! -f "$torch" ] || ! python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
-        echo "PyTorch: left out ($torch, or a torch that sees the GPU, is missing)"
-        continue
-    fi
-    best=
-    for how in "" --compile; do
-        echo "== $q queries per step: PyTorch bfloat16 $how"
-        theirs=$(python3 "$torch" --device cuda --bf16 $how --queries "$q" --steps 20 | tail -1 | tee /dev/stderr | median) || continue
-        best=$(echo "$theirs $best" | awk '{print NF > 1 && $2 < $1 ? $2 : $1}')
-    done 2>&1
-    [ -n "$best" ] && echo "$ours $best" | awk -v q="$q" '{printf "ratio: %d queries per step, %.2f ms here, %.2f ms PyTorch: %.2f times as fast\n", q, $1, $2, $2 / $1}'
-done
+compare() {
+    nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit --format=csv,noheader | head -1
+    there=
+    [ -f "$torch" ] && there=$("$python" -c 'import torch; assert torch.cuda.is_available(); print(torch.__version__)' 2>/dev/null)
+    echo "PyTorch: ${there:-left out ($torch, or a torch that sees the GPU, is missing)}"
+    for q in ${queries:-64 16 1}; do
+        echo
+        echo "== $q queries per step: this program"
+        timeout "$limit" dev/bench/bench_cuda "$q" > dev/bench/part.tmp 2>&1 || echo "failed: exit code $?"
+        cat dev/bench/part.tmp
+        ours=$(sed -n 's/^step:.*median_ms \([0-9.]*\).*/\1/p' dev/bench/part.tmp | head -1)
+        best=
+        for how in ${there:+plain --compile}; do
+            echo "== $q queries per step: PyTorch bfloat16, ${how#--}"
+            timeout "$limit" "$python" "$torch" --device cuda --bf16 ${how%plain} --queries "$q" --steps 20 > dev/bench/part.tmp 2>&1 || echo "failed: exit code $?"
+            tail -1 dev/bench/part.tmp
+            theirs=$(sed -n 's/^median_ms \([0-9.]*\).*/\1/p' dev/bench/part.tmp | tail -1)
+            best=$(echo "$theirs $best" | awk '{b = $1; for (i = 2; i <= NF; i++) if ($i < b) b = $i; print b}')
+        done
+        [ -n "$ours" ] && [ -n "$best" ] &&
+            awk -v q="$q" -v o="$ours" -v t="$best" 'BEGIN {printf "ratio: %d queries per step, %.2f ms here, %.2f ms PyTorch: %.2f times as fast\n", q, o, t, t / o}'
+    done
+    rm -f dev/bench/part.tmp
+}
+compare 2>&1 | tee dev/bench/cuda.txt
