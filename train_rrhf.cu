@@ -291,6 +291,9 @@ static GemmAlgo gemm_ask(const GemmKey *key, const elem *bias) {
     a.key = *key;
     a.found = s == CUBLAS_STATUS_SUCCESS && found > 0;
     if (a.found) a.algo = best.algo;
+    else if ((double)key->m * key->n * key->k > 1e8)
+        fprintf(stderr, "note: cuBLASLt has no algorithm for a %d x %d x %d product: a plain kernel computes it, slowly; is the driver older than the toolkit?\n",
+                key->m, key->n, key->k);
     return a;
 }
 
