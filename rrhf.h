@@ -268,11 +268,10 @@ static inline void train_settings(Train *t, const GPT2 *m, const Ranked *d) {
     snprintf(t->settings, sizeof t->settings,
              "model T%d V%d L%d NH%d C%d reward%d, dtype %s, data %d queries %d responses #%016" PRIx64 ", seed %" PRIu64 ", batch %d, "
              "micro-batch %d, epochs %d, shuffle %d, lr %.9g, schedule %d, warmup %.9g, beta1 %.9g, beta2 %.9g, eps %.9g, "
-             "weight-decay %.9g, grad-clip %.9g, rank-weight %.9g, ft-weight %.9g, ft-reduction %s, length-penalty %.9g, margin %.9g, refresh %d%s%s",
+             "weight-decay %.9g, grad-clip %.9g, rank-weight %.9g, ft-weight %.9g, ft-reduction %s, length-penalty %.9g, margin %.9g, refresh %d%s",
              c.T, c.V, c.L, c.NH, c.C, c.reward, backend_dtype(), d->Q, d->R, hash, t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
              t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
-             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh, t->drawing,
-             strcmp(backend_dtype(), "bf16") ? "" : ", dtype bf16");
+             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh, t->drawing);
 }
 
 typedef struct { Batch b; real *out, *c; double *value, *p, *dc; Loss sum; } StepRoom; // sum: over the step so far

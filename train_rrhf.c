@@ -1055,7 +1055,7 @@ const char *backend_start(int threads) {
 #endif
     snprintf(line, sizeof line, "CPU, %d thread%s, %s, matrix products: %s", n_threads, n_threads == 1 ? "" : "s",
              sizeof(real) == 4 ? "float32" : "float64", gemm_kind == GEMM_CBLAS ? "CBLAS" : gemm_kind == GEMM_PACKED ? "built in"
-             : "bfloat16 by oneDNN, summed in float32");
+             : "rounded to bfloat16, by oneDNN, summed in float32");
     return line;
 }
 
