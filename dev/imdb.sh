@@ -8,7 +8,7 @@
 # PATH: the folder aclImdb, a folder that holds it or its archives, or archives (.tar.gz, .tar.xz). Without one the
 # official archive (84 MB) and llm.c's GPT-2 tokenizer are fetched. small: 5 to 10 minutes on two cores; large
 # (default): about an hour. Results go to out/imdb-SIZE; a step whose result is there is not done again.
-# table: 19 more runs, --jobs N (all cores) at a time with one thread each, and table.md, table.csv, table.png.
+# table: 18 more runs, --jobs N (all cores) at a time with one thread each, and table.md, table.csv, table.png.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ARCHIVE=https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz
@@ -100,7 +100,7 @@ if [ ! -f "$out/queries_test.bin" ]; then
 fi
 tok="--tokenizer $out/tokenizer.bin"
 ask="--top-k 50 --max-new-tokens 48"
-resume() { if [ -f "$1/state.bin" ]; then echo "--resume $1"; fi; } # an interrupted step goes on
+resume() { if [ -f "$1/state.bin" ] || [ -d "$1/round-1" ]; then echo "--resume $1"; fi; } # an interrupted step goes on
 # shellcheck disable=SC2046,SC2086
 {
 step "$out/sft/done" ./train_rrhf sft --data "$out/stream.bin" $tok $model --context 128 --ft-reduction mean --batch 16 \
@@ -113,7 +113,8 @@ touch "$out/reward/done"
 
 # shellcheck disable=SC2046,SC2086
 # A row of the table: name, seed, options of train. 2,048 queries once, 512 steps of 4; one completion of 128 held-out
-# queries every 64 steps; then 4 completions each of 512. SFT has no training, and best-of-n beside it.
+# queries every 64 steps; then 2 completions each of 512, and the accuracy of p_i on pairs of the start's completions.
+# SFT has no training, but 8 completions for best-of-n.
 row() {
     local dir=$out/rows/$1-$2 model=$out/rows/$1-$2/policy.bin start=0 seed=$2 name=$1; shift 2
     if [ -e "$dir/eval/eval.csv" ]; then echo "have     $dir" >&2; return; fi
@@ -127,7 +128,7 @@ row() {
             touch "$dir/done"
         fi
         step "$dir/eval/eval.csv" ./train_rrhf eval --model "$model" --reference "$out/sft/policy.bin" --start-return $start \
-            --reward "$out/reward/policy.bin" --data "$out/queries_test.bin" $tok $ask --threads 1 --out "$dir/eval"
+            --reward "$out/reward/policy.bin" --data "$out/pairs/scored.bin" --num-return 2 $tok $ask --threads 1 --out "$dir/eval"
     } > "$dir/run.txt" 2>&1 || die "$dir: failed; see $dir/run.txt"
     echo "done     $dir" >&2
 }
@@ -135,11 +136,13 @@ rows=("SFT 0"
     "P 1 --policy P" "BP 1 --policy BP" "B 1 --policy B" "SP 1 --policy SP" "DP 1 --policy DP" "D 1 --policy D"
     "IP-3 1 --policy IP-3" "OP-128 1 --policy OP-128" "OP-128-KL 1 --policy OP-128 --kl-coef 0.1"
     "BP-no-rank 1 --policy BP --rank-weight 0" "BP-no-ft 1 --policy BP --ft-weight 0")
-for seed in 2 3; do
-    rows+=("BP $seed --policy BP" "B $seed --policy B" "OP-128 $seed --policy OP-128" "BP-no-rank $seed --policy BP --rank-weight 0")
-done
+for seed in 2 3; do rows+=("BP $seed --policy BP" "B $seed --policy B" "OP-128 $seed --policy OP-128"); done
+rows+=("BP-no-rank 2 --policy BP --rank-weight 0")
 # shellcheck disable=SC2086
 if [ -n "$table" ]; then
+    step "$out/pairs/sampled.bin" ./train_rrhf sample --model "$out/sft/policy.bin" --data "$out/queries_test.bin" $tok --policy SP \
+        --num-return 2 $ask --out "$out/pairs"
+    step "$out/pairs/scored.bin" ./train_rrhf score --reward "$out/reward/policy.bin" --data "$out/pairs/sampled.bin" --out "$out/pairs"
     dirs=() failed=0
     for r in "${rows[@]}"; do
         set -- $r
