@@ -133,7 +133,7 @@ row() {
     echo "done     $dir" >&2
 }
 rows=("SFT 0"
-    "P 1 --policy P" "BP 1 --policy BP" "B 1 --policy B" "SP 1 --policy SP" "DP 1 --policy DP" "D 1 --policy D"
+    "P 1 --policy P" "SP 1 --policy SP" "BP 1 --policy BP" "B 1 --policy B" "DP 1 --policy DP" "D 1 --policy D"
     "IP-3 1 --policy IP-3" "OP-128 1 --policy OP-128" "OP-128-KL 1 --policy OP-128 --kl-coef 0.1"
     "BP-no-rank 1 --policy BP --rank-weight 0" "BP-no-ft 1 --policy BP --ft-weight 0")
 for seed in 2 3; do rows+=("BP $seed --policy BP" "B $seed --policy B" "OP-128 $seed --policy OP-128"); done
