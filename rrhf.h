@@ -337,7 +337,8 @@ static inline Loss step_end(GPT2 *m, const Train *t, StepRoom *s, AdamW adam, in
     return s->sum;
 }
 
-// What the loop asks of the backend beyond model.h. The CPU does what micro_step and step_end say. A device that
+// What the loop asks of the backend beyond model.h. The CPU does what micro_step and step_end say; where nothing clips,
+// its update takes the norm as it goes, and a norm that is not finite ends the run after it, with nothing saved. A device that
 // computes the losses itself does the same, but hands nothing back before the end of the step, so that it never waits
 // for the host; where a value or the norm is not finite it leaves the weights alone, and gpt2_step_end dies.
 void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double scale, int step);
