@@ -198,6 +198,10 @@ typedef struct {
 
 typedef struct { float logit; int id; } Candidate; // a token that may come next
 
+// GELU's tanh form: x/2 (1 + tanh(GELU_S (x + GELU_A x^3)))
+#define GELU_S 0.7978845608028654 // sqrt(2/pi)
+#define GELU_A 0.044715
+
 typedef struct { double lr, beta1, beta2, eps, weight_decay; } AdamW;
 
 enum Copy { COPY_PARAMS, COPY_GRADS, COPY_M, COPY_V }; // what gpt2_get and gpt2_set move (float32, file order)

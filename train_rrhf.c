@@ -551,9 +551,6 @@ static void attention_decode(real *out, const real *qkv, const real *cache, real
 }
 
 // GELU, tanh form: out = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3); tanh(u) = 1 - 2/(exp(2u)+1).
-#define GELU_S ((real)0.7978845608028654)
-#define GELU_A ((real)0.044715)
-
 static void gelu_forward(real *out, const real *x, int N, int C) {
     stage(STAGE_GELU);
     PARALLEL_FOR
@@ -562,7 +559,7 @@ static void gelu_forward(real *out, const real *x, int N, int C) {
         const real *row = x + (size_t)n * C;
         SIMD
         for (int i = 0; i < C; i++) {
-            real u = GELU_S * (row[i] + GELU_A * row[i] * row[i] * row[i]);
+            real u = (real)GELU_S * (row[i] + (real)GELU_A * row[i] * row[i] * row[i]);
             o[i] = row[i] * (1 - 1 / (exp_real(2 * u) + 1));
         }
     }
@@ -577,8 +574,8 @@ static void gelu_backward(real *d, const real *x, int N, int C) {
         const real *row = x + (size_t)n * C;
         SIMD
         for (int i = 0; i < C; i++) {
-            real a = row[i], u = GELU_S * (a + GELU_A * a * a * a), t = 1 - 2 / (exp_real(2 * u) + 1);
-            o[i] *= (real)0.5 * (1 + t) + (real)0.5 * a * (1 - t * t) * GELU_S * (1 + 3 * GELU_A * a * a);
+            real a = row[i], u = (real)GELU_S * (a + (real)GELU_A * a * a * a), t = 1 - 2 / (exp_real(2 * u) + 1);
+            o[i] *= (real)0.5 * (1 + t) + (real)0.5 * a * (1 - t * t) * (real)GELU_S * (1 + 3 * (real)GELU_A * a * a);
         }
     }
 }

@@ -874,15 +874,12 @@ static void cache_write(elem *cache, const elem *qkv, const int *slot, int n, in
 // Bytes: 2 (x) + 2 (out) per element. cuBLASLt's GELU epilogue would save the 2 of x in the forward (the backward needs
 // x stored, and so does its epilogue), 1.7 GB of a step of 22,528 tokens of GPT-2 124M, and binds the product to the few
 // algorithms that have it, on leading dimensions that are multiples of 8. The pass is kept.
-#define GELU_S 0.7978845608028654f
-#define GELU_A 0.044715f
-
 template <int W> __global__ void gelu_forward_kernel(elem *out, const elem *x, size_t n) {
     size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * W;
     if (i >= n) return;
     float a[W];
     load<W>(a, x + i);
-    for (int k = 0; k < W; k++) a[k] = 0.5f * a[k] * (1 + tanhf(GELU_S * (a[k] + GELU_A * a[k] * a[k] * a[k])));
+    for (int k = 0; k < W; k++) a[k] = 0.5f * a[k] * (1 + tanhf((float)GELU_S * (a[k] + (float)GELU_A * a[k] * a[k] * a[k])));
     store<W>(out + i, a);
 }
 
@@ -900,8 +897,8 @@ template <int W> __global__ void gelu_backward_kernel(elem *d, const elem *x, si
     load<W>(a, x + i);
     load<W>(g, d + i);
     for (int k = 0; k < W; k++) {
-        float t = tanhf(GELU_S * (a[k] + GELU_A * a[k] * a[k] * a[k]));
-        g[k] *= 0.5f * (1 + t) + 0.5f * a[k] * (1 - t * t) * GELU_S * (1 + 3 * GELU_A * a[k] * a[k]);
+        float t = tanhf((float)GELU_S * (a[k] + (float)GELU_A * a[k] * a[k] * a[k]));
+        g[k] *= 0.5f * (1 + t) + 0.5f * a[k] * (1 - t * t) * (float)GELU_S * (1 + 3 * (float)GELU_A * a[k] * a[k]);
     }
     store<W>(d + i, g);
 }
