@@ -14,6 +14,7 @@ All of it reaches the network through ONE number per response: dL/dlog P(y_i,t) 
   c_i = w_rank (#{j: r_j > r_i, hinge active} - #{j: r_j < r_i, hinge active}) / n_i^alpha  -  w_ft [i = i*]
 
 A response that outranks its better is pushed down (c > 0), the better one up, and the best is imitated. That is RRHF.
+Without ties and margin the count in brackets is simply how many places response i stands too high by p.
 With k = 1 only the last term remains: supervised fine-tuning is RRHF with one response.
 
 The loop sees log-probabilities and scores, never a layer: the backend contract of model.h does the rest.
@@ -67,9 +68,10 @@ static inline BOTH Loss rrhf_loss(const Objective *o, int k, const double *logp,
             double hinge = p[i] - p[j] + (o->margin != 0 ? o->margin * rrhf_gap(k, r, r[i], r[j]) : 0); // (2)
             if (hinge <= 0) continue;
             l.rank += hinge;
-            c[i] += o->rank_weight / pow(n[i], o->length_penalty);
-            c[j] -= o->rank_weight / pow(n[j], o->length_penalty);
+            c[i] += 1;
+            c[j] -= 1;
         }
+    for (int i = 0; i < k; i++) c[i] *= o->rank_weight / pow(n[i], o->length_penalty);
     double per = o->ft_mean ? n[best] : 1;
     l.ft = -logp[best] / per;                                                                 // (4)
     c[best] -= o->ft_weight / per;

@@ -61,6 +61,7 @@ static int n_threads = 1;
     X(CLASSIFIER, "classifier, forward")                                                 \
     X(DCLASSIFIER, "classifier, backward")                                               \
     X(LOSS,       "losses of the queries")                                               \
+    X(LIVE,       "dropping responses without a gradient")                               \
     X(ZERO,       "zeroing gradients")                                                   \
     X(NORM,       "norm of the gradient")                                                \
     X(ADAMW,      "AdamW")
@@ -82,7 +83,7 @@ static inline void stage(enum Stage s) {
 
 // exp(x). For float: 2^n * e^r with n = round(x / ln 2), |r| <= ln 2 / 2 and e^r by its Taylor series to degree 7
 // (error 2e-7 relative): plain arithmetic, so that the compiler can run it on whole vectors, as it cannot run libm's.
-static inline real exp_real(real x) {
+static inline __attribute__((always_inline)) real exp_real(real x) {
     if (sizeof(real) == 8) return (real)exp((double)x);
     float y = (float)x;
     y = y < -87.0f ? -87.0f : y > 88.0f ? 88.0f : y;
@@ -120,7 +121,7 @@ static inline void axpy(real *restrict y, real a, const real *restrict x, int n)
 // (--dtype bf16) rounds A and B to bfloat16 and sums in float32.
 
 enum { GEMM_NAIVE, GEMM_PACKED, GEMM_CBLAS, GEMM_ONEDNN };
-#ifdef USE_CBLAS
+#if defined(USE_CBLAS) && (!defined(__AVX2__) || defined(__AVX512F__)) // with AVX2 the built-in outruns OpenBLAS (dev/bench)
 static int gemm_kind = GEMM_CBLAS;
 #else
 static int gemm_kind = GEMM_PACKED;
@@ -141,6 +142,8 @@ static void gemm_naive(int M, int N, int K, const real *a, size_t am, size_t ak,
 // The packed product. A register tile of C, MR rows by NR columns, is summed over KC terms; its operands are first
 // copied ("packed") so that the inner loop reads both from one end to the other: A in strips of MR rows, B in panels
 // of NR columns. NR is a few vector registers wide; the compiler's vector types map to whatever the machine has.
+// Reuse: a panel stays in the first cache while the strips of a TILE_M pass by, those in the second while the panels of
+// a TILE_N do. A thread packs its panels itself, just before it needs them; the strips, MC rows at most, all share.
 #if defined(__AVX512F__)
 enum { VECTOR = 64, MR = 6, NV = 4 };
 #elif defined(__AVX__)
@@ -148,7 +151,7 @@ enum { VECTOR = 32, MR = 6, NV = 2 };
 #else
 enum { VECTOR = 16, MR = 6, NV = 2 };
 #endif
-enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 384, TILE_M = 16 * MR, TILE_N = 64, NC = 16 * TILE_N };
+enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 384, TILE_M = 16 * MR, TILE_N = 64, MC = 10 * TILE_M };
 typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
 
 // One register tile: c (rows, cols) (+)= strip (K, MR) times panel (K, NR).
@@ -177,25 +180,31 @@ static void gemm_tile(int K, const real *restrict strip, const real *restrict pa
     }
 }
 
-// Copies `width` lines (stride `line`) of K terms (stride `term`) into (K, full), zero-padded.
-static void gemm_pack(real *restrict dst, const real *restrict src, size_t line, size_t term, int width, int full, int K) {
-    if (line == 1 && width == full) {
-        for (int k = 0; k < K; k++) memcpy(dst + (size_t)k * full, src + k * term, (size_t)full * sizeof *dst);
-        return;
-    }
-    for (int k = 0; k < K; k++, dst += full, src += term) {
-        for (int i = 0; i < width; i++) dst[i] = src[i * line];
-        for (int i = width; i < full; i++) dst[i] = 0;
-    }
+// Copies `lines` lines (stride `line`) of K terms (stride `term`) into panels (K, width), the last zero-padded.
+static inline __attribute__((always_inline)) void gemm_pack(real *restrict dst, const real *restrict src, size_t line, size_t term,
+                                                            int lines, const int width, int K) {
+    int whole = lines / width * width;
+    if (line == 1)
+        for (int k = 0; k < K; k++)
+            for (int p = 0; p < whole; p += width) memcpy(dst + (size_t)p * K + k * width, src + k * term + p, width * sizeof *dst);
+    else
+        for (int p = 0; p < whole; p += width)
+            for (int k = 0; k < K; k++)
+                for (int i = 0; i < width; i++) dst[(size_t)p * K + k * width + i] = src[(p + i) * line + k * term];
+    for (int k = 0; k < K && whole < lines; k++)
+        for (int i = 0; i < width; i++)
+            dst[(size_t)whole * K + k * width + i] = whole + i < lines ? src[(whole + i) * line + k * term] : 0;
 }
 
-static real *gemm_room(int which, size_t n) { // packing buffers, grown once and kept
-    static real *buffer[2];
-    static size_t size[2];
+// Working memory, grown once and kept
+enum { ROOM_A, ROOM_B, ROOM_ATTENTION, ROOM_SUMS, N_ROOMS };
+static real *room(int which, size_t n) {
+    static real *buffer[N_ROOMS];
+    static size_t size[N_ROOMS];
     if (n > size[which]) {
         free(buffer[which]);
         buffer[which] = (real *)aligned_alloc(64, (n * sizeof(real) + 63) / 64 * 64);
-        if (!buffer[which]) die("memory: no room for the matrix product's %zu bytes", n * sizeof(real));
+        if (!buffer[which]) die("memory: no room for %zu bytes to work in; try a smaller --micro-batch", n * sizeof(real));
         size[which] = n;
     }
     return buffer[which];
@@ -203,30 +212,51 @@ static real *gemm_room(int which, size_t n) { // packing buffers, grown once and
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 
+// c (M,N) (+)= packed strips times packed panels
+static void gemm_block(int M, int N, int K, const real *pa, const real *pb, real *c, size_t ldc, int add) {
+    for (int i0 = 0; i0 < M; i0 += TILE_M)
+        for (int j = 0; j < N; j += NR)
+            for (int i = i0; i < min_int(i0 + TILE_M, M); i += MR)
+                gemm_tile(K, pa + (size_t)i * K, pb + (size_t)j * K, c + (size_t)i * ldc + j, ldc, min_int(MR, M - i), min_int(NR, N - j), add);
+}
+
 static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
                         real beta, real *c, size_t ldc) {
-    int strips = (M + MR - 1) / MR;
-    real *pa = gemm_room(0, (size_t)strips * MR * KC), *pb = gemm_room(1, (size_t)NC * KC);
-    for (int k0 = 0; k0 < K; k0 += KC) {
-        int kc = min_int(KC, K - k0), add = beta != 0 || k0 > 0;
-        PARALLEL_FOR
-        for (int s = 0; s < strips; s++)
-            gemm_pack(pa + (size_t)s * MR * kc, a + (size_t)s * MR * am + k0 * ak, am, ak, min_int(MR, M - s * MR), MR, kc);
-        for (int n0 = 0; n0 < N; n0 += NC) {
-            int nc = min_int(NC, N - n0), panels = (nc + NR - 1) / NR;
+    int tiles = (N + TILE_N - 1) / TILE_N;
+    real *pa = room(ROOM_A, (size_t)min_int(MC, (M + MR - 1) / MR * MR) * KC);
+    for (int k0 = 0; k0 < K; k0 += KC)
+        for (int m0 = 0; m0 < M; m0 += MC) {
+            int kc = min_int(KC, K - k0), mc = min_int(MC, M - m0), add = beta != 0 || k0 > 0;
+            int strips = (mc + TILE_M - 1) / TILE_M, parts = min_int(strips, (2 * n_threads + tiles - 1) / tiles); // work for all threads
             PARALLEL_FOR
-            for (int p = 0; p < panels; p++)
-                gemm_pack(pb + (size_t)p * NR * kc, b + k0 * bk + (size_t)(n0 + p * NR) * bn, bn, bk,
-                          min_int(NR, nc - p * NR), NR, kc);
+            for (int i = 0; i < mc; i += TILE_M)
+                gemm_pack(pa + (size_t)i * kc, a + (size_t)(m0 + i) * am + k0 * ak, am, ak, min_int(TILE_M, mc - i), MR, kc);
             PARALLEL_TILES
-            for (int m0 = 0; m0 < M; m0 += TILE_M) // a tile's strips stay in the second cache while its panels pass by
-                for (int j0 = 0; j0 < nc; j0 += TILE_N)
-                    for (int j = j0; j < min_int(j0 + TILE_N, nc); j += NR)
-                        for (int i = m0; i < min_int(m0 + TILE_M, M); i += MR)
-                            gemm_tile(kc, pa + (size_t)i * kc, pb + (size_t)j * kc, c + i * ldc + n0 + j, ldc,
-                                      min_int(MR, M - i), min_int(NR, nc - j), add);
+            for (int t = 0; t < tiles; t++)
+                for (int part = 0; part < parts; part++) {
+                    real pb[TILE_N * KC] __attribute__((aligned(VECTOR)));
+                    int n0 = t * TILE_N, nc = min_int(TILE_N, N - n0);
+                    int i0 = strips * part / parts * TILE_M, i1 = min_int(strips * (part + 1) / parts * TILE_M, mc);
+                    gemm_pack(pb, b + k0 * bk + (size_t)n0 * bn, bn, bk, nc, NR, kc);
+                    gemm_block(i1 - i0, nc, kc, pa + (size_t)i0 * kc, pb, c + (size_t)(m0 + i0) * ldc + n0, ldc, add);
+                }
         }
-    }
+}
+
+// The same by one thread, for attention's small products.
+static void gemm_small(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
+                       real beta, real *c, size_t ldc) {
+    real pa[TILE_M * KC] __attribute__((aligned(VECTOR))), pb[TILE_N * KC] __attribute__((aligned(VECTOR)));
+    for (int k0 = 0; k0 < K; k0 += KC)
+        for (int m0 = 0; m0 < M; m0 += TILE_M) {
+            int kc = min_int(KC, K - k0), mc = min_int(TILE_M, M - m0);
+            gemm_pack(pa, a + (size_t)m0 * am + k0 * ak, am, ak, mc, MR, kc);
+            for (int n0 = 0; n0 < N; n0 += TILE_N) {
+                int nc = min_int(TILE_N, N - n0);
+                gemm_pack(pb, b + k0 * bk + (size_t)n0 * bn, bn, bk, nc, NR, kc);
+                gemm_block(mc, nc, kc, pa, pb, c + (size_t)m0 * ldc + n0, ldc, beta != 0 || k0 > 0);
+            }
+        }
 }
 
 #ifdef USE_ONEDNN
@@ -246,15 +276,15 @@ static inline uint32_t bf16_round(float x) {
 
 // Rounds src (rows, cols) into to, without gaps: as bfloat16, or as float32 with the same values.
 static void *onednn_operand(int which, const real *src, int rows, int cols, size_t lead) {
-    real *room = gemm_room(which, (size_t)rows * (size_t)cols);
+    real *to = room(which, (size_t)rows * (size_t)cols);
     PARALLEL_FOR
     for (int r = 0; r < rows; r++) {
         const real *from = src + (size_t)r * lead;
         size_t at = (size_t)r * (size_t)cols;
-        if (onednn_bf16) for (int i = 0; i < cols; i++) ((uint16_t *)(void *)room)[at + i] = (uint16_t)(bf16_round((float)from[i]) >> 16);
-        else for (int i = 0; i < cols; i++) ((uint32_t *)(void *)room)[at + i] = bf16_round((float)from[i]);
+        if (onednn_bf16) for (int i = 0; i < cols; i++) ((uint16_t *)(void *)to)[at + i] = (uint16_t)(bf16_round((float)from[i]) >> 16);
+        else for (int i = 0; i < cols; i++) ((uint32_t *)(void *)to)[at + i] = bf16_round((float)from[i]);
     }
-    return room;
+    return to;
 }
 
 // oneDNN keeps the code it makes for each shape by itself, so nothing is cached here.
@@ -266,7 +296,7 @@ static void gemm_onednn(int transa, int transb, int M, int N, int K, const real 
         onednn_check(dnnl_engine_create(&engine, dnnl_cpu, 0), "start");
         onednn_check(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags), "start");
     }
-    void *data[3] = {onednn_operand(0, a, transa ? K : M, transa ? M : K, lda), onednn_operand(1, b, transb ? N : K, transb ? K : N, ldb), c};
+    void *data[3] = {onednn_operand(ROOM_A, a, transa ? K : M, transa ? M : K, lda), onednn_operand(ROOM_B, b, transb ? N : K, transb ? K : N, ldb), c};
     dnnl_data_type_t type = onednn_bf16 ? dnnl_bf16 : dnnl_f32, types[3] = {type, type, dnnl_f32};
     dnnl_dims_t dims[3] = {{M, K}, {K, N}, {M, N}};
     dnnl_dims_t strides[3] = {{transa ? 1 : K, transa ? M : 1}, {transb ? 1 : N, transb ? K : 1}, {(dnnl_dim_t)ldc, 1}};
@@ -286,11 +316,11 @@ static void gemm_onednn(int transa, int transb, int M, int N, int K, const real 
     onednn_check(dnnl_primitive_attr_set_post_ops(attr, ops), "add to a matrix");
     onednn_check(dnnl_matmul_primitive_desc_create(&made, engine, desc[0], desc[1], NULL, desc[2], attr), "multiply these matrices");
 #else
-    dnnl_memory_desc_t room[3], *desc[3];
+    dnnl_memory_desc_t made_of[3], *desc[3];
     dnnl_matmul_desc_t matmul;
     for (int i = 0; i < 3; i++) {
-        onednn_check(dnnl_memory_desc_init_by_strides(&room[i], 2, dims[i], types[i], strides[i]), "describe a matrix");
-        desc[i] = &room[i];
+        onednn_check(dnnl_memory_desc_init_by_strides(&made_of[i], 2, dims[i], types[i], strides[i]), "describe a matrix");
+        desc[i] = &made_of[i];
     }
     if (beta != 0) onednn_check(dnnl_post_ops_append_sum(ops, 1), "add to a matrix");
     onednn_check(dnnl_primitive_attr_set_post_ops(attr, ops), "add to a matrix");
@@ -434,119 +464,156 @@ static void matmul_backward(real *dx, real *dw, real *dbias, const real *dout, c
         for (int n = 0; n < N; n++) axpy(dbias + o, 1, dout + (size_t)n * OC + o, min_int(SPAN, OC - o));
 }
 
-// Attention over the two intervals of dataloader.h, per head: with s_j = q_n . k_j / sqrt(hs) for every j that n sees,
-// out_n = sum_j softmax(s)_j v_j. Saves only lse_n = log sum_j exp(s_j); the backward recomputes the softmax from it.
-// out (N,C), lse (N,NH), qkv (N,3C), s: room for the scores of one row.
-// A task is one head of one query's rows [n0, n1). It is inlined with hs a constant for GPT-2's head sizes, so that
-// its inner loops become straight vector code.
-static inline __attribute__((always_inline)) void attention_forward_head(real *out, real *lse, const real *qkv, real *s,
-        const Batch *b, int n0, int n1, int h, int C, int NH, const int hs) {
-    real scale = 1 / sqrt_real((real)hs);
-    const real *k = qkv + C + h * hs, *v = k + C;
-    for (int n = n0; n < n1; n++) {
-        const real *q = qkv + (size_t)n * 3 * C + h * hs;
-        const int run[2][2] = {{b->a0[n], b->a1[n]}, {b->b0[n], n + 1}};
-        real *o = out + (size_t)n * C + h * hs, max = -INFINITY, sum = 0;
-        int m = 0;
-        for (int i = 0; i < 2; i++)
-            for (int j = run[i][0]; j < run[i][1]; j++, m++) {
-                s[m] = scale * dot(q, k + (size_t)j * 3 * C, hs);
-                max = s[m] > max ? s[m] : max;
-            }
-        SIMD_SUM(sum)
-        for (int i = 0; i < m; i++) sum += s[i] = exp_real(s[i] - max);
-        for (int i = 0; i < hs; i++) o[i] = 0;
-        m = 0;
-        for (int i = 0; i < 2; i++)
-            for (int j = run[i][0]; j < run[i][1]; j++) axpy(o, s[m++] / sum, v + (size_t)j * 3 * C, hs);
-        lse[(size_t)n * NH + h] = max + (real)log(sum);
-    }
+// Attention over the two intervals of dataloader.h, a block of rows of one head at a time. The rows of a block belong
+// to one query or to one response, so they see the same m keys, but for the causal end:
+//   S = Q K^T / sqrt(hs) (rows,m),  P = softmax(S) row by row,  out = P V
+// Saves only lse_n = log sum_j exp(S_nj), from which the backward computes P again.
+typedef struct { int n0, n1, m; struct { int from, keys, at; } run[2]; } RowBlock; // run: keys from .. from+keys-1 are columns at ..
+
+enum { BLOCK_ROWS = TILE_M };
+
+// The block of rows from n on, of a query's rows that end at `end`.
+static RowBlock attention_rows(const Batch *b, int n, int end) {
+    int response = b->b0[n] <= n, own = response ? b->b0[n] : b->a0[n], prefix = response ? b->a1[n] - b->a0[n] : 0;
+    RowBlock r = {n, n + 1, 0, {{b->a0[n], prefix, 0}, {own, 0, prefix}}};
+    while (r.n1 < end && r.n1 - n < BLOCK_ROWS && (b->b0[r.n1] <= r.n1 ? b->b0[r.n1] : b->a0[r.n1]) == own) r.n1++;
+    r.run[1].keys = r.n1 - own;
+    r.m = prefix + r.run[1].keys;
+    return r;
 }
 
-static void attention_forward(real *out, real *lse, const real *qkv, real *room, int room_size, const Batch *b, int C, int NH) {
+// Room for two (rows,m) blocks of every task; a task is one head of one query's rows.
+static real *attention_room(const Batch *b, int NH, size_t *block) {
+    int longest = 0;
+    for (int g = 0; g < b->Q; g++) longest = b->group[g + 1] - b->group[g] > longest ? b->group[g + 1] - b->group[g] : longest;
+    *block = (size_t)min_int(longest, BLOCK_ROWS) * (size_t)longest;
+    return room(ROOM_ATTENTION, (size_t)b->Q * (size_t)NH * *block * 2);
+}
+
+// out (N,C), lse (N,NH), qkv (N,3C)
+static void attention_forward(real *out, real *lse, const real *qkv, const Batch *b, int C, int NH) {
     int hs = C / NH;
+    size_t C3 = 3 * (size_t)C, size;
+    real scale = 1 / sqrt_real((real)hs), *all;
     stage(STAGE_ATTENTION);
+    all = attention_room(b, NH, &size);
     PARALLEL_FOR2
     for (int g = 0; g < b->Q; g++)
         for (int h = 0; h < NH; h++) {
-            real *s = room + (size_t)(g * NH + h) * (size_t)room_size;
-            int n0 = b->group[g], n1 = b->group[g + 1];
-            if (hs == 64) attention_forward_head(out, lse, qkv, s, b, n0, n1, h, C, NH, 64);
-            else if (hs == 32) attention_forward_head(out, lse, qkv, s, b, n0, n1, h, C, NH, 32);
-            else attention_forward_head(out, lse, qkv, s, b, n0, n1, h, C, NH, hs);
+            real *S = all + (size_t)(g * NH + h) * size * 2;
+            const real *q = qkv + h * hs, *k = q + C, *v = k + C;
+            for (int n = b->group[g], end = b->group[g + 1]; n < end;) {
+                RowBlock r = attention_rows(b, n, end);
+                int rows = r.n1 - n, m = r.m;
+                for (int i = 0; i < 2; i++)
+                    gemm_small(rows, r.run[i].keys, hs, q + n * C3, C3, 1, k + r.run[i].from * C3, 1, C3, 0, S + r.run[i].at, (size_t)m);
+                for (int i = 0; i < rows; i++) {
+                    real *s = S + (size_t)i * m, max = -INFINITY, sum = 0;
+                    int seen = m - rows + i + 1;
+                    for (int j = 0; j < seen; j++) max = s[j] > max ? s[j] : max;
+                    SIMD_SUM(sum)
+                    for (int j = 0; j < seen; j++) sum += s[j] = exp_real(scale * (s[j] - max));
+                    real per = 1 / sum;
+                    for (int j = 0; j < m; j++) s[j] = j < seen ? per * s[j] : 0;
+                    lse[(size_t)(n + i) * NH + h] = scale * max + (real)log(sum);
+                }
+                for (int i = 0; i < 2; i++)
+                    gemm_small(rows, hs, r.run[i].keys, S + r.run[i].at, (size_t)m, 1, v + r.run[i].from * C3, C3, 1, r.run[i].at > 0,
+                               out + (size_t)n * C + h * hs, (size_t)C);
+                n = r.n1;
+            }
         }
 }
 
-// With p_j = exp(s_j - lse), dp_j = dout . v_j and D = dout . out = sum_j p_j dp_j:
-// ds_j = p_j (dp_j - D); dq = sum_j ds_j k_j / sqrt(hs), dk_j += ds_j q / sqrt(hs), dv_j += p_j dout.
+// With P = exp(S - lse), dP = dout V^T and D_n = dout_n . out_n = sum_j P_nj dP_nj:
+//   dS = P (dP - D) / sqrt(hs),  dQ = dS K,  dK += dS^T Q,  dV += P^T dout
 // dqkv (N,3C) is overwritten. A task owns one head of one query's rows, so no two tasks add to the same place.
-static inline __attribute__((always_inline)) void attention_backward_head(real *dqkv, const real *dout, const real *out,
-        const real *lse, const real *qkv, const Batch *b, int n0, int n1, int h, int C, int NH, const int hs) {
-    enum { KEYS = 64 }; // at once, so that exp runs on whole vectors
-    real scale = 1 / sqrt_real((real)hs), p[KEYS], ds[KEYS];
-    for (int n = n0; n < n1; n++) {
-        const real *q = qkv + (size_t)n * 3 * C + h * hs, *go = dout + (size_t)n * C + h * hs;
-        const int run[2][2] = {{b->a0[n], b->a1[n]}, {b->b0[n], n + 1}};
-        real *dq = dqkv + (size_t)n * 3 * C + h * hs, l = lse[(size_t)n * NH + h];
-        real D = dot(go, out + (size_t)n * C + h * hs, hs);
-        for (int i = 0; i < 2; i++)
-            for (int j0 = run[i][0]; j0 < run[i][1]; j0 += KEYS) {
-                int keys = min_int(KEYS, run[i][1] - j0);
-                const real *k = qkv + (size_t)j0 * 3 * C + C + h * hs, *v = k + C;
-                real *dk = dqkv + (size_t)j0 * 3 * C + C + h * hs, *dv = dk + C;
-                for (int j = 0; j < keys; j++) {
-                    p[j] = dot(q, k + (size_t)j * 3 * C, hs);
-                    ds[j] = dot(go, v + (size_t)j * 3 * C, hs);
-                }
-                SIMD
-                for (int j = 0; j < keys; j++) {
-                    p[j] = exp_real(scale * p[j] - l);
-                    ds[j] = scale * p[j] * (ds[j] - D);
-                }
-                for (int j = 0; j < keys; j++) {
-                    axpy(dq, ds[j], k + (size_t)j * 3 * C, hs);
-                    axpy(dk + (size_t)j * 3 * C, ds[j], q, hs);
-                    axpy(dv + (size_t)j * 3 * C, p[j], go, hs);
-                }
-            }
-    }
-}
-
 static void attention_backward(real *dqkv, const real *dout, const real *out, const real *lse, const real *qkv,
                                const Batch *b, int C, int NH) {
     int hs = C / NH;
+    size_t C1 = (size_t)C, C3 = 3 * C1, size;
+    real scale = 1 / sqrt_real((real)hs), *all;
     stage(STAGE_DATTENTION);
+    all = attention_room(b, NH, &size);
     PARALLEL_FOR
-    for (int n = 0; n < b->N; n++) memset(dqkv + (size_t)n * 3 * C, 0, (size_t)C * 3 * sizeof *dqkv);
+    for (int n = 0; n < b->N; n++) memset(dqkv + (size_t)n * C3, 0, C3 * sizeof *dqkv);
     PARALLEL_FOR2
     for (int g = 0; g < b->Q; g++)
         for (int h = 0; h < NH; h++) {
-            int n0 = b->group[g], n1 = b->group[g + 1];
-            if (hs == 64) attention_backward_head(dqkv, dout, out, lse, qkv, b, n0, n1, h, C, NH, 64);
-            else if (hs == 32) attention_backward_head(dqkv, dout, out, lse, qkv, b, n0, n1, h, C, NH, 32);
-            else attention_backward_head(dqkv, dout, out, lse, qkv, b, n0, n1, h, C, NH, hs);
+            real *P = all + (size_t)(g * NH + h) * size * 2, *dS = P + size;
+            const real *q = qkv + h * hs, *k = q + C, *v = k + C, *o = out + h * hs, *go = dout + h * hs;
+            real *dq = dqkv + h * hs, *dk = dq + C, *dv = dk + C;
+            for (int n = b->group[g], end = b->group[g + 1]; n < end;) {
+                RowBlock r = attention_rows(b, n, end);
+                int rows = r.n1 - n, m = r.m;
+                size_t M = (size_t)m;
+                for (int i = 0; i < 2; i++) {
+                    int at = r.run[i].at, keys = r.run[i].keys;
+                    gemm_small(rows, keys, hs, q + n * C3, C3, 1, k + r.run[i].from * C3, 1, C3, 0, P + at, M);
+                    gemm_small(rows, keys, hs, go + n * C1, C1, 1, v + r.run[i].from * C3, 1, C3, 0, dS + at, M);
+                }
+                for (int i = 0; i < rows; i++) {
+                    real *p = P + (size_t)i * M, *ds = dS + (size_t)i * M, l = lse[(size_t)(n + i) * NH + h];
+                    real D = dot(go + (size_t)(n + i) * C1, o + (size_t)(n + i) * C1, hs);
+                    int seen = m - rows + i + 1;
+                    SIMD
+                    for (int j = 0; j < seen; j++) {
+                        p[j] = exp_real(scale * p[j] - l);
+                        ds[j] = scale * p[j] * (ds[j] - D);
+                    }
+                    for (int j = seen; j < m; j++) p[j] = ds[j] = 0;
+                }
+                for (int i = 0; i < 2; i++) {
+                    int at = r.run[i].at, keys = r.run[i].keys, from = r.run[i].from;
+                    gemm_small(rows, hs, keys, dS + at, M, 1, k + from * C3, C3, 1, 1, dq + n * C3, C3);
+                    gemm_small(keys, hs, rows, dS + at, 1, M, q + n * C3, C3, 1, 1, dk + from * C3, C3);
+                    gemm_small(keys, hs, rows, P + at, 1, M, go + n * C1, C1, 1, 1, dv + from * C3, C3);
+                }
+                n = r.n1;
+            }
         }
 }
 
-// The same attention for one new token each, over a list of cache slots.
-// out (n,C), q in qkv (n,3C), cache (slots,2C): keys, then values; room (n NH, longest list)
-static void attention_decode(real *out, const real *qkv, const real *cache, real *room, int room_size, const Decode *d, int C, int NH) {
+// The cache holds each head's keys and values side by side, (NH,slots,2hs): the new tokens' go in.
+static void cache_write(real *cache, int slots, const real *qkv, const Decode *d, int C, int NH) {
     int hs = C / NH;
-    real scale = 1 / sqrt_real((real)hs);
+    PARALLEL_FOR
+    for (int n = 0; n < d->n; n++)
+        for (int h = 0; h < NH; h++) {
+            real *kv = cache + ((size_t)h * (size_t)slots + (size_t)d->slot[n]) * 2 * hs;
+            memcpy(kv, qkv + ((size_t)n * 3 + 1) * C + h * hs, (size_t)hs * sizeof *kv);
+            memcpy(kv + hs, qkv + ((size_t)n * 3 + 2) * C + h * hs, (size_t)hs * sizeof *kv);
+        }
+}
+
+// One new token and one head. Inlined with hs a constant for GPT-2's head sizes: then its inner loops are straight vector code.
+static inline __attribute__((always_inline)) void attention_decode_head(real *out, const real *q, const real *kv, const int *slot, int len,
+                                                                        real *s, const int hs) {
+    real scale = 1 / sqrt_real((real)hs), max = -INFINITY, sum = 0;
+    for (int j = 0; j < len; j++) {
+        s[j] = scale * dot(q, kv + (size_t)slot[j] * 2 * hs, hs);
+        max = s[j] > max ? s[j] : max;
+    }
+    SIMD_SUM(sum)
+    for (int j = 0; j < len; j++) sum += s[j] = exp_real(s[j] - max);
+    for (int i = 0; i < hs; i++) out[i] = 0;
+    for (int j = 0; j < len; j++) axpy(out, s[j] / sum, kv + (size_t)slot[j] * 2 * hs + hs, hs);
+}
+
+// The same attention for one new token each, over a list of cache slots.   out (n,C), q in qkv (n,3C)
+static void attention_decode(real *out, const real *qkv, const real *cache, int slots, const Decode *d, int C, int NH) {
+    int hs = C / NH, longest = 0;
+    for (int n = 0; n < d->n; n++) longest = d->len[n] > longest ? d->len[n] : longest;
+    real *all = room(ROOM_ATTENTION, (size_t)d->n * (size_t)NH * (size_t)longest);
     PARALLEL_FOR2
     for (int n = 0; n < d->n; n++)
         for (int h = 0; h < NH; h++) {
-            const real *q = qkv + (size_t)n * 3 * C + h * hs;
+            const real *q = qkv + (size_t)n * 3 * C + h * hs, *kv = cache + (size_t)h * (size_t)slots * 2 * hs;
+            real *o = out + (size_t)n * C + h * hs, *s = all + (size_t)(n * NH + h) * (size_t)longest;
             const int *slot = d->list + d->at[n];
-            real *s = room + (size_t)(n * NH + h) * (size_t)room_size, *o = out + (size_t)n * C + h * hs, max = 0, sum = 0;
-            for (int j = 0; j < d->len[n]; j++) {
-                s[j] = scale * dot(q, cache + (size_t)slot[j] * 2 * C + h * hs, hs);
-                max = j == 0 || s[j] > max ? s[j] : max;
-            }
-            SIMD_SUM(sum)
-            for (int j = 0; j < d->len[n]; j++) sum += s[j] = exp_real(s[j] - max);
-            for (int i = 0; i < hs; i++) o[i] = 0;
-            for (int j = 0; j < d->len[n]; j++) axpy(o, s[j] / sum, cache + (size_t)slot[j] * 2 * C + C + h * hs, hs);
+            if (hs == 64) attention_decode_head(o, q, kv, slot, d->len[n], s, 64);
+            else if (hs == 32) attention_decode_head(o, q, kv, slot, d->len[n], s, 32);
+            else attention_decode_head(o, q, kv, slot, d->len[n], s, hs);
         }
 }
 
@@ -580,6 +647,21 @@ static void gelu_backward(real *d, const real *x, int N, int C) {
     }
 }
 
+// log sum exp of a row of V logits: sums of 1024 terms in vectors, their total in double
+static double row_lse(const real *z, int V) {
+    real max = z[0];
+    double total = 0;
+    for (int v = 1; v < V; v++) max = z[v] > max ? z[v] : max;
+    for (int v0 = 0; v0 < V; v0 += 1024) {
+        real sum = 0;
+        int v1 = min_int(v0 + 1024, V);
+        SIMD_SUM(sum)
+        for (int v = v0; v < v1; v++) sum += exp_real(z[v] - max);
+        total += (double)sum;
+    }
+    return (double)max + log(total);
+}
+
 // Classifier: logits = x wte^T, log P(v) = logit_v - log sum exp(logits), for the U predicting rows.
 // logits (U,Vp), lse (U), logp (P), x (U,C), wte (V,C)
 static void classifier_forward(real *logp, real *logits, real *lse, const real *x, const real *wte, const Batch *b,
@@ -589,17 +671,7 @@ static void classifier_forward(real *logp, real *logits, real *lse, const real *
     PARALLEL_FOR
     for (int u = 0; u < b->U; u++) {
         const real *z = logits + (size_t)u * Vp;
-        real max = z[0];
-        double total = 0;
-        for (int v = 1; v < V; v++) max = z[v] > max ? z[v] : max;
-        for (int v0 = 0; v0 < V; v0 += 1024) { // sums of 1024 terms in vectors, their total in double
-            real sum = 0;
-            int v1 = min_int(v0 + 1024, V);
-            SIMD_SUM(sum)
-            for (int v = v0; v < v1; v++) sum += exp_real(z[v] - max);
-            total += (double)sum;
-        }
-        lse[u] = max + (real)log(total);
+        lse[u] = (real)row_lse(z, V);
         for (int i = b->pred[u]; i < b->pred[u + 1]; i++) logp[i] = z[b->target[i]] - lse[u];
     }
 }
@@ -687,11 +759,10 @@ struct GPT2 {
     ACTIVATIONS(X)
     GRADIENT_ROOM(X)
 #undef X
-    real *activations, *room;         // one allocation for all of the above; attention's scores
+    real *activations;                // one allocation for all of the above
     int N, U;                         // planned for
     int fresh;                        // the gradients count as zero, whatever they hold
-    size_t room_size;
-    real *cache;                      // (L, slots, 2C)
+    real *cache;                      // (L, NH, slots, 2hs)
     real *dec;                        // decoding's activations
     float *dec_logits;                // (n_rows, V)
     Candidate *top;                   // (n_rows, k)
@@ -735,7 +806,7 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
 void gpt2_free(GPT2 *m) {
     if (!m) return;
     free(m->params); free(m->grads); free(m->m); free(m->v);
-    free(m->activations); free(m->room); free(m->cache); free(m->dec); free(m->dec_logits); free(m->top); free(m->top_lse);
+    free(m->activations); free(m->cache); free(m->dec); free(m->dec_logits); free(m->top); free(m->top_lse);
     free(m);
 }
 
@@ -788,15 +859,6 @@ void gpt2_plan(GPT2 *m, int N, int U) {
 #undef X
 }
 
-static real *attention_room(GPT2 *m, size_t n) {
-    if (n > m->room_size) {
-        free(m->room);
-        m->room = (real *)xalloc(n, sizeof(real));
-        m->room_size = n;
-    }
-    return m->room;
-}
-
 // Where block l finds its parameters, and its slice of what is saved (of two residual streams where nothing is).
 typedef struct { size_t C, CC, n, NC; real *x, *next; } Slice;
 static Slice block_slice(const GPT2 *m, int l) {
@@ -817,8 +879,7 @@ static void block_forward(GPT2 *m, const Batch *b, int l) {
     layernorm_forward(m->ln, m->mean1 + s.n, m->rstd1 + s.n, s.x, w.ln1w + s.C, w.ln1b + s.C, N, C);
     stage(STAGE_QKV);
     matmul_forward(m->qkv + 3 * s.NC, m->ln, w.qkvw + 3 * s.CC, w.qkvb + 3 * s.C, NULL, N, C, 3 * C);
-    attention_forward(m->att + s.NC, m->lse + s.n * (size_t)c.NH, m->qkv + 3 * s.NC,
-                      attention_room(m, (size_t)b->Q * (size_t)c.NH * (size_t)c.T), c.T, b, C, c.NH);
+    attention_forward(m->att + s.NC, m->lse + s.n * (size_t)c.NH, m->qkv + 3 * s.NC, b, C, c.NH);
     stage(STAGE_ATTPROJ);
     matmul_forward(mid, m->att + s.NC, w.attprojw + s.CC, w.attprojb + s.C, s.x, N, C, C);
     layernorm_forward(m->ln, m->mean2 + s.n, m->rstd2 + s.n, mid, w.ln2w + s.C, w.ln2b + s.C, N, C);
@@ -867,8 +928,60 @@ void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
     stage(STAGE_LOSS);
 }
 
-void gpt2_backward(GPT2 *m, const Batch *b, const real *coef) {
+// Moves the rows from[0..n-1], ascending, to the front of each of `layers` arrays (rows, cols).
+static void rows_keep(real *x, int layers, int rows, size_t cols, const int *from, int n) {
+    PARALLEL_FOR
+    for (int l = 0; l < layers; l++)
+        for (int i = 0; i < n; i++)
+            if (from[i] != i) memcpy(x + ((size_t)l * (size_t)rows + i) * cols, x + ((size_t)l * (size_t)rows + from[i]) * cols, cols * sizeof *x);
+}
+
+// A response with c_i = 0 has no gradient, and nobody else sees its tokens: backward, the batch is one without it. RRHF has
+// many such: without ties and margin c_i says how many places response i stands too high, and some stand where they
+// belong. Returns that batch (its resp still means b's responses; free it) and moves what the forward saved.
+static Batch batch_live(GPT2 *m, const Batch *b, const real *coef) {
     Config c = m->c;
+    Batch to = batch_make(b->N, b->U, b->P, b->R, b->Q);
+    int N = m->N, U = m->U, S = c.L, *from_N = (int *)xalloc((size_t)b->N, sizeof(int)), *from_U = (int *)xalloc((size_t)b->U, sizeof(int));
+    int u = 0;
+    stage(STAGE_LIVE);
+    to.N = to.U = to.P = 0;
+    for (int g = 0; g < b->Q; g++) {
+        int x = to.group[g] = to.N, from = b->group[g], r = b->first[g];
+        for (int i = r - 1; i < b->first[g + 1]; i++) { // the query's rows, then each response's
+            int start = i < r ? from : b->b0[b->last[i]], end = i < r ? b->b0[b->last[r]] : b->last[i] + 1, shift = start - to.N;
+            int live = i < r || coef[i] != 0;
+            for (int n = start; n < end && live; n++) {
+                int k = to.N++;
+                from_N[k] = n;
+                to.token[k] = b->token[n], to.pos[k] = b->pos[n];
+                to.a0[k] = x, to.a1[k] = b->a1[n] - from + x, to.b0[k] = b->b0[n] - shift;
+            }
+            for (; u < b->U && b->row[u] < end; u++) {
+                if (!live) continue;
+                from_U[to.U] = u;
+                to.row[to.U] = b->row[u] - shift;
+                to.pred[to.U++] = to.P;
+                for (int j = b->pred[u]; j < b->pred[u + 1]; j++)
+                    if (coef[b->resp[j]] != 0) to.target[to.P] = b->target[j], to.resp[to.P++] = b->resp[j];
+            }
+        }
+    }
+    to.group[b->Q] = to.N;
+    to.pred[to.U] = to.P;
+#define X(name, layers, rows, cols) rows_keep(m->name, layers, rows, (size_t)(cols), from_##rows, to.rows);
+    ACTIVATIONS(X)
+#undef X
+    free(from_N);
+    free(from_U);
+    return to;
+}
+
+void gpt2_backward(GPT2 *m, const Batch *batch, const real *coef) {
+    Config c = m->c;
+    Batch live;
+    const Batch *b = batch;
+    if (!c.reward) live = batch_live(m, batch, coef), b = &live;
     const int *rows = c.reward ? b->last : b->row;
     int U = c.reward ? b->R : b->U;
     grad_beta = !m->fresh;
@@ -880,6 +993,7 @@ void gpt2_backward(GPT2 *m, const Batch *b, const real *coef) {
     gather_backward(m->dx, m->dread, rows, U, b->N, c.C);
     for (int l = c.L - 1; l >= 0; l--) block_backward(m, b, l);
     embedding_backward(m->dw.wte, m->dw.wpe, m->dx, b->token, b->pos, b->N, c.C);
+    if (!c.reward) batch_free(&live);
     stage(STAGE_OTHER);
 }
 
@@ -910,20 +1024,17 @@ void gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots) {
 const float *gpt2_decode(GPT2 *m, const Decode *d) {
     Config c = m->c;
     Params w = m->w;
-    int n = d->n, C = c.C, longest = 1;
+    int n = d->n, C = c.C;
     size_t nC = (size_t)m->dec_n * (size_t)C;
     real *x = m->dec, *norm = x + nC, *att = norm + nC, *qkv = att + nC, *fc = qkv + 3 * nC, *mean = fc + 4 * nC;
-    for (int i = 0; i < n; i++) longest = d->len[i] > longest ? d->len[i] : longest;
-    real *room = attention_room(m, (size_t)n * (size_t)c.NH * (size_t)longest);
     embedding_forward(x, d->token, d->pos, w.wte, w.wpe, n, C);
     for (int l = 0; l < c.L; l++) {
         size_t LC = (size_t)l * (size_t)C, CC = LC * (size_t)C;
         real *cache = m->cache + (size_t)l * (size_t)m->dec_slots * 2 * (size_t)C;
         layernorm_forward(norm, mean, mean + m->dec_n, x, w.ln1w + LC, w.ln1b + LC, n, C);
         matmul_forward(qkv, norm, w.qkvw + 3 * CC, w.qkvb + 3 * LC, NULL, n, C, 3 * C);
-        for (int i = 0; i < n; i++)
-            memcpy(cache + (size_t)d->slot[i] * 2 * C, qkv + (size_t)i * 3 * C + C, 2 * (size_t)C * sizeof(real));
-        attention_decode(att, qkv, cache, room, longest, d, C, c.NH);
+        cache_write(cache, m->dec_slots, qkv, d, C, c.NH);
+        attention_decode(att, qkv, cache, m->dec_slots, d, C, c.NH);
         matmul_forward(x, att, w.attprojw + CC, w.attprojb + LC, x, n, C, C);
         layernorm_forward(norm, mean, mean + m->dec_n, x, w.ln2w + LC, w.ln2b + LC, n, C);
         matmul_forward(fc, norm, w.fcw + 4 * CC, w.fcb + 4 * LC, NULL, n, C, 4 * C);
@@ -951,7 +1062,7 @@ const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double *
     for (int r = 0; r < d->n_rows; r++) {
         const float *row = logits + (size_t)r * (size_t)V;
         top_k_candidates(m->top + (size_t)r * (size_t)k, row, V, k);
-        if (lse) m->top_lse[r] = log_sum_exp(row, V);
+        if (lse) m->top_lse[r] = sizeof(real) == sizeof(float) ? row_lse((const real *)row, V) : log_sum_exp(row, V);
     }
     if (lse) *lse = m->top_lse;
     return m->top;
@@ -971,7 +1082,7 @@ static double root_of_sum(const double *part, size_t n) {
 
 double gpt2_grad_norm(GPT2 *m) {
     size_t spans = (m->n_params + SPAN - 1) / SPAN;
-    double *part = (double *)attention_room(m, spans * sizeof *part / sizeof(real));
+    double *part = (double *)(void *)room(ROOM_SUMS, spans * sizeof *part / sizeof(real));
     if (m->fresh) grads_zero(m, 0);
     stage(STAGE_NORM);
     profile.bytes[STAGE_NORM] += (double)m->n_params * sizeof(real);
@@ -994,7 +1105,7 @@ static double update(GPT2 *m, AdamW o, double grad_scale, int step) {
     real a1 = (real)(1 - o.beta1), a2 = (real)(1 - o.beta2); // before rounding: 1 - 0.999f is off by 1e-5
     real lr = (real)(o.lr / (1 - pow(o.beta1, step))), vs = (real)(1 / (1 - pow(o.beta2, step)));
     size_t spans = 0;
-    double *part = (double *)attention_room(m, (m->n_params / SPAN + N_TENSORS) * sizeof *part / sizeof(real));
+    double *part = (double *)(void *)room(ROOM_SUMS, (m->n_params / SPAN + N_TENSORS) * sizeof *part / sizeof(real));
     Tensor t[N_TENSORS];
     gpt2_tensors(m->c, t);
     if (m->fresh) grads_zero(m, 0);

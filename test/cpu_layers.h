@@ -19,9 +19,10 @@ typedef struct {
                                const float *rstd, int N, int C);
     void (*matmul_forward)(float *out, const float *x, const float *w, const float *bias, const float *residual, int N, int C, int OC);
     void (*matmul_backward)(float *dx, float *dw, float *dbias, const float *dout, const float *x, const float *w, int N, int C, int OC);
-    void (*attention_forward)(float *out, float *lse, const float *qkv, float *room, int room_size, const Batch *b, int C, int NH);
+    void (*attention_forward)(float *out, float *lse, const float *qkv, const Batch *b, int C, int NH);
     void (*attention_backward)(float *dqkv, const float *dout, const float *out, const float *lse, const float *qkv, const Batch *b, int C, int NH);
-    void (*attention_decode)(float *out, const float *qkv, const float *cache, float *room, int room_size, const Decode *d, int C, int NH);
+    void (*cache_write)(float *cache, int slots, const float *qkv, const Decode *d, int C, int NH);
+    void (*attention_decode)(float *out, const float *qkv, const float *cache, int slots, const Decode *d, int C, int NH);
     void (*gelu_forward)(float *out, const float *x, int N, int C);
     void (*gelu_backward)(float *d, const float *x, int N, int C);
     void (*classifier_forward)(float *logp, float *logits, float *lse, const float *x, const float *wte, const Batch *b, int C, int V, int Vp);

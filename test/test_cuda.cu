@@ -367,12 +367,12 @@ static void attention_terms(float *terms, float *dterms, const float *dout, cons
 static void test_attention(const Batch *b, GPT2 *m, int NH, int hs) {
     int C = NH * hs;
     size_t N = (size_t)b->N, NC = N * C;
-    float *qkv = normals(3 * NC, 1), *out = zeros(NC), *lse = zeros(N * NH), *room = zeros((size_t)b->Q * NH * CONTEXT);
+    float *qkv = normals(3 * NC, 1), *out = zeros(NC), *lse = zeros(N * NH);
     float *dout = normals(NC, 1), *dqkv = zeros(3 * NC), *g_lse = fresh(N * NH), *delta = fresh(N * NH);
     elem *g_qkv = send_elem(qkv, 3 * NC), *g_out = fresh_elem(NC), *g_dqkv = fresh_elem(3 * NC);
     section();
     attention_forward(g_out, g_lse, g_qkv, m->tiles, m->n_tiles, C, NH);
-    cpu.attention_forward(out, lse, qkv, room, CONTEXT, b, C, NH);
+    cpu.attention_forward(out, lse, qkv, b, C, NH);
     float *stored = back(g_out, NC), *terms = HALF ? zeros(NC) : NULL, *dterms = HALF ? zeros(3 * NC) : NULL;
     if (HALF) attention_terms(terms, dterms, dout, stored, lse, qkv, b, C, NH);
     compare_rounded("attention out", stored, out, terms, 1, NC);
@@ -444,7 +444,7 @@ static void test_decode(int n, int NH, int hs) {
     enum { SLOTS = 160, LONGEST = 150 };
     int C = NH * hs, *list = (int *)(void *)zeros((size_t)n * LONGEST), *at = (int *)(void *)zeros(n), *len = (int *)(void *)zeros(n), *slot = (int *)(void *)zeros(n);
     size_t NC = (size_t)n * C, SC = (size_t)SLOTS * 2 * C;
-    float *qkv = normals(3 * NC, 1), *cache = normals(SC, 1), *out = zeros(NC), *room = zeros((size_t)n * NH * LONGEST);
+    float *qkv = normals(3 * NC, 1), *cache = normals(SC, 1), *out = zeros(NC), *by_head = zeros(SC);
     elem *g_qkv = send_elem(qkv, 3 * NC), *g_cache = send_elem(cache, SC), *g_out = fresh_elem(NC);
     for (int i = 0; i < n; i++) {
         slot[i] = SLOTS - 1 - i;
@@ -458,9 +458,14 @@ static void test_decode(int n, int NH, int hs) {
     cache_write(g_cache, g_qkv, send(slot, n), n, C);
     for (int i = 0; i < n; i++) memcpy(cache + (size_t)slot[i] * 2 * C, qkv + (size_t)i * 3 * C + C, 2 * (size_t)C * sizeof(float));
     check_elem("cache", g_cache, cache, SC);
+    for (int s = 0; s < SLOTS; s++) // the CPU's cache is laid out head by head: (NH,slots,2hs)
+        for (int h = 0; h < NH; h++)
+            for (int i = 0; i < 2; i++)
+                memcpy(by_head + (((size_t)h * SLOTS + s) * 2 + i) * hs, cache + ((size_t)s * 2 + i) * C + h * hs, hs * sizeof(float));
     section();
     attention_decode(g_out, g_qkv, g_cache, send(list, (size_t)n * LONGEST), send(at, n), send(len, n), n, C, NH);
-    cpu.attention_decode(out, qkv, cache, room, LONGEST, &d, C, NH);
+    cpu.cache_write(by_head, SLOTS, qkv, &d, C, NH);
+    cpu.attention_decode(out, qkv, by_head, SLOTS, &d, C, NH);
     check_elem("decode attention", g_out, out, NC);
 }
 

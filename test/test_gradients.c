@@ -187,7 +187,7 @@ static void test_matmul(int kind, int residual) {
 }
 
 static void attention(Case *t) {
-    attention_forward(t->out, t->save[0], t->in[0].x, t->save[1], 16, &t->b, t->C, t->NH);
+    attention_forward(t->out, t->save[0], t->in[0].x, &t->b, t->C, t->NH);
 }
 
 static void test_attention(int hs, int NH) { // hs 32 and 64 are compiled separately, the rest shares one path
@@ -199,7 +199,6 @@ static void test_attention(int hs, int NH) { // hs 32 and 64 are compiled separa
     Case t = case_make(name, attention, b.N, C, 0, (size_t)b.N * (size_t)C);
     t.b = b, t.NH = NH;
     t.save[0] = noise((size_t)b.N * (size_t)NH, 1);
-    t.save[1] = noise((size_t)b.Q * (size_t)NH * 16, 1);
     t.in[t.n_in++] = input("qkv", (size_t)b.N * 3 * (size_t)C, 1, 0);
     attention(&t);
     attention_backward(t.in[0].dx, t.g, t.out, t.save[0], t.in[0].x, &b, C, NH);

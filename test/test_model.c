@@ -97,6 +97,37 @@ static void test_prefix(Config c, const char *what) {
     ranked_free(&e);
 }
 
+// Backward drops responses with c = 0. The gradient is linear in c, so that of a c with zeros is the mean of those of
+// c + e and c - e, where e is other than zero just where c is zero: these drop nothing.
+static void test_live(void) {
+    static const int k[5] = {3, 1, 5, 2, 4};
+    static const char dead[16] = "100" "0" "01011" "11" "0110"; // the first, the last, several, all of a query's
+    Ranked d = test_ranked(33, policy.V, 5, k, 9, 8);
+    GPT2 *m1 = model_make(policy, 1), *m2 = model_make(policy, 1);
+    real c[3][15];
+    size_t n;
+    Rng r = rng_make(5, RNG_DEMO, 0);
+    for (int i = 0; i < d.R; i++) {
+        real z = (real)rng_normal(&r);
+        c[0][i] = dead[i] == '1' ? 0 : z;
+        c[1][i] = z, c[2][i] = dead[i] == '1' ? -z : z;
+    }
+    Batch b = test_batch(&d);
+    real *out = (real *)xalloc((size_t)b.P, sizeof *out);
+    gpt2_forward(m1, &b, out);
+    Batch live = batch_live(m1, &b, c[0]);
+    check(live.N < b.N && live.U < b.U && live.P < b.P, "dropping responses: %d of %d tokens, %d of %d rows, %d of %d predictions are left",
+          live.N, b.N, live.U, b.U, live.P, b.P);
+    for (int i = 0; i < 2; i++) free(run_all(m1, &d, c[0], &n)), free(run_all(m2, &d, c[1 + i], &n));
+    check_grads("dropping responses, twice against c + e and c - e", m1, m2, 64 * eps, 64 * eps);
+    free(out);
+    batch_free(&live);
+    batch_free(&b);
+    gpt2_free(m1);
+    gpt2_free(m2);
+    ranked_free(&d);
+}
+
 // ----------------------------------------------------------------------------
 // Steps
 
@@ -519,6 +550,7 @@ int main(void) {
     gemm_kind = GEMM_PACKED;
     test_prefix(policy, "policy");
     test_prefix(reward, "reward model");
+    test_live();
     test_micro_batch();
     test_threads(GEMM_NAIVE);
     test_threads(GEMM_PACKED);
