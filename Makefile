@@ -74,7 +74,9 @@ dev/.precision-%: # a build in the other precision starts afresh
 
 # The CUDA kernels against the CPU: on test/cuda_emulation.h, and on the GPU where there is one with nvcc.
 CXX = g++
-CUDA_TESTS = $(if $(shell command -v $(CXX)),test/test_cuda_fp32 test/test_cuda_bf16) $(if $(and $(GPU),$(NVCC)),test/test_cuda_gpu_fp32 test/test_cuda_gpu_bf16)
+NO_ASLR = $(if $(shell setarch -R true 2>/dev/null && echo yes),setarch -R) # for ThreadSanitizer, which some kernels' address spaces confuse
+EMULATED_TESTS = $(addprefix test/test_cuda_,fp32 bf16 races_fp32 races_bf16)
+CUDA_TESTS = $(if $(shell command -v $(CXX)),$(EMULATED_TESTS)) $(if $(and $(GPU),$(NVCC)),test/test_cuda_gpu_fp32 test/test_cuda_gpu_bf16)
 CUDA_PARTS = test/test_cuda.cu test/cuda_emulation.h test/cpu_layers.h test/test.h train_rrhf.cu $(HEADERS)
 EMULATED = $(CXX) -x c++ -std=c++17 -O1 -g -fno-strict-aliasing -DCUDA_EMULATION -o $@ test/test_cuda.cu -x none test/cpu_layers.o -lm
 test/cpu_layers.o: test/cpu_layers.c test/cpu_layers.h train_rrhf.c $(HEADERS)
@@ -83,6 +85,8 @@ test/test_cuda_fp32: test/cpu_layers.o $(CUDA_PARTS)
 	$(EMULATED) -DPRECISION_FP32
 test/test_cuda_bf16: test/cpu_layers.o $(CUDA_PARTS)
 	$(EMULATED) -DPRECISION_BF16 -fsanitize=address,undefined
+test/test_cuda_races_%: test/cpu_layers.o $(CUDA_PARTS)
+	$(EMULATED) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) -fsanitize=thread
 test/test_cuda_gpu_%: test/cpu_layers.o $(CUDA_PARTS)
 	$(GPU_BUILD) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) -o $@ test/test_cuda.cu test/cpu_layers.o -lcublasLt
 
@@ -90,7 +94,7 @@ test/test_cuda_gpu_%: test/cpu_layers.o $(CUDA_PARTS)
 test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS)
 	@$(if $(CJSON),,echo "not tested: dev/convert (no cJSON; Debian: libcjson-dev)")
 	@$(if $(shell command -v $(CXX)),,echo "not tested: the CUDA kernels (no $(CXX))")
-	@bash test/run.sh $(TESTS) $(CUDA_TESTS) "bash test/test_cli.sh"
+	@bash test/run.sh $(TESTS) $(patsubst test/test_cuda_races_%,"$(strip $(NO_ASLR)) test/test_cuda_races_%",$(CUDA_TESTS)) "bash test/test_cli.sh"
 
 clean:
 	rm -f train_rrhf train_rrhfcu dev/convert dev/imdb dev/table dev/.precision-* $(TESTS) $(CUDA_TESTS) test/cpu_layers.o

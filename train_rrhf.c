@@ -143,7 +143,8 @@ static void gemm_naive(int M, int N, int K, const real *a, size_t am, size_t ak,
 // copied ("packed") so that the inner loop reads both from one end to the other: A in strips of MR rows, B in panels
 // of NR columns. NR is a few vector registers wide; the compiler's vector types map to whatever the machine has.
 // Reuse: a panel stays in the first cache while the strips of a TILE_M pass by, those in the second while the panels of
-// a TILE_N do. A thread packs its panels itself, just before it needs them; the strips, MC rows at most, all share.
+// a TILE_N do. A thread packs its panels itself, just before it needs them; all share the strips, MC rows of KALL terms
+// at most.
 #if defined(__AVX512F__)
 enum { VECTOR = 64, MR = 6, NV = 4 };
 #elif defined(__AVX__)
@@ -151,7 +152,7 @@ enum { VECTOR = 32, MR = 6, NV = 2 };
 #else
 enum { VECTOR = 16, MR = 6, NV = 2 };
 #endif
-enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 384, TILE_M = 16 * MR, TILE_N = 64, MC = 10 * TILE_M };
+enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 384, TILE_M = 16 * MR, TILE_N = 64, MC = 10 * TILE_M, KALL = 8 * KC };
 typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
 
 // One register tile: c (rows, cols) (+)= strip (K, MR) times panel (K, NR).
@@ -223,22 +224,30 @@ static void gemm_block(int M, int N, int K, const real *pa, const real *pb, real
 static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
                         real beta, real *c, size_t ldc) {
     int tiles = (N + TILE_N - 1) / TILE_N;
-    real *pa = room(ROOM_A, (size_t)min_int(MC, (M + MR - 1) / MR * MR) * KC);
-    for (int k0 = 0; k0 < K; k0 += KC)
+    real *all = room(ROOM_A, (size_t)min_int(MC, (M + MR - 1) / MR * MR) * (size_t)min_int(K, KALL));
+    for (int K0 = 0; K0 < K; K0 += KALL)
         for (int m0 = 0; m0 < M; m0 += MC) {
-            int kc = min_int(KC, K - k0), mc = min_int(MC, M - m0), add = beta != 0 || k0 > 0;
+            int K1 = min_int(K0 + KALL, K), mc = min_int(MC, M - m0), full = (mc + MR - 1) / MR * MR;
             int strips = (mc + TILE_M - 1) / TILE_M, parts = min_int(strips, (2 * n_threads + tiles - 1) / tiles); // work for all threads
-            PARALLEL_FOR
-            for (int i = 0; i < mc; i += TILE_M)
-                gemm_pack(pa + (size_t)i * kc, a + (size_t)(m0 + i) * am + k0 * ak, am, ak, min_int(TILE_M, mc - i), MR, kc);
+            PARALLEL_FOR2
+            for (int k0 = K0; k0 < K1; k0 += KC)
+                for (int i = 0; i < mc; i += TILE_M) {
+                    int kc = min_int(KC, K1 - k0);
+                    gemm_pack(all + (size_t)full * (k0 - K0) + (size_t)i * kc, a + (size_t)(m0 + i) * am + k0 * ak, am, ak,
+                              min_int(TILE_M, mc - i), MR, kc);
+                }
             PARALLEL_TILES
             for (int t = 0; t < tiles; t++)
                 for (int part = 0; part < parts; part++) {
                     real pb[TILE_N * KC] __attribute__((aligned(VECTOR)));
                     int n0 = t * TILE_N, nc = min_int(TILE_N, N - n0);
                     int i0 = strips * part / parts * TILE_M, i1 = min_int(strips * (part + 1) / parts * TILE_M, mc);
-                    gemm_pack(pb, b + k0 * bk + (size_t)n0 * bn, bn, bk, nc, NR, kc);
-                    gemm_block(i1 - i0, nc, kc, pa + (size_t)i0 * kc, pb, c + (size_t)(m0 + i0) * ldc + n0, ldc, add);
+                    for (int k0 = K0; k0 < K1; k0 += KC) {
+                        int kc = min_int(KC, K1 - k0);
+                        const real *pa = all + (size_t)full * (k0 - K0) + (size_t)i0 * kc;
+                        gemm_pack(pb, b + k0 * bk + (size_t)n0 * bn, bn, bk, nc, NR, kc);
+                        gemm_block(i1 - i0, nc, kc, pa, pb, c + (size_t)(m0 + i0) * ldc + n0, ldc, beta != 0 || k0 > 0);
+                    }
                 }
         }
 }

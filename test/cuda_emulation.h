@@ -9,6 +9,9 @@ block and line: barriers that not every thread reaches, barriers reached on diff
 lane of a warp reaches. Under -fsanitize=address,undefined also: accesses outside device memory, which is the heap's,
 and outside shared memory, whose dynamic part is a heap block of exactly the size asked for; misaligned wide accesses.
 emulation_reverse = 1 runs blocks and threads in the opposite order: a kernel without races gives the same bits.
+Under -fsanitize=thread each of a block's threads is a thread to ThreadSanitizer too, in step with others only where a
+barrier or a shuffle says so: it finds races for shared and device memory within a block, as compute-sanitizer's
+racecheck does on a device. Blocks follow each other; races between them are for emulation_reverse.
 
 Also here, as far as train_rrhf.cu uses them: the runtime's memory calls, bfloat16, warp matrix fragments (wmma) and
 cuBLASLt, whose matrix product is the plain loop.
@@ -32,6 +35,16 @@ cuBLASLt, whose matrix product is the plain loop.
 #if __has_feature(address_sanitizer)
 #define __SANITIZE_ADDRESS__ 1
 #endif
+#endif
+
+#ifdef __SANITIZE_THREAD__ // the emulation's own memory is none of its business
+extern "C" void *__tsan_create_fiber(unsigned flags), *__tsan_get_current_fiber(void);
+extern "C" void __tsan_switch_to_fiber(void *fiber, unsigned flags), __tsan_acquire(void *at), __tsan_release(void *at);
+#define EMULATOR __attribute__((no_sanitize("thread")))
+#else
+#define EMULATOR
+static inline void __tsan_acquire(void *) {}
+static inline void __tsan_release(void *) {}
 #endif
 
 #define __global__
@@ -70,6 +83,7 @@ struct Fiber {
     int line;                // of the barrier that it waits at
     uint3 thread;
     void *fake;              // AddressSanitizer's
+    void *tsan;              // ThreadSanitizer's
 #ifdef EMULATION_SWITCH
     void *sp;
 #else
@@ -84,7 +98,8 @@ static struct {
     void *arg;
     Fiber fiber[FIBER_MAX], host;
     WarpState warp[FIBER_MAX / WARP];
-    int n, now, done, arrived, line;
+    int n, now, done, arrived, line, generation;
+    char begun, ended, barrier[2]; // where ThreadSanitizer is told of an order
     char *stacks, *shared;
     const void *host_bottom;
     size_t host_size;
@@ -99,7 +114,10 @@ __asm__(".text\n.globl emu_switch\nemu_switch:\n"
         "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
 #endif
 
-static void emu_to(Fiber *from, Fiber *to, const void *bottom, size_t size) {
+EMULATOR static void emu_to(Fiber *from, Fiber *to, const void *bottom, size_t size) {
+#ifdef __SANITIZE_THREAD__
+    __tsan_switch_to_fiber(to->tsan, 1); // 1: no order comes with it
+#endif
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(from->state == FIBER_DONE ? NULL : &from->fake, bottom, size);
 #else
@@ -115,25 +133,30 @@ static void emu_to(Fiber *from, Fiber *to, const void *bottom, size_t size) {
 #endif
 }
 
-static void emu_yield(FiberState state) {
+EMULATOR static void emu_yield(FiberState state) {
     Fiber *f = &emu.fiber[emu.now];
     f->state = state;
     emu_to(f, &emu.host, emu.host_bottom, emu.host_size);
 }
 
-static void emu_fiber_main() {
+EMULATOR static void emu_fiber_main() {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(NULL, &emu.host_bottom, &emu.host_size);
 #endif
+    __tsan_acquire(&emu.begun);
     emu.call(emu.arg);
+    __tsan_release(&emu.ended);
     emu.done++;
     emu_yield(FIBER_DONE);
     abort(); // a finished fiber is never resumed
 }
 
-static void emu_fiber_start(int i) {
+EMULATOR static void emu_fiber_start(int i) {
     char *stack = emu.stacks + (size_t)i * FIBER_STACK;
     Fiber *f = &emu.fiber[i];
+#ifdef __SANITIZE_THREAD__
+    if (!f->tsan) f->tsan = __tsan_create_fiber(0);
+#endif
     f->state = FIBER_READY;
 #ifdef EMULATION_SWITCH
     void **sp = (void **)(void *)(stack + FIBER_STACK - 64);
@@ -158,33 +181,41 @@ static void emu_fiber_start(int i) {
 // ----------------------------------------------------------------------------
 // Barriers and shuffles
 
-static void emu_syncthreads(int line) {
+EMULATOR static void emu_syncthreads(int line) {
+    char *barrier = &emu.barrier[emu.generation & 1]; // nobody is two barriers ahead
     if (emu.arrived == 0) emu.line = line;
     if (emu.line != line) emu_fail("__syncthreads here, while other threads wait at that of another line", line, emu.line);
-    if (++emu.arrived < emu.n) return emu_yield(FIBER_AT_BARRIER);
-    for (int i = 0; i < emu.n; i++) if (emu.fiber[i].state == FIBER_AT_BARRIER) emu.fiber[i].state = FIBER_READY;
-    emu.arrived = 0;
+    __tsan_release(barrier);
+    if (++emu.arrived < emu.n) emu_yield(FIBER_AT_BARRIER);
+    else {
+        for (int i = 0; i < emu.n; i++) if (emu.fiber[i].state == FIBER_AT_BARRIER) emu.fiber[i].state = FIBER_READY;
+        emu.arrived = 0;
+        emu.generation++;
+    }
+    __tsan_acquire(barrier);
 }
 #define __syncthreads() emu_syncthreads(__LINE__)
 
 // Every lane deposits a value and waits for the others; returns that of lane `from`.
-static uint64_t emu_exchange(uint64_t value, int from, int line) {
+EMULATOR static uint64_t emu_exchange(uint64_t value, int from, int line) {
     WarpState *w = &emu.warp[emu.now / WARP];
     int g = w->generation & 1, first = emu.now / WARP * WARP;
     if (w->arrived == 0) w->line = line;
     if (w->line != line) emu_fail("warp operation here, while other lanes wait at that of another line", line, w->line);
     w->value[g][emu.now - first] = value;
     emu.fiber[emu.now].line = line;
+    __tsan_release(&w->value[g]);
     if (++w->arrived < WARP) emu_yield(FIBER_AT_WARP);
     else {
         for (int i = first; i < first + WARP; i++) if (emu.fiber[i].state == FIBER_AT_WARP) emu.fiber[i].state = FIBER_READY;
         w->arrived = 0;
         w->generation++;
     }
+    __tsan_acquire(&w->value[g]);
     return w->value[g][from & (WARP - 1)];
 }
 
-template <typename T> static T emu_shuffle(unsigned mask, T v, int from, int line) {
+template <typename T> EMULATOR static T emu_shuffle(unsigned mask, T v, int from, int line) {
     uint64_t bits = 0;
     static_assert(sizeof v <= sizeof bits, "a shuffle moves at most 8 bytes");
     if (mask != 0xffffffffu) emu_fail("a shuffle of a part of the warp: not emulated", line, (int)mask);
@@ -200,10 +231,14 @@ template <typename T> static T emu_shuffle(unsigned mask, T v, int from, int lin
 // ----------------------------------------------------------------------------
 // Launches
 
-static void emu_block() {
+EMULATOR static void emu_block() {
     Fiber *host = &emu.host;
+#ifdef __SANITIZE_THREAD__
+    host->tsan = __tsan_get_current_fiber();
+#endif
     emu.done = emu.arrived = 0;
     memset(emu.warp, 0, sizeof emu.warp);
+    __tsan_release(&emu.begun);
     for (int i = 0; i < emu.n; i++) emu_fiber_start(i);
     for (int progress = 1; progress && emu.done < emu.n;) {
         progress = 0;
@@ -216,6 +251,7 @@ static void emu_block() {
             progress = 1;
         }
     }
+    __tsan_acquire(&emu.ended);
     if (emu.done == emu.n) return;
     for (emu.now = 0; emu.fiber[emu.now].state == FIBER_DONE; emu.now++) {}
     if (emu.arrived) emu_fail("__syncthreads that not every thread reaches; threads that do:", emu.line, emu.arrived);
@@ -271,7 +307,7 @@ static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, v
 // Arithmetic
 
 static inline int min(int a, int b) { return a < b ? a : b; }
-static inline int atomicAdd(int *p, int v) { int old = *p; *p += v; return old; }
+static inline int atomicAdd(int *p, int v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 struct __nv_bfloat16 { uint16_t bits; };
 static inline unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
 static inline float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }

@@ -908,9 +908,29 @@ static uint64_t run_all(void) {
     return hash;
 }
 
+#ifdef __SANITIZE_THREAD__
+static int races;
+extern "C" void __tsan_on_report(void *) { races++; }
+
+// Every kernel once, for its races.
+static void run_races(void) {
+    rng = rng_make(1, 1, 1);
+    test_layers();
+    test_losses(2, rrhf_loss, 0);
+    test_losses(2, logistic_loss, 1);
+    test_losses(2, pairwise_loss, 1);
+    test_optimizer();
+    for (int i = 0; i < n_kernels; i++) check(kernels[i].checks, "%s ran", kernels[i].name);
+    check(!races, "%d kernels: ThreadSanitizer finds %d races (%s, %s)", n_kernels, races, device.prop.name, precision);
+}
+#endif
+
 int main(void) {
     kernels_read();
     printf("%s\n", backend_start(0));
+#ifdef __SANITIZE_THREAD__
+    return run_races(), test_summary();
+#endif
     uint64_t first = run_all();
 #ifdef CUDA_EMULATION
     emulation_reverse = 1;

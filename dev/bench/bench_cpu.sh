@@ -50,7 +50,7 @@ if wanted step; then # the same program without a library for matrix products
     cp Makefile ./*.c ./*.h "$dir/noblas" && cp dev/*.h "$dir/noblas/dev"
     make -s -C "$dir/noblas" NO_BLAS=1 train_rrhf > "$dir/make.txt"
 fi
-"$dir/make_step" "$dir"
+"$dir/make_step" "$dir" $((steps + 2))
 model=$dir/model.bin
 
 # ----------------------------------------------------------------------------
@@ -74,20 +74,21 @@ peer() { # key, who, round, command that prints the number
     [ -s "$dir/$1.$2.samples" ] || echo "   $2: no figure; it said: $(tail -1 "$dir/peer.txt")" >&2
 }
 
-# Milliseconds from the line that matches FROM ('' = the start of the program) to the line that matches TO.
+# Milliseconds from the line that matches FROM ('' = the start of the program) to the line that matches TO, less the
+# milliseconds that TO's group, where it has one, reads there.
 span() { # from, to, command
-    local begin='' end='' line out last=''
+    local begin='' end='' less=0 line out last=''
     [ -n "$1" ] || begin=$EPOCHREALTIME
     exec {out}< <("${@:3}" 2>&1 || echo "failed")
     while read -r line <&$out; do
         if [ -z "$begin" ]; then [[ $line =~ $1 ]] && begin=$EPOCHREALTIME
-        elif [ -z "$end" ] && [[ $line =~ $2 ]]; then end=$EPOCHREALTIME; fi
+        elif [ -z "$end" ] && [[ $line =~ $2 ]]; then end=$EPOCHREALTIME less=${BASH_REMATCH[1]:-0}; fi
         [ "$line" != failed ] || end=''
         [ "$line" = failed ] || last=$line
     done
     exec {out}<&-
     [ -n "$end" ] || { echo "$last" >&2; return 1; }
-    echo "$begin $end" | awk '{printf "%.1f\n", ($2 - $1) * 1e3}'
+    echo "$begin $end $less" | awk '{printf "%.1f\n", ($2 - $1) * 1e3 - $3}'
 }
 
 peak_mib() { # command, no function: the largest resident memory of the whole process
@@ -103,11 +104,11 @@ peak_mib() { # command, no function: the largest resident memory of the whole pr
     echo "$peak" | awk '{printf "%.0f\n", $1 / 1024}'
 }
 
-train() { # program, file of one query, steps, options
-    "$1" train --model "$model" --data "$2" --batch 1 --epochs "$3" --threads "$threads" --out "$dir/out" "${@:4}"
+train() { # program, file, options: a step for each query
+    "$1" train --model "$model" --data "$2" --batch 1 --epochs 1 --threads "$threads" --out "$dir/out" "${@:3}"
 }
-step_ms() { # program, file of one query, options: the median step, without the first two
-    train "$1" "$2" $((steps + 2)) "${@:3}" 2> "$dir/said.txt" || { cat "$dir/said.txt" >&2; return 1; }
+step_ms() { # program, file, options: the median step, without the first two
+    train "$@" 2> "$dir/said.txt" || { cat "$dir/said.txt" >&2; return 1; }
     tail -n +4 "$dir/out/log.csv" | cut -d, -f8 > "$dir/ms.txt"
     median "$dir/ms.txt"
 }
@@ -153,7 +154,7 @@ row() { # work, kind, key of ours, key of the peers, least ratio
     done
     if [ -z "$best" ]; then say "| $1 | $(show "$2" "$ours") | not measured | | $5 | |"; return; fi
     say "| $1 | $(show "$2" "$ours") | $(show "$2" "$best") ($name) | $(echo "$best $ours $5" |
-        awk '{printf "%.2f | %s | %s", $1 / $2, $3, ($1 / $2 >= $3 ? "yes" : "no")}') |"
+        awk '{printf "%.2f | %s | %s", $1 / $2, $3, ($3 == "" ? "" : $1 / $2 >= $3 ? "yes" : "no")}') |"
 }
 
 labels=() # of the interpreters: what they have
@@ -185,10 +186,7 @@ torch_round() { # key, round, options
     done
 }
 
-# FLOP of a step's matrix products, forward and twice that backward (dev/bench/README.md): N rows, U of them predicting.
-gflop=$(awk 'BEGIN {N = 64 + 6 * 48; U = 1 + 6 * 47; printf "%.1f", 3 * (2.0 * N * 12 * 12 * 768 ^ 2 + 2.0 * U * 768 * 50257) / 1e9}')
-
-say "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), $threads threads; $(train ./train_rrhf "$dir/k2.bin" 1 2>&1 | head -1)."
+say "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), $threads threads; $(train ./train_rrhf "$dir/one.bin" 2>&1 | sed -n 1p)."
 say "GPT-2 124M, random weights; medians of $rounds rounds in turns, $steps steps each; Python: $(printf '%s; ' "${labels[@]}" | sed 's/; $//')."
 say ""
 say "| work | ours | theirs | ratio | target | met |"
@@ -197,20 +195,21 @@ say "| --- | --- | --- | --- | --- | --- |"
 if wanted step; then
     bf16=''
     grep -qwE 'amx_bf16|avx512_bf16' /proc/cpuinfo || bf16='this CPU has neither AMX nor AVX512-BF16'
-    [ -n "$bf16" ] || train ./train_rrhf "$dir/k2.bin" 1 --dtype bf16 2> "$dir/said.txt" || bf16=$(tail -1 "$dir/said.txt")
+    [ -n "$bf16" ] || train ./train_rrhf "$dir/one.bin" --dtype bf16 2> "$dir/said.txt" || bf16=$(tail -1 "$dir/said.txt")
     for i in $(seq "$rounds"); do
         echo "step: round $i" >&2
         "$dir/fma_peak" "$threads" > "$dir/peak.txt"
         sed -n 's/.* \([0-9.]*\) GFLOP.*/\1/p' "$dir/peak.txt" >> "$dir/peak.samples"
-        ours step step_ms ./train_rrhf "$dir/k6.bin"
+        ours step step_ms ./train_rrhf "$dir/k6.bin" --profile 1
+        sed -n 's/.* \([0-9.]*\) GFLOP\/s in products.*/\1/p' "$dir/said.txt" >> "$dir/rate.samples"
         torch_round step "$i"
         ours noblas step_ms "$dir/noblas/train_rrhf" "$dir/k6.bin"
         [ -n "$bf16" ] || ours bf16 step_ms ./train_rrhf "$dir/k6.bin" --dtype bf16
         [ -n "$bf16" ] || torch_round bf16 "$i" --bf16
     done
     row "RRHF step, float32" ms step step 4
-    say "$(echo "$(median "$dir/step.ours.samples") $(median "$dir/peak.samples") $gflop" | awk '{rate = $3 / $1 * 1e3; share = 100 * rate / $2
-        printf "| its %s GFLOP of matrix products | %.0f GFLOP/s | %.0f GFLOP/s (FMA peak) | %.0f %% | 65 %% | %s |", $3, rate, $2, share, (share >= 65 ? "yes" : "no")}')"
+    say "$(echo "$(median "$dir/rate.samples") $(median "$dir/peak.samples")" | awk '{share = 100 * $1 / $2
+        printf "| its matrix products, over the whole step | %.0f GFLOP/s | %.0f GFLOP/s (FMA peak) | %.0f %% | 65 %% | %s |", $1, $2, share, (share >= 65 ? "yes" : "no")}')"
     row "RRHF step, float32, without a BLAS" ms noblas step 1
     if [ -n "$bf16" ]; then say "| RRHF step, bfloat16 | not measured: $bf16 | | | 2 | |"; else row "RRHF step, bfloat16" ms bf16 bf16 2; fi
 fi
@@ -218,7 +217,7 @@ fi
 if wanted k; then
     for i in $(seq "$rounds"); do
         echo "k: round $i" >&2
-        for k in 2 4 8 16; do ours "k$k" step_ms ./train_rrhf "$dir/k$k.bin"; done
+        for k in 2 4 8 16; do ours "k$k" step_ms ./train_rrhf "$dir/k$k.bin" --margin 1000; done
     done
     say "$(for k in 2 4 8 16; do echo "$k $((64 + 48 * k)) $(median "$dir/k$k.ours.samples")"; done | awk '
         function spread(a,  i, lo, hi) {lo = hi = a[1]; for (i in a) {if (a[i] < lo) lo = a[i]; if (a[i] > hi) hi = a[i]}; return 100 * (hi / lo - 1)}
@@ -245,7 +244,7 @@ if wanted beam; then completions beam ask16.bin $((16 * 4 * 48)) "beam search, 4
 
 if wanted memory; then
     echo "memory" >&2
-    ours memory peak_mib ./train_rrhf train --model "$model" --data "$dir/k6.bin" --batch 1 --epochs 3 --threads "$threads" --out "$dir/out"
+    ours memory peak_mib ./train_rrhf train --model "$model" --data "$dir/k6.bin" --batch 1 --epochs 1 --threads "$threads" --out "$dir/out"
     for i in "${!pythons[@]}"; do
         [ -z "$torch" ] || ! name=$(label "$i" torch) || peer memory "$name" 1 peak_mib "${pythons[$i]}" "$torch" --steps 1 --threads "$threads"
     done
@@ -276,12 +275,16 @@ fi
 if wanted start; then
     for i in $(seq "$rounds"); do
         echo "start: round $i" >&2
-        ours start span '' '^train +1/1 ' train ./train_rrhf "$dir/k6.bin" 1
+        ours start span '' '^train +policy:' train ./train_rrhf "$dir/one.bin"
+        ours first span '' '^train +1/1 ' train ./train_rrhf "$dir/one.bin"
         for j in "${!pythons[@]}"; do
-            [ -z "$torch" ] || ! name=$(label "$j" torch) || peer start "$name" "$i" span '' '^step 0 ' "${pythons[$j]}" "$torch" --steps 1 --threads "$threads"
+            [ -z "$torch" ] || ! name=$(label "$j" torch) || for to in 'start ^step 0 .* ([0-9.]+) ms' 'first ^step 0 '; do
+                peer "${to%% *}" "$name" "$i" span '' "${to#* }" "${pythons[$j]}" "$torch" --steps 1 --threads "$threads"
+            done
         done
     done
-    row "from the command to the first step done" ms start start 5
+    row "from the command to the first step" ms start start 5
+    row "from the command to the first step done" ms first first ""
 fi
 
 if [ -s "$dir/peak.txt" ]; then say ""; say "Ceilings: $(paste -sd';' "$dir/peak.txt" | sed 's/;/; /g')."; fi

@@ -1,21 +1,24 @@
 /*
-make_step.c: the files that bench_cpu.sh measures with. make_step DIR writes DIR/model.bin, a GPT-2 of 124M random
+make_step.c: the files that bench_cpu.sh measures with. make_step DIR STEPS writes DIR/model.bin, a GPT-2 of 124M random
 parameters, and of random tokens
 
-  k2.bin k4.bin k6.bin k8.bin k16.bin    one query of 64 tokens with so many responses of 48 and random scores
+  k2.bin k4.bin k6.bin k8.bin k16.bin    STEPS queries of 64 tokens, each with so many responses of 48 and random scores
+  one.bin                                one such query with 6 responses
   ask64.bin ask16.bin                    64 and 16 queries of 64 tokens to complete
 
-One query to a file: then --epochs N is N steps, and a run that reaches its last step saves no optimizer state.
+Every step has a query of its own, as the PyTorch script's have: a query seen twice would be in order by then. An epoch
+is a whole run, since a run that reaches its last step saves no optimizer state.
 */
 #include "../../util.h"        // defines: die_usage, Rng, xalloc
 #include "../../model.h"       // defines: Config, gpt2_random, checkpoint_write
 #include "../../dataloader.h"  // defines: Ranked
 
 int main(int argc, char **argv) {
-    if (argc != 2) die_usage("usage: make_step DIR");
-    static const struct { const char *name; int queries, k, length; } files[] = {
-        {"k2.bin", 1, 2, 48}, {"k4.bin", 1, 4, 48}, {"k6.bin", 1, 6, 48}, {"k8.bin", 1, 8, 48}, {"k16.bin", 1, 16, 48},
-        {"ask64.bin", 64, 1, 1}, {"ask16.bin", 16, 1, 1}};
+    int steps = argc == 3 ? atoi(argv[2]) : 0;
+    if (steps < 1) die_usage("usage: make_step DIR STEPS");
+    const struct { const char *name; int queries, k, length; } files[] = {
+        {"k2.bin", steps, 2, 48}, {"k4.bin", steps, 4, 48}, {"k6.bin", steps, 6, 48}, {"k8.bin", steps, 8, 48}, {"k16.bin", steps, 16, 48},
+        {"one.bin", 1, 6, 48}, {"ask64.bin", 64, 1, 1}, {"ask16.bin", 16, 1, 1}};
     char path[RRHF_PATH_MAX];
     Config c = {1024, 50257, 50304, 12, 12, 768, 0, 0};
     float *params = (float *)xalloc(gpt2_count(c), sizeof *params);
