@@ -121,11 +121,14 @@ static inline void axpy(real *restrict y, real a, const real *restrict x, int n)
 // (--dtype bf16) rounds A and B to bfloat16 and sums in float32.
 
 enum { GEMM_NAIVE, GEMM_PACKED, GEMM_CBLAS, GEMM_ONEDNN };
-#if defined(USE_CBLAS) && (!defined(__AVX2__) || defined(__AVX512F__)) // with AVX2 the built-in outruns OpenBLAS (dev/bench)
-static int gemm_kind = GEMM_CBLAS;
+#ifndef GEMM_DEFAULT // with AVX2 the built-in outruns OpenBLAS (dev/bench/README.md); elsewhere that is not known
+#if defined(USE_CBLAS) && (!defined(__AVX2__) || defined(__AVX512F__))
+#define GEMM_DEFAULT GEMM_CBLAS
 #else
-static int gemm_kind = GEMM_PACKED;
+#define GEMM_DEFAULT GEMM_PACKED
 #endif
+#endif
+static int gemm_kind = GEMM_DEFAULT;
 
 // op(A)[m][k] is a[m * am + k * ak], op(B)[k][n] is b[k * bk + n * bn]: a transposition is a swap of strides.
 static void gemm_naive(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
@@ -493,9 +496,12 @@ static RowBlock attention_rows(const Batch *b, int n, int end) {
 
 // Room for two (rows,m) blocks of every task; a task is one head of one query's rows.
 static real *attention_room(const Batch *b, int NH, size_t *block) {
-    int longest = 0;
-    for (int g = 0; g < b->Q; g++) longest = b->group[g + 1] - b->group[g] > longest ? b->group[g + 1] - b->group[g] : longest;
-    *block = (size_t)min_int(longest, BLOCK_ROWS) * (size_t)longest;
+    int most = 0;
+    for (int n = 0; n < b->N; n++) {
+        int seen = b->a1[n] - b->a0[n] + n + 1 - b->b0[n];
+        most = seen > most ? seen : most;
+    }
+    *block = (size_t)min_int(b->N, BLOCK_ROWS) * (size_t)most;
     return room(ROOM_ATTENTION, (size_t)b->Q * (size_t)NH * *block * 2);
 }
 

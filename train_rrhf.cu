@@ -1110,7 +1110,6 @@ template <int W> __global__ void top_k_kernel(Candidate *top, double *lse, const
     if (lse && threadIdx.x == 0) lse[blockIdx.x] = row_most + log((double)row_sum);
     for (int i = 0; i < BLOCK; i++) rank += largest[i] > own;
     if (own && rank == k - 1) bound = own; // else k is larger than the number of threads: all count
-    __syncthreads();
     for (int shift = 56; shift >= 0; shift -= 8) {
         count[threadIdx.x] = 0;
         __syncthreads();

@@ -527,6 +527,19 @@ static void test_layers(void) {
         batch_free(&b);
         ranked_free(&d);
     }
+    Shape many[7]; // so many rows that a block that sums over them goes round more than once
+    for (int q = 0; q < 7; q++) many[q] = shapes[1][0];
+    Ranked d = ranked_make(many, 7, VOCABULARY);
+    Batch b = batch_of(&d, 0, 7);
+    GPT2 *m = carrier(&b, 0);
+    check(b.N > 2 * PARTS * WARPS, "%d rows, more than the %d that partial sums take in one go", b.N, 2 * PARTS * WARPS);
+    test_layernorm(&b, m, 12);
+    test_matmul(b.N, 12, 24);
+    test_embedding(&b, m, 12);
+    room_free();
+    gpt2_free(m);
+    batch_free(&b);
+    ranked_free(&d);
 }
 
 // ----------------------------------------------------------------------------

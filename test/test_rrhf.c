@@ -120,6 +120,28 @@ static void test_coefficients(void) {
           slope_error);
 }
 
+// Without ties, margin and L_ft, c_i n_i is how many places response i stands too high: an exact integer.
+static void test_places(void) {
+    enum { TRIALS = 400 };
+    Rng g = rng_make(2, RNG_DEMO, 0);
+    Objective o = {1, 0, 1, 0, 0};
+    int wrong = 0, settled = 0, all = 0;
+    for (int trial = 0; trial < TRIALS; trial++) {
+        int k = 1 + rng_below(&g, K), n[K];
+        double logp[K], p[K], c[K];
+        float r[K];
+        for (int i = 0; i < k; i++) n[i] = 1 << rng_below(&g, 4), logp[i] = -n[i] * rng_uniform(&g), r[i] = (float)rng_uniform(&g);
+        rrhf_loss(&o, k, logp, n, r, p, c);
+        for (int i = 0; i < k; i++, all++) {
+            int places = 0;
+            for (int j = 0; j < k; j++) places += (p[j] < p[i]) - (r[j] < r[i]);
+            wrong += c[i] * n[i] != places;
+            settled += c[i] == 0;
+        }
+    }
+    check(!wrong && settled > 0, "c_i n_i is the number of places too high: %d of %d wrong, %d of them exactly 0", wrong, all, settled);
+}
+
 // ----------------------------------------------------------------------------
 // A step over several queries
 
@@ -317,6 +339,7 @@ int main(void) {
     test_by_hand();
     test_gap();
     test_coefficients();
+    test_places();
     test_mean();
     test_nan();
     test_schedule();
