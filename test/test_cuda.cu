@@ -523,6 +523,11 @@ static void test_layers(void) {
             test_decode(b.Q == 1 ? b.R : 17, NH, hs);
             room_free();
         }
+        if (s == 2) { // channels and a vocabulary beyond what a block's threads take in one go
+            test_layernorm(&b, m, 1100);
+            test_classifier(&b, m, 12, 2101, 2104);
+            room_free();
+        }
         gpt2_free(m);
         batch_free(&b);
         ranked_free(&d);
@@ -782,6 +787,15 @@ static void test_optimizer(void) {
         }
         check_elem("weights as elem", m->copies, (cpu.get(r, COPY_PARAMS, b), b), n);
     }
+    float *own = m->grads, *many, got, want; // a gradient that the norm's threads step through more than once
+    size_t n_many = (size_t)NORM_BLOCKS * BLOCK * 4 + 1031;
+    double sum = 0;
+    m->grads = send(many = normals(n_many, 1), n_many), m->n_params = n_many;
+    for (size_t i = 0; i < n_many; i++) sum += (double)many[i] * (double)many[i];
+    section();
+    got = (float)gpt2_grad_norm(m), want = (float)sqrt(sum);
+    compare("norm of a large gradient", &got, &want, 1);
+    m->grads = own, m->n_params = n;
     gpt2_free(m);
     cpu.free(r);
     room_free();
