@@ -121,7 +121,7 @@ static inline void axpy(real *restrict y, real a, const real *restrict x, int n)
 // (--dtype bf16) rounds A and B to bfloat16 and sums in float32.
 
 enum { GEMM_NAIVE, GEMM_PACKED, GEMM_CBLAS, GEMM_ONEDNN };
-#ifndef GEMM_DEFAULT // with AVX2 the built-in outruns OpenBLAS (dev/bench/README.md); elsewhere that is not known
+#ifndef GEMM_DEFAULT // with AVX2 the built-in is as fast as OpenBLAS or faster (dev/bench/README.md); elsewhere that is not known
 #if defined(USE_CBLAS) && (!defined(__AVX2__) || defined(__AVX512F__))
 #define GEMM_DEFAULT GEMM_CBLAS
 #else
@@ -774,7 +774,7 @@ struct GPT2 {
     ACTIVATIONS(X)
     GRADIENT_ROOM(X)
 #undef X
-    real *activations;                // one allocation for all of the above
+    real *state, *activations;        // where the four lie, and all of the above
     int N, U;                         // planned for
     int fresh;                        // the gradients count as zero, whatever they hold
     real *cache;                      // (L, NH, slots, 2hs)
@@ -786,18 +786,25 @@ struct GPT2 {
     int dec_n, dec_rows, dec_slots;
 };
 
+// Arrays begin on a cache line: a vector that straddles two costs twice.
+enum { LINE = 64 / sizeof(real) };
+static size_t line_up(size_t n) { return (n + LINE - 1) / LINE * LINE; }
+static real *line_start(real *p) { return (real *)(void *)(((uintptr_t)p + 63) / 64 * 64); }
+
 static size_t activation_count(Config c, int training, int N, int U) {
     int S = training ? c.L : 1;
-    size_t n = 0;
-#define X(name, layers, rows, cols) n += (size_t)(layers) * (size_t)(rows) * (size_t)(cols);
+    size_t n = LINE;
+#define X(name, layers, rows, cols) n += line_up((size_t)(layers) * (size_t)(rows) * (size_t)(cols));
     ACTIVATIONS(X)
     if (training) { GRADIENT_ROOM(X) }
 #undef X
     return n;
 }
 
+static size_t state_count(Config c, int training) { return LINE + line_up(gpt2_count(c)) * (training ? 4 : 1); }
+
 size_t gpt2_bytes(Config c, int training, int N, int U) {
-    return sizeof(real) * (gpt2_count(c) * (training ? 4 : 1) + activation_count(c, training, N, U));
+    return sizeof(real) * (state_count(c, training) + activation_count(c, training, N, U));
 }
 
 int gpt2_tokens(const GPT2 *m) { (void)m; return 2048; } // enough to fill the matrix products
@@ -806,12 +813,12 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
     GPT2 *m = (GPT2 *)xalloc(1, sizeof *m);
     m->c = c;
     m->n_params = gpt2_count(c);
-    m->params = (real *)xalloc(m->n_params, sizeof(real));
+    m->state = (real *)xalloc(state_count(c, training), sizeof(real));
+    m->params = line_start(m->state);
     m->w = gpt2_params(c, m->params);
     if (training) {
-        m->grads = (real *)xalloc(m->n_params, sizeof(real));
-        m->m = (real *)xalloc(m->n_params, sizeof(real));
-        m->v = (real *)xalloc(m->n_params, sizeof(real));
+        size_t n = line_up(m->n_params);
+        m->grads = m->params + n, m->m = m->grads + n, m->v = m->m + n;
         m->dw = gpt2_params(c, m->grads);
     }
     if (params) gpt2_set(m, COPY_PARAMS, params);
@@ -820,8 +827,7 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
 
 void gpt2_free(GPT2 *m) {
     if (!m) return;
-    free(m->params); free(m->grads); free(m->m); free(m->v);
-    free(m->activations); free(m->cache); free(m->dec); free(m->dec_logits); free(m->top); free(m->top_lse);
+    free(m->state); free(m->activations); free(m->cache); free(m->dec); free(m->dec_logits); free(m->top); free(m->top_lse);
     free(m);
 }
 
@@ -867,8 +873,9 @@ void gpt2_plan(GPT2 *m, int N, int U) {
     N = m->N = N > m->N ? N : m->N;
     U = m->U = U > m->U ? U : m->U;
     free(m->activations);
-    real *p = m->activations = (real *)xalloc(activation_count(c, m->grads != NULL, N, U), sizeof(real));
-#define X(name, layers, rows, cols) m->name = p; p += (size_t)(layers) * (size_t)(rows) * (size_t)(cols);
+    m->activations = (real *)xalloc(activation_count(c, m->grads != NULL, N, U), sizeof(real));
+    real *p = line_start(m->activations);
+#define X(name, layers, rows, cols) m->name = p; p += line_up((size_t)(layers) * (size_t)(rows) * (size_t)(cols));
     ACTIVATIONS(X)
     if (m->grads) { GRADIENT_ROOM(X) }
 #undef X
