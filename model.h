@@ -201,6 +201,7 @@ typedef struct { float logit; int id; } Candidate; // a token that may come next
 // GELU's tanh form: x/2 (1 + tanh(GELU_S (x + GELU_A x^3)))
 #define GELU_S 0.7978845608028654 // sqrt(2/pi)
 #define GELU_A 0.044715
+#define LAYERNORM_EPS 1e-5
 
 typedef struct { double lr, beta1, beta2, eps, weight_decay; } AdamW;
 

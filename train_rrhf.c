@@ -61,7 +61,7 @@ static int n_threads = 1;
     X(CLASSIFIER, "classifier, forward")                                                 \
     X(DCLASSIFIER, "classifier, backward")                                               \
     X(LOSS,       "losses of the queries")                                               \
-    X(LIVE,       "dropping responses without a gradient")                               \
+    X(LIVE,       "responses without a gradient")                                       \
     X(ZERO,       "zeroing gradients")                                                   \
     X(NORM,       "norm of the gradient")                                                \
     X(ADAMW,      "AdamW")
@@ -405,7 +405,7 @@ static void embedding_backward(real *dwte, real *dwpe, const real *dout, const i
         }
 }
 
-// LayerNorm (eps 1e-5): out = w * (x - mean) * rstd + b over the C channels of each row.
+// LayerNorm: out = w * (x - mean) * rstd + b, rstd = 1 / sqrt(var + eps), over the C channels of each row.
 // out, x (N,C); w, b (C); mean, rstd (N) are saved for the backward
 static void layernorm_forward(real *out, real *mean, real *rstd, const real *x, const real *w, const real *b, int N, int C) {
     stage(STAGE_LAYERNORM);
@@ -418,7 +418,7 @@ static void layernorm_forward(real *out, real *mean, real *rstd, const real *x, 
         real mu = sum / C;
         SIMD_SUM(var)
         for (int i = 0; i < C; i++) var += (row[i] - mu) * (row[i] - mu);
-        real rs = 1 / sqrt_real(var / C + (real)1e-5);
+        real rs = 1 / sqrt_real(var / C + (real)LAYERNORM_EPS);
         for (int i = 0; i < C; i++) out[(size_t)n * C + i] = w[i] * ((row[i] - mu) * rs) + b[i];
         mean[n] = mu;
         rstd[n] = rs;
@@ -816,6 +816,8 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
     m->state = (real *)xalloc(state_count(c, training), sizeof(real));
     m->params = line_start(m->state);
     m->w = gpt2_params(c, m->params);
+    PARALLEL_FOR // fresh memory may come more slowly than a checkpoint is read: let all threads ask for it
+    for (size_t i = 0; i < m->n_params; i += 4096 / sizeof(real)) m->params[i] = 0;
     if (training) {
         size_t n = line_up(m->n_params);
         m->grads = m->params + n, m->m = m->grads + n, m->v = m->m + n;

@@ -435,7 +435,7 @@ static void embedding_backward(float *dwte, float *dwpe, const float *dout, Sort
     LAUNCH_WIDE(wide, 4, embedding_backward_kernel, dim3(pos.n, spans), 128, 0, dwpe, dout, pos.order, pos.start, pos.key, C);
 }
 
-// Residual and LayerNorm (eps 1e-5): sum = x + add, out = w * (sum - mean) * rstd + b over the C channels of each row.
+// Residual and LayerNorm: sum = x + add, out = w * (sum - mean) * rstd + b, rstd = 1 / sqrt(var + eps), over the C channels of each row.
 // out, add (N,C) elem; sum, x (N,C) float; w, b (C); mean, rstd (N) are saved for the backward.
 // add NULL: none; sum, mean, rstd NULL: not wanted; sum may be x. row (N): output row n is input row row[n] (NULL: n).
 // A warp owns a row, which it keeps in shared memory. Bytes: 4 (x) + 2 (add) + 4 (sum) + 2 (out) per element.
@@ -459,7 +459,7 @@ template <int W> __global__ void layernorm_forward_kernel(elem *out, float *mean
     float mu = warp_sum(total) / C;
     for (int i = lane * W; i < C; i += 32 * W)
         for (int k = 0; k < W; k++) var += (s[i + k] - mu) * (s[i + k] - mu);
-    float rs = 1 / sqrtf(warp_sum(var) / C + 1e-5f);
+    float rs = 1 / sqrtf(warp_sum(var) / C + (float)LAYERNORM_EPS);
     for (int i = lane * W; i < C; i += 32 * W) {
         load<W>(a, s + i);
         load<W>(r, w + i);
