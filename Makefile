@@ -75,7 +75,6 @@ dev/.precision-%: # a build in the other precision starts afresh
 
 # The CUDA kernels against the CPU: on test/cuda_emulation.h, and on the GPU where there is one with nvcc.
 CXX = g++
-NO_ASLR = $(if $(shell setarch -R true 2>/dev/null && echo yes),setarch -R) # for ThreadSanitizer, which some kernels' address spaces confuse
 EMULATED_TESTS = $(addprefix test/test_cuda_,fp32 bf16 races_fp32 races_bf16)
 CUDA_TESTS = $(if $(shell command -v $(CXX)),$(EMULATED_TESTS)) $(if $(and $(GPU),$(NVCC)),test/test_cuda_gpu_fp32 test/test_cuda_gpu_bf16)
 CUDA_PARTS = test/test_cuda.cu test/cuda_emulation.h test/cpu_layers.h test/test.h train_rrhf.cu $(HEADERS)
@@ -95,7 +94,7 @@ test/test_cuda_gpu_%: test/cpu_layers.o $(CUDA_PARTS)
 test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS)
 	@$(if $(CJSON),,echo "not tested: dev/convert (no cJSON; Debian: libcjson-dev)")
 	@$(if $(shell command -v $(CXX)),,echo "not tested: the CUDA kernels (no $(CXX))")
-	@bash test/run.sh $(TESTS) $(patsubst test/test_cuda_races_%,"$(strip $(NO_ASLR)) test/test_cuda_races_%",$(CUDA_TESTS)) "bash test/test_cli.sh"
+	@bash test/run.sh $(TESTS) $(patsubst test/test_cuda_races_%,"bash test/races.sh test/test_cuda_races_%",$(CUDA_TESTS)) "bash test/test_cli.sh"
 
 clean:
 	rm -f train_rrhf train_rrhfcu dev/convert dev/imdb dev/table dev/.precision-* $(TESTS) $(CUDA_TESTS) test/cpu_layers.o
