@@ -58,8 +58,8 @@ typedef struct { GPT2_PARAMS(X) } Params; // pointers into one allocation; gradi
 
 typedef struct { const char *name; size_t at, size; int layers, rows, cols, decay; } Tensor; // at, size: elements
 
-#define X(name, layers, rows, cols, decay) +1
-enum { N_TENSORS = 0 GPT2_PARAMS(X) };
+#define X(name, layers, rows, cols, decay) TENSOR_##name,
+enum { GPT2_PARAMS(X) N_TENSORS };
 #undef X
 
 // Fills the table and returns the number of parameters.
@@ -213,7 +213,9 @@ void   gpt2_free(GPT2 *m);
 Config gpt2_config(const GPT2 *m);
 void   gpt2_get_part(GPT2 *m, enum Copy what, size_t at, size_t n, float *host); // elements at .. at+n-1
 void   gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *host);
-size_t gpt2_bytes(Config c, int training, int N, int U);        // memory that build and plan will take
+// Memory that build, plan and training will take. training: 0 none; 1 steps of one micro-batch without clipping, where the
+// gradient may be used up as it comes; 2 any other, where it is kept
+size_t gpt2_bytes(Config c, int training, int N, int U);
 int    gpt2_tokens(const GPT2 *m);               // how many tokens at once suit the machine
 void   gpt2_plan(GPT2 *m, int N, int U);         // room for batches up to N tokens and U rows that are read
 // Policy: out (P) = log P(target). Reward model: out (R) = the head at each response's last token.
@@ -238,7 +240,7 @@ static inline void gpt2_get(GPT2 *m, enum Copy what, float *host) { gpt2_get_par
 static inline void gpt2_set(GPT2 *m, enum Copy what, const float *host) { gpt2_set_part(m, what, 0, gpt2_count(gpt2_config(m)), host); }
 
 // Between a model and a file, a part at a time: a second copy of a large model may be more than the machine holds.
-enum { GPT2_PART = 1 << 20 };
+enum { GPT2_PART = 1 << 18 };
 static inline size_t gpt2_part(size_t at, size_t n) { return n - at < GPT2_PART ? n - at : GPT2_PART; }
 
 // m may have parameters beyond the file's (a scalar head); they stay as they are.

@@ -276,11 +276,13 @@ static inline void train_settings(Train *t, const GPT2 *m, const Ranked *d) {
              t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh, t->drawing);
 }
 
-typedef struct { Batch b; real *out, *c; double *value, *p, *dc; Loss sum; } StepRoom; // sum: over the step so far
+// A step's arrays, and where it stands: of `queries` queries, with `adam` (its lr set) at the end; sum: its losses so far.
+typedef struct { Batch b; real *out, *c; double *value, *p, *dc; AdamW adam; int queries, step; Loss sum; } StepRoom;
 
 static inline StepRoom step_room(GPT2 *m, const Ranked *d, int micro) {
     int bound[4];
     StepRoom s;
+    memset(&s, 0, sizeof s);
     batch_bounds(d, micro, bound);
     s.b = batch_make(bound[0], bound[1], bound[2], bound[3], micro);
     s.out = (real *)xalloc((size_t)bound[2], sizeof(real));
@@ -309,9 +311,9 @@ static inline void check_norm(int step, double norm, double loss) {
             "with a smaller --lr or with --grad-clip 1", step, norm, loss);
 }
 
-// One micro-batch: scores -> losses -> coefficients -> gradients. scale = 1 / (queries of the optimizer step).
-static inline Loss micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double scale, int step) {
-    Loss sum = {0, 0, 0};
+// One micro-batch up to its gradient: scores -> losses -> coefficients, in s->c.
+static inline void micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n) {
+    double scale = 1.0 / s->queries;
     Batch *b = &s->b;
     batch_pack(b, d, queries, n);
     gpt2_forward(m, b, s->out);
@@ -320,44 +322,45 @@ static inline Loss micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
         int i = b->first[g], k = b->first[g + 1] - i;
         Loss l = t->loss(&t->objective, k, s->value + i, b->resp_len + i, b->score + i, s->p + i, s->dc + i);
         for (int j = i; j < i + k; j++) {
-            check_value(step, b->query[g], j - i, s->value[j]);
+            check_value(s->step, b->query[g], j - i, s->value[j]);
             s->c[j] = (real)(s->dc[j] * scale);
         }
-        sum.loss += l.loss * scale;
-        sum.rank += l.rank * scale;
-        sum.ft += l.ft * scale;
+        s->sum.loss += l.loss * scale;
+        s->sum.rank += l.rank * scale;
+        s->sum.ft += l.ft * scale;
     }
-    gpt2_backward(m, b, s->c);
-    return sum;
 }
 
 // The end of a step: the gradient's norm, clipping, the update. Returns the losses, summed over the step.
-static inline Loss step_end(GPT2 *m, const Train *t, StepRoom *s, AdamW adam, int step, double *grad_norm) {
+static inline Loss step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
     *grad_norm = gpt2_grad_norm(m);
-    check_norm(step, *grad_norm, s->sum.loss);
-    gpt2_update(m, adam, t->grad_clip > 0 && *grad_norm > t->grad_clip ? t->grad_clip / *grad_norm : 1, step);
+    check_norm(s->step, *grad_norm, s->sum.loss);
+    gpt2_update(m, s->adam, t->grad_clip > 0 && *grad_norm > t->grad_clip ? t->grad_clip / *grad_norm : 1, s->step);
     return s->sum;
 }
 
-// What the loop asks of the backend beyond model.h. The CPU does what micro_step and step_end say; where nothing clips,
-// its update takes the norm as it goes, and a norm that is not finite ends the run after it, with nothing saved. A device that
-// computes the losses itself does the same, but hands nothing back before the end of the step, so that it never waits
+// What the loop asks of the backend beyond model.h: gpt2_step is micro_step and gpt2_backward, gpt2_step_end is step_end.
+// Where nothing clips, the CPU's update takes the norm as it goes, and where the step is one micro-batch besides, the
+// update is part of the backward; a norm that is not finite then ends the run after it, with nothing saved. A device that
+// computes the losses itself hands nothing back before the end of the step, so that it never waits
 // for the host; where a value or the norm is not finite it leaves the weights alone, and gpt2_step_end dies.
-void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double scale, int step);
-Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, AdamW adam, int step, double *grad_norm);
+void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n);
+Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm);
 
 // One optimizer step over the n queries; returns the losses before the update, and the gradient's norm.
 static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n,
                               double lr, int step, double *grad_norm, int64_t *tokens) {
-    AdamW adam = t->adam;
-    adam.lr = lr;
+    s->adam = t->adam;
+    s->adam.lr = lr;
+    s->queries = n;
+    s->step = step;
     memset(&s->sum, 0, sizeof s->sum);
     gpt2_zero_grad(m);
     for (int i = 0; i < n; i += t->micro_batch) {
-        gpt2_step(m, t, s, d, queries + i, n - i < t->micro_batch ? n - i : t->micro_batch, 1.0 / n, step);
+        gpt2_step(m, t, s, d, queries + i, n - i < t->micro_batch ? n - i : t->micro_batch);
         *tokens += s->b.N;
     }
-    return gpt2_step_end(m, t, s, adam, step, grad_norm);
+    return gpt2_step_end(m, t, s, grad_norm);
 }
 
 static inline int train_steps(const Train *t, const Ranked *d) {

@@ -392,17 +392,20 @@ static void embedding_forward(real *out, const int *token, const int *pos, const
     }
 }
 
-// dwte[token[n]] += dout[n], dwpe[pos[n]] += dout[n]. Tokens repeat, so threads share the channels, not the rows.
-static void embedding_backward(real *dwte, real *dwpe, const real *dout, const int *token, const int *pos, int N, int C) {
+// dw[row[n] - from] += dout[n], where row[n] is one of from .. to-1. Rows repeat, so threads share the channels.
+static void rows_backward(real *dw, const real *dout, const int *row, int from, int to, int N, int C) {
     enum { SPAN = 64 };
     stage(STAGE_EMBEDDING);
     PARALLEL_FOR
     for (int i = 0; i < C; i += SPAN)
-        for (int n = 0; n < N; n++) {
-            int span = min_int(SPAN, C - i);
-            axpy(dwte + (size_t)token[n] * C + i, 1, dout + (size_t)n * C + i, span);
-            axpy(dwpe + (size_t)pos[n] * C + i, 1, dout + (size_t)n * C + i, span);
-        }
+        for (int n = 0; n < N; n++)
+            if (row[n] >= from && row[n] < to) axpy(dw + (size_t)(row[n] - from) * C + i, 1, dout + (size_t)n * C + i, min_int(SPAN, C - i));
+}
+
+// dwte[token[n]] += dout[n], dwpe[pos[n]] += dout[n]
+static void embedding_backward(real *dwte, real *dwpe, const real *dout, const int *token, const int *pos, int N, int C) {
+    rows_backward(dwte, dout, token, 0, INT32_MAX, N, C);
+    rows_backward(dwpe, dout, pos, 0, INT32_MAX, N, C);
 }
 
 // LayerNorm: out = w * (x - mean) * rstd + b, rstd = 1 / sqrt(var + eps), over the C channels of each row.
@@ -466,11 +469,12 @@ static void matmul_forward(real *out, const real *x, const real *w, const real *
 
 static real grad_beta = 1; // 0 in a step's first backward: products then overwrite gradients, and nobody need zero them
 
-// dx = dout W, dW += dout^T x, dbias += sum_N dout. (The residual's gradient is dout itself.)
+// dx = dout W, dW += dout^T x, dbias += sum_N dout. (The residual's gradient is dout itself.) dw may be NULL: then its
+// product is the caller's.
 static void matmul_backward(real *dx, real *dw, real *dbias, const real *dout, const real *x, const real *w, int N, int C, int OC) {
     enum { SPAN = 64 };
     gemm(0, 0, N, C, OC, dout, (size_t)OC, w, (size_t)C, 0, dx, (size_t)C);
-    gemm(1, 0, OC, C, N, dout, (size_t)OC, x, (size_t)C, grad_beta, dw, (size_t)C);
+    if (dw) gemm(1, 0, OC, C, N, dout, (size_t)OC, x, (size_t)C, grad_beta, dw, (size_t)C);
     PARALLEL_FOR
     for (int o = 0; o < OC; o += SPAN)
         for (int n = 0; n < N; n++) axpy(dbias + o, 1, dout + (size_t)n * OC + o, min_int(SPAN, OC - o));
@@ -693,7 +697,7 @@ static void classifier_forward(real *logp, real *logits, real *lse, const real *
 
 // d logP(y)/d logit_v = [v = y] - P(v), so with c_i for each prediction i of the row:
 // dlogit_v = sum_i c_i [v = y_i] - (sum_i c_i) P(v). In place over the logits; then dx = dlogits wte, dwte += dlogits^T x.
-// c (R): one coefficient per response, the same for each of its tokens
+// c (R): one coefficient per response, the same for each of its tokens. dwte may be NULL: then its product is the caller's.
 static void classifier_backward(real *dx, real *dwte, real *logits, const real *lse, const real *c, const real *x,
                                 const real *wte, const Batch *b, int C, int V, int Vp) {
     stage(STAGE_DCLASSIFIER);
@@ -706,7 +710,7 @@ static void classifier_backward(real *dx, real *dwte, real *logits, const real *
         for (int i = b->pred[u]; i < b->pred[u + 1]; i++) z[b->target[i]] += c[b->resp[i]];
     }
     gemm(0, 0, b->U, C, V, logits, (size_t)Vp, wte, (size_t)C, 0, dx, (size_t)C);
-    gemm(1, 0, V, C, b->U, logits, (size_t)Vp, x, (size_t)C, grad_beta, dwte, (size_t)C);
+    if (dwte) gemm(1, 0, V, C, b->U, logits, (size_t)Vp, x, (size_t)C, grad_beta, dwte, (size_t)C);
 }
 
 // Scalar head of a reward model: out_r = x_r . w + b.   out (R), x (R,C), w (C), b (1)
@@ -736,47 +740,47 @@ static void gather_backward(real *dx, const real *dout, const int *row, int U, i
 // ----------------------------------------------------------------------------
 // GPT-2
 
-// X(name, layers, rows, columns): what the forward saves for the backward, then what the backward needs besides.
-// S = L slices where a backward will follow, else 1. ln and gelu are cheap to compute again, so none is saved.
+// X(name, layers, rows, columns): what the forward saves for the backward. S = L slices where a backward will follow,
+// else 1.
 #define ACTIVATIONS(X)                                                                   \
     X(x,      S + 1, N, c.C)      /* residual stream before each block, and at the end */ \
     X(mean1,  S, N, 1)                                                                   \
     X(rstd1,  S, N, 1)                                                                   \
     X(qkv,    S, N, 3 * c.C)                                                             \
-    X(att,    S, N, c.C)                                                                 \
-    X(lse,    S, N, c.NH)                                                                \
     X(mid,    S, N, c.C)          /* residual stream after attention */                  \
     X(mean2,  S, N, 1)                                                                   \
     X(rstd2,  S, N, 1)                                                                   \
     X(fc,     S, N, 4 * c.C)                                                             \
-    X(ln,     1, N, c.C)                                                                 \
-    X(gelu,   1, N, 4 * c.C)                                                             \
     X(read,   1, U, c.C)          /* the rows that are read */                           \
     X(lnf,    1, U, c.C)                                                                 \
     X(meanf,  1, U, 1)                                                                   \
     X(rstdf,  1, U, 1)                                                                   \
     X(logits, !c.reward, U, c.Vp) /* then their gradient */                              \
     X(lsef,   1, U, 1)
-#define GRADIENT_ROOM(X)                                                                 \
-    X(dx,     1, N, c.C)          /* of the residual stream */                           \
-    X(dc,     1, N, c.C)                                                                 \
-    X(d3c,    1, N, 3 * c.C)                                                             \
-    X(d4c,    1, N, 4 * c.C)                                                             \
-    X(dread,  1, U, c.C)                                                                 \
-    X(dlnf,   1, U, c.C)
+// One block's at a time: cheap to compute again, so not saved. The backward has one array of its own; other gradients take
+// the place of what is needed no longer, that of the residual stream x's last slice.
+#define BLOCK_ROOM(X)                                                                    \
+    X(ln,     1, N, c.C)                                                                 \
+    X(att,    1, N, c.C)                                                                 \
+    X(lse,    1, N, c.NH)                                                                \
+    X(gelu,   1, N, 4 * c.C)                                                             \
+    X(dgelu,  !!training, N, 4 * c.C)
 
 struct GPT2 {
     Config c;
     size_t n_params;
     Params w, dw;                     // parameters and gradients
-    real *params, *grads, *m, *v;     // each (n_params); the last three only for training
+    real *params, *m, *v;             // each (n_params), the moments only for training
+    real *grads, *pieces;             // the gradient, whole (n_params) or in pieces: see gradient_room
 #define X(name, layers, rows, cols) real *name;
     ACTIVATIONS(X)
-    GRADIENT_ROOM(X)
+    BLOCK_ROOM(X)
 #undef X
-    real *state, *activations;        // where the four lie, and all of the above
+    int training;
+    real *state, *kept, *activations; // where params, m and v lie, the gradient, and all of the above
     int N, U;                         // planned for
     int fresh;                        // the gradients count as zero, whatever they hold
+    double norm;                      // of the gradient that the last backward used up
     real *cache;                      // (L, NH, slots, 2hs)
     real *dec;                        // decoding's activations
     float *dec_logits;                // (n_rows, V)
@@ -796,15 +800,51 @@ static size_t activation_count(Config c, int training, int N, int U) {
     size_t n = LINE;
 #define X(name, layers, rows, cols) n += line_up((size_t)(layers) * (size_t)(rows) * (size_t)(cols));
     ACTIVATIONS(X)
-    if (training) { GRADIENT_ROOM(X) }
+    BLOCK_ROOM(X)
 #undef X
     return n;
 }
 
-static size_t state_count(Config c, int training) { return LINE + line_up(gpt2_count(c)) * (training ? 4 : 1); }
+static size_t state_count(Config c, int training) { return LINE + line_up(gpt2_count(c)) * (training ? 3 : 1); }
+
+// The gradient, whole or in pieces. Where a step is one micro-batch and nothing clips, AdamW can take some rows of a
+// matrix's gradient as soon as they are complete: then all matrices and embeddings (the tensors that decay) share one
+// room, only biases and LayerNorms keep theirs to the end of the backward, and a quarter of the state is saved. The
+// room is small enough for a cache, so such a gradient never sees the memory.
+static size_t update_room(Config c) {
+    size_t CC = (size_t)c.C * (size_t)c.C;
+    return CC < 1 << 16 ? 1 << 16 : CC;
+}
+
+static size_t piece_at(Config c, const Tensor t[N_TENSORS], int tensor) {
+    size_t at = line_up(update_room(c));
+    for (int i = 0; i < tensor; i++) at += t[i].decay ? 0 : t[i].size;
+    return t[tensor].decay ? 0 : at;
+}
+
+static size_t gradient_count(Config c, int whole) {
+    Tensor t[N_TENSORS];
+    size_t n = gpt2_tensors(c, t);
+    return LINE + (whole ? n : piece_at(c, t, TENSOR_rewardb) + t[TENSOR_rewardb].size);
+}
+
+// Makes that room where there is none. What is whole stays so.
+static void gradient_room(GPT2 *m, int whole) {
+    Tensor t[N_TENSORS];
+    int i = 0;
+    if (m->grads || (m->pieces && !whole)) return;
+    free(m->kept);
+    m->kept = (real *)xalloc(gradient_count(m->c, whole), sizeof(real));
+    m->grads = whole ? line_start(m->kept) : NULL;
+    m->pieces = whole ? NULL : line_start(m->kept);
+    gpt2_tensors(m->c, t);
+#define X(name, layers, rows, cols, decay) m->dw.name = whole ? m->grads + t[i].at : m->pieces + piece_at(m->c, t, i); i++;
+    GPT2_PARAMS(X)
+#undef X
+}
 
 size_t gpt2_bytes(Config c, int training, int N, int U) {
-    return sizeof(real) * (state_count(c, training) + activation_count(c, training, N, U));
+    return sizeof(real) * (state_count(c, training) + activation_count(c, training, N, U) + (training ? gradient_count(c, training == 2) : 0));
 }
 
 int gpt2_tokens(const GPT2 *m) { (void)m; return 2048; } // enough to fill the matrix products
@@ -812,6 +852,7 @@ int gpt2_tokens(const GPT2 *m) { (void)m; return 2048; } // enough to fill the m
 GPT2 *gpt2_build(Config c, const float *params, int training) {
     GPT2 *m = (GPT2 *)xalloc(1, sizeof *m);
     m->c = c;
+    m->training = training;
     m->n_params = gpt2_count(c);
     m->state = (real *)xalloc(state_count(c, training), sizeof(real));
     m->params = line_start(m->state);
@@ -820,8 +861,7 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
     for (size_t i = 0; i < m->n_params; i += 4096 / sizeof(real)) m->params[i] = 0;
     if (training) {
         size_t n = line_up(m->n_params);
-        m->grads = m->params + n, m->m = m->grads + n, m->v = m->m + n;
-        m->dw = gpt2_params(c, m->grads);
+        m->m = m->params + n, m->v = m->m + n;
     }
     if (params) gpt2_set(m, COPY_PARAMS, params);
     return m;
@@ -829,69 +869,114 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
 
 void gpt2_free(GPT2 *m) {
     if (!m) return;
-    free(m->state); free(m->activations); free(m->cache); free(m->dec); free(m->dec_logits); free(m->top); free(m->top_lse);
+    free(m->state); free(m->kept); free(m->activations); free(m->cache); free(m->dec); free(m->dec_logits); free(m->top); free(m->top_lse);
     free(m);
 }
 
 Config gpt2_config(const GPT2 *m) { return m->c; }
 
-static real *copy_which(GPT2 *m, enum Copy what) {
-    real *all[] = {m->params, m->grads, m->m, m->v};
-    return all[what];
-}
-
-// Zeros in earnest. but_products: only where the next backward's products do not overwrite.
+// Zeros in earnest. but_products: only where the next backward's products do not overwrite: they write the matrices, and
+// V rows of wte's Vp.
 static void grads_zero(GPT2 *m, int but_products) {
     Tensor t[N_TENSORS];
     stage(STAGE_ZERO);
     gpt2_tensors(m->c, t);
-    for (int k = 0; k < N_TENSORS; k++) {
-        int wte = k == 0, wpe = k == 1; // the classifier writes V rows of wte's Vp
-        size_t from = !but_products || !t[k].decay || wpe || (wte && m->c.reward) ? 0
-                    : wte ? (size_t)m->c.V * (size_t)m->c.C : t[k].size;
-        memset(m->grads + t[k].at + from, 0, (t[k].size - from) * sizeof(real));
+    for (int i = 0; i < N_TENSORS; i++) {
+        int wte = i == TENSOR_wte, product = t[i].decay && i != TENSOR_wpe && !(wte && m->c.reward);
+        size_t from = !but_products || !product ? 0 : wte ? (size_t)m->c.V * (size_t)m->c.C : t[i].size;
+        if (m->grads) memset(m->grads + t[i].at + from, 0, (t[i].size - from) * sizeof(real));
+        else if (!t[i].decay) memset(m->pieces + piece_at(m->c, t, i), 0, t[i].size * sizeof(real));
     }
     m->fresh = 0;
 }
 
 void gpt2_zero_grad(GPT2 *m) { m->fresh = 1; }
 
+static real *copy_which(GPT2 *m, enum Copy what) {
+    if (what == COPY_GRADS) {
+        gradient_room(m, 1);
+        if (m->fresh) grads_zero(m, 0);
+    }
+    real *all[] = {m->params, m->grads, m->m, m->v};
+    return all[what];
+}
+
 void gpt2_get_part(GPT2 *m, enum Copy what, size_t at, size_t n, float *host) {
     const real *from = copy_which(m, what) + at;
-    if (m->fresh) grads_zero(m, 0);
     for (size_t i = 0; i < n; i++) host[i] = (float)from[i];
 }
 
 void gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *host) {
     real *to = copy_which(m, what) + at;
-    if (m->fresh) grads_zero(m, 0);
     for (size_t i = 0; i < n; i++) to[i] = (real)host[i];
 }
 
 void gpt2_plan(GPT2 *m, int N, int U) {
     if (N <= m->N && U <= m->U) return;
     Config c = m->c;
-    int S = m->grads ? c.L : 1;
+    int training = m->training, S = training ? c.L : 1;
     N = m->N = N > m->N ? N : m->N;
     U = m->U = U > m->U ? U : m->U;
     free(m->activations);
-    m->activations = (real *)xalloc(activation_count(c, m->grads != NULL, N, U), sizeof(real));
+    m->activations = (real *)xalloc(activation_count(c, training, N, U), sizeof(real));
     real *p = line_start(m->activations);
 #define X(name, layers, rows, cols) m->name = p; p += line_up((size_t)(layers) * (size_t)(rows) * (size_t)(cols));
     ACTIVATIONS(X)
-    if (m->grads) { GRADIENT_ROOM(X) }
+    BLOCK_ROOM(X)
 #undef X
 }
 
-// Where block l finds its parameters, and its slice of what is saved (of two residual streams where nothing is).
-typedef struct { size_t C, CC, n, NC; real *x, *next; } Slice;
+// Where block l finds its parameters, its matrices' gradients, and its slice of what is saved (of two residual streams
+// where nothing is).
+typedef struct { size_t C, CC, dCC, n, NC; real *x, *next; } Slice;
 static Slice block_slice(const GPT2 *m, int l) {
-    size_t C = (size_t)m->c.C, N = (size_t)m->N, L = (size_t)l, saved = m->grads ? L : 0;
-    Slice s = {L * C, L * C * C, saved * N, saved * N * C, NULL, NULL};
-    s.x = m->x + (m->grads ? L : L & 1) * N * C;
-    s.next = m->x + (m->grads ? L + 1 : (L + 1) & 1) * N * C;
+    size_t C = (size_t)m->c.C, N = (size_t)m->N, L = (size_t)l, saved = m->training ? L : 0;
+    Slice s = {L * C, L * C * C, m->grads ? L * C * C : 0, saved * N, saved * N * C, NULL, NULL};
+    s.x = m->x + (m->training ? L : L & 1) * N * C;
+    s.next = m->x + (m->training ? L + 1 : (L + 1) & 1) * N * C;
     return s;
 }
+
+// ----------------------------------------------------------------------------
+// The optimizer
+
+enum { SPAN = 4096 }; // a thread's piece of the parameters
+
+// An update on its way: AdamW at this step, the gradient times grad_scale; square: of the unscaled gradient so far.
+typedef struct { AdamW o; double grad_scale; int step; double square; } Update;
+
+// AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
+// w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), the decay on matrices and embeddings only.
+// For the n parameters from `at` on, whose gradient is g. Sums g^2 besides: memory is slow, and the gradient passes by.
+static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const real *restrict g) {
+    AdamW o = u->o;
+    real b1 = (real)o.beta1, b2 = (real)o.beta2, gs = (real)u->grad_scale, eps = (real)o.eps;
+    real a1 = (real)(1 - o.beta1), a2 = (real)(1 - o.beta2); // before rounding: 1 - 0.999f is off by 1e-5
+    real lr = (real)(o.lr / (1 - pow(o.beta1, u->step))), vs = (real)(1 / (1 - pow(o.beta2, u->step)));
+    real decay = decays ? (real)(o.lr * o.weight_decay) : 0;
+    real *restrict w = m->params + at, *restrict mm = m->m + at, *restrict vv = m->v + at;
+    double *part = (double *)(void *)room(ROOM_SUMS, (n / SPAN + 1) * sizeof *part / sizeof(real));
+    stage(STAGE_ADAMW);
+    profile.bytes[STAGE_ADAMW] += 7.0 * (double)n * sizeof(real); // reads four arrays, writes three
+    PARALLEL_FOR
+    for (size_t i0 = 0; i0 < n; i0 += SPAN) {
+        size_t i1 = i0 + SPAN < n ? i0 + SPAN : n;
+        double sum = 0;
+        SIMD_SUM(sum)
+        for (size_t i = i0; i < i1; i++) {
+            real gi = gs * g[i];
+            mm[i] = b1 * mm[i] + a1 * gi;
+            vv[i] = b2 * vv[i] + a2 * gi * gi;
+            w[i] -= lr * mm[i] / (sqrt_real(vv[i] * vs) + eps) + decay * w[i];
+            sum += (double)g[i] * (double)g[i];
+        }
+        part[i0 / SPAN] = sum;
+    }
+    for (size_t i = 0; i < (n + SPAN - 1) / SPAN; i++) u->square += part[i]; // in order: the same for any number of threads
+}
+
+// ----------------------------------------------------------------------------
+// GPT-2's blocks, forward and backward
 
 // One block of the transformer, forward: x -> x + attention(ln1(x)) -> that + mlp(ln2(that)).
 static void block_forward(GPT2 *m, const Batch *b, int l) {
@@ -903,9 +988,9 @@ static void block_forward(GPT2 *m, const Batch *b, int l) {
     layernorm_forward(m->ln, m->mean1 + s.n, m->rstd1 + s.n, s.x, w.ln1w + s.C, w.ln1b + s.C, N, C);
     stage(STAGE_QKV);
     matmul_forward(m->qkv + 3 * s.NC, m->ln, w.qkvw + 3 * s.CC, w.qkvb + 3 * s.C, NULL, N, C, 3 * C);
-    attention_forward(m->att + s.NC, m->lse + s.n * (size_t)c.NH, m->qkv + 3 * s.NC, b, C, c.NH);
+    attention_forward(m->att, m->lse, m->qkv + 3 * s.NC, b, C, c.NH);
     stage(STAGE_ATTPROJ);
-    matmul_forward(mid, m->att + s.NC, w.attprojw + s.CC, w.attprojb + s.C, s.x, N, C, C);
+    matmul_forward(mid, m->att, w.attprojw + s.CC, w.attprojb + s.C, s.x, N, C, C);
     layernorm_forward(m->ln, m->mean2 + s.n, m->rstd2 + s.n, mid, w.ln2w + s.C, w.ln2b + s.C, N, C);
     stage(STAGE_FC);
     matmul_forward(m->fc + 4 * s.NC, m->ln, w.fcw + 4 * s.CC, w.fcb + 4 * s.C, NULL, N, C, 4 * C);
@@ -914,28 +999,45 @@ static void block_forward(GPT2 *m, const Batch *b, int l) {
     matmul_forward(s.next, m->gelu, w.fcprojw + 4 * s.CC, w.fcprojb + s.C, mid, N, 4 * C, C);
 }
 
-// The same block backward; m->dx is the gradient of its output, then of its input.
-static void block_backward(GPT2 *m, const Batch *b, int l) {
+// matmul_backward and, where u is not NULL, the update of W, as many rows at a time as there is room for.
+static void linear_backward(GPT2 *m, Update *u, real *dx, real *dw, real *dbias, const real *dout, const real *x, const real *w, int N, int C, int OC) {
+    enum Stage here = profile.at;
+    int some = (int)(update_room(m->c) / (size_t)C);
+    matmul_backward(dx, u ? NULL : dw, dbias, dout, x, w, N, C, OC);
+    for (int o = 0, rows; u && o < OC; o += rows) {
+        rows = min_int(some, OC - o);
+        size_t at = (size_t)o * (size_t)C;
+        real *part = dw + (m->grads ? at : 0);
+        stage(here);
+        gemm(1, 0, rows, C, N, dout + o, (size_t)OC, x, (size_t)C, 0, part, (size_t)C);
+        adamw(m, u, (size_t)(w - m->params) + at, (size_t)rows * (size_t)C, 1, part);
+    }
+}
+
+// The same block backward; dx is the gradient of its output, then of its input.
+static void block_backward(GPT2 *m, real *dx, const Batch *b, int l, Update *u) {
     Config c = m->c;
     Params w = m->w, d = m->dw;
     Slice s = block_slice(m, l);
     int N = b->N, C = c.C;
     real *mid = m->mid + s.NC, *mean1 = m->mean1 + s.n, *rstd1 = m->rstd1 + s.n, *mean2 = m->mean2 + s.n, *rstd2 = m->rstd2 + s.n;
+    real *dln = m->att, *datt = m->ln, *dqkv = m->gelu; // each where something is not needed at that time
     gelu_forward(m->gelu, m->fc + 4 * s.NC, N, 4 * C);
     stage(STAGE_DFCPROJ);
-    matmul_backward(m->d4c, d.fcprojw + 4 * s.CC, d.fcprojb + s.C, m->dx, m->gelu, w.fcprojw + 4 * s.CC, N, 4 * C, C);
-    gelu_backward(m->d4c, m->fc + 4 * s.NC, N, 4 * C);
+    linear_backward(m, u, m->dgelu, d.fcprojw + 4 * s.dCC, d.fcprojb + s.C, dx, m->gelu, w.fcprojw + 4 * s.CC, N, 4 * C, C);
+    gelu_backward(m->dgelu, m->fc + 4 * s.NC, N, 4 * C);
     layernorm_forward(m->ln, mean2, rstd2, mid, w.ln2w + s.C, w.ln2b + s.C, N, C);
     stage(STAGE_DFC);
-    matmul_backward(m->dc, d.fcw + 4 * s.CC, d.fcb + 4 * s.C, m->d4c, m->ln, w.fcw + 4 * s.CC, N, C, 4 * C);
-    layernorm_backward(m->dx, d.ln2w + s.C, d.ln2b + s.C, m->dc, mid, w.ln2w + s.C, mean2, rstd2, N, C);
+    linear_backward(m, u, dln, d.fcw + 4 * s.dCC, d.fcb + 4 * s.C, m->dgelu, m->ln, w.fcw + 4 * s.CC, N, C, 4 * C);
+    layernorm_backward(dx, d.ln2w + s.C, d.ln2b + s.C, dln, mid, w.ln2w + s.C, mean2, rstd2, N, C);
+    attention_forward(m->att, m->lse, m->qkv + 3 * s.NC, b, C, c.NH);
     stage(STAGE_DATTPROJ);
-    matmul_backward(m->dc, d.attprojw + s.CC, d.attprojb + s.C, m->dx, m->att + s.NC, w.attprojw + s.CC, N, C, C);
-    attention_backward(m->d3c, m->dc, m->att + s.NC, m->lse + s.n * (size_t)c.NH, m->qkv + 3 * s.NC, b, C, c.NH);
+    linear_backward(m, u, datt, d.attprojw + s.dCC, d.attprojb + s.C, dx, m->att, w.attprojw + s.CC, N, C, C);
+    attention_backward(dqkv, datt, m->att, m->lse, m->qkv + 3 * s.NC, b, C, c.NH);
     layernorm_forward(m->ln, mean1, rstd1, s.x, w.ln1w + s.C, w.ln1b + s.C, N, C);
     stage(STAGE_DQKV);
-    matmul_backward(m->dc, d.qkvw + 3 * s.CC, d.qkvb + 3 * s.C, m->d3c, m->ln, w.qkvw + 3 * s.CC, N, C, 3 * C);
-    layernorm_backward(m->dx, d.ln1w + s.C, d.ln1b + s.C, m->dc, s.x, w.ln1w + s.C, mean1, rstd1, N, C);
+    linear_backward(m, u, dln, d.qkvw + 3 * s.dCC, d.qkvb + 3 * s.C, dqkv, m->ln, w.qkvw + 3 * s.CC, N, C, 3 * C);
+    layernorm_backward(dx, d.ln1w + s.C, d.ln1b + s.C, dln, s.x, w.ln1w + s.C, mean1, rstd1, N, C);
 }
 
 void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
@@ -1001,25 +1103,56 @@ static Batch batch_live(GPT2 *m, const Batch *b, const real *coef) {
     return to;
 }
 
-void gpt2_backward(GPT2 *m, const Batch *batch, const real *coef) {
+// An embedding's gradient and update, as many rows at a time as there is room for: row[n] += dx[n], and in the first V
+// rows the classifier's dlogits^T x (V is 0 where the table is no classifier).
+static void table_backward(GPT2 *m, const Tensor *t, real *dw, const real *dx, const Batch *b, const int *row, int V, Update *u) {
+    int C = m->c.C, some = (int)(update_room(m->c) / (size_t)C);
+    for (int v = 0, rows; v < t->rows; v += rows) {
+        rows = min_int(some, t->rows - v);
+        int used = v < V ? min_int(rows, V - v) : 0;
+        size_t at = (size_t)v * (size_t)C, end = (size_t)used * (size_t)C, n = (size_t)rows * (size_t)C;
+        real *part = dw + (m->grads ? at : 0);
+        stage(STAGE_DCLASSIFIER);
+        if (used) gemm(1, 0, used, C, b->U, m->logits + v, (size_t)m->c.Vp, m->lnf, (size_t)C, 0, part, (size_t)C);
+        memset(part + end, 0, (n - end) * sizeof(real));
+        rows_backward(part, dx, row, v, v + rows, b->N, C);
+        adamw(m, u, t->at + at, n, t->decay, part);
+    }
+}
+
+// u: NULL, or the update to make on the way, where the gradient is fresh and this is all of it.
+static void backward(GPT2 *m, const Batch *batch, const real *coef, Update *u) {
     Config c = m->c;
     Batch live;
     const Batch *b = batch;
     if (!c.reward) live = batch_live(m, batch, coef), b = &live;
     const int *rows = c.reward ? b->last : b->row;
     int U = c.reward ? b->R : b->U;
+    gradient_room(m, !u);
     grad_beta = !m->fresh;
     if (m->fresh) grads_zero(m, 1);
-    if (c.reward) head_backward(m->dlnf, m->dw.rewardw, m->dw.rewardb, coef, m->lnf, m->w.rewardw, U, c.C);
-    else classifier_backward(m->dlnf, m->dw.wte, m->logits, m->lsef, coef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
-    memset(m->dread, 0, (size_t)U * (size_t)c.C * sizeof(real));
-    layernorm_backward(m->dread, m->dw.lnfw, m->dw.lnfb, m->dlnf, m->read, m->w.lnfw, m->meanf, m->rstdf, U, c.C);
-    gather_backward(m->dx, m->dread, rows, U, b->N, c.C);
-    for (int l = c.L - 1; l >= 0; l--) block_backward(m, b, l);
-    embedding_backward(m->dw.wte, m->dw.wpe, m->dx, b->token, b->pos, b->N, c.C);
+    real *dx = block_slice(m, c.L).x, *dread = m->gelu, *dlnf = m->ln; // U <= N
+    if (c.reward) head_backward(dlnf, m->dw.rewardw, m->dw.rewardb, coef, m->lnf, m->w.rewardw, U, c.C);
+    else classifier_backward(dlnf, u ? NULL : m->dw.wte, m->logits, m->lsef, coef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
+    memset(dread, 0, (size_t)U * (size_t)c.C * sizeof(real));
+    layernorm_backward(dread, m->dw.lnfw, m->dw.lnfb, dlnf, m->read, m->w.lnfw, m->meanf, m->rstdf, U, c.C);
+    gather_backward(dx, dread, rows, U, b->N, c.C);
+    for (int l = c.L - 1; l >= 0; l--) block_backward(m, dx, b, l, u);
+    if (u) {
+        Tensor t[N_TENSORS];
+        gpt2_tensors(c, t);
+        table_backward(m, &t[TENSOR_wte], m->dw.wte, dx, b, b->token, c.reward ? 0 : c.V, u);
+        table_backward(m, &t[TENSOR_wpe], m->dw.wpe, dx, b, b->pos, 0, u);
+        for (int i = 0; i < N_TENSORS; i++)
+            if (!t[i].decay) adamw(m, u, t[i].at, t[i].size, 0, m->grads ? m->grads + t[i].at : m->pieces + piece_at(c, t, i));
+        m->fresh = 1; // used up
+    } else
+        embedding_backward(m->dw.wte, m->dw.wpe, dx, b->token, b->pos, b->N, c.C);
     if (!c.reward) batch_free(&live);
     stage(STAGE_OTHER);
 }
+
+void gpt2_backward(GPT2 *m, const Batch *b, const real *c) { backward(m, b, c, NULL); }
 
 // ----------------------------------------------------------------------------
 // Decoding over the key/value cache
@@ -1092,19 +1225,8 @@ const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double *
     return m->top;
 }
 
-// ----------------------------------------------------------------------------
-// The optimizer
-
-enum { SPAN = 4096 }; // a thread's piece of the parameters
-
-// sqrt of the sum, in order: the same for any number of threads
-static double root_of_sum(const double *part, size_t n) {
-    double total = 0;
-    for (size_t i = 0; i < n; i++) total += part[i];
-    return sqrt(total);
-}
-
 double gpt2_grad_norm(GPT2 *m) {
+    gradient_room(m, 1);
     size_t spans = (m->n_params + SPAN - 1) / SPAN;
     double *part = (double *)(void *)room(ROOM_SUMS, spans * sizeof *part / sizeof(real));
     if (m->fresh) grads_zero(m, 0);
@@ -1118,59 +1240,37 @@ double gpt2_grad_norm(GPT2 *m) {
         for (size_t i = s * SPAN; i < end; i++) sum += (double)m->grads[i] * (double)m->grads[i];
         part[s] = sum;
     }
-    return root_of_sum(part, spans);
+    double total = 0;
+    for (size_t s = 0; s < spans; s++) total += part[s]; // in order: the same for any number of threads
+    return sqrt(total);
 }
 
-// AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
-// w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), the decay on matrices and embeddings only.
-// Returns the gradient's norm: memory is slow, and the gradient passes by.
 static double update(GPT2 *m, AdamW o, double grad_scale, int step) {
-    real b1 = (real)o.beta1, b2 = (real)o.beta2, gs = (real)grad_scale, eps = (real)o.eps;
-    real a1 = (real)(1 - o.beta1), a2 = (real)(1 - o.beta2); // before rounding: 1 - 0.999f is off by 1e-5
-    real lr = (real)(o.lr / (1 - pow(o.beta1, step))), vs = (real)(1 / (1 - pow(o.beta2, step)));
-    size_t spans = 0;
-    double *part = (double *)(void *)room(ROOM_SUMS, (m->n_params / SPAN + N_TENSORS) * sizeof *part / sizeof(real));
+    Update u = {o, grad_scale, step, 0};
     Tensor t[N_TENSORS];
-    gpt2_tensors(m->c, t);
+    gradient_room(m, 1);
     if (m->fresh) grads_zero(m, 0);
-    stage(STAGE_ADAMW);
-    profile.bytes[STAGE_ADAMW] += 7.0 * (double)m->n_params * sizeof(real); // reads four arrays, writes three
-    for (int k = 0; k < N_TENSORS; k++) {
-        real decay = t[k].decay ? (real)(o.lr * o.weight_decay) : 0;
-        real *restrict w = m->params + t[k].at, *restrict mm = m->m + t[k].at, *restrict vv = m->v + t[k].at;
-        const real *restrict g = m->grads + t[k].at;
-        PARALLEL_FOR
-        for (size_t i0 = 0; i0 < t[k].size; i0 += SPAN) {
-            size_t i1 = i0 + SPAN < t[k].size ? i0 + SPAN : t[k].size;
-            double sum = 0;
-            SIMD_SUM(sum)
-            for (size_t i = i0; i < i1; i++) {
-                real gi = gs * g[i];
-                mm[i] = b1 * mm[i] + a1 * gi;
-                vv[i] = b2 * vv[i] + a2 * gi * gi;
-                w[i] -= lr * mm[i] / (sqrt_real(vv[i] * vs) + eps) + decay * w[i];
-                sum += (double)g[i] * (double)g[i];
-            }
-            part[spans + i0 / SPAN] = sum;
-        }
-        spans += (t[k].size + SPAN - 1) / SPAN;
-    }
-    return root_of_sum(part, spans);
+    gpt2_tensors(m->c, t);
+    for (int i = 0; i < N_TENSORS; i++) adamw(m, &u, t[i].at, t[i].size, t[i].decay, m->grads + t[i].at);
+    return sqrt(u.square);
 }
 
 void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) { update(m, o, grad_scale, step); }
 
-void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double scale, int step) {
-    Loss l = micro_step(m, t, s, d, queries, n, scale, step);
-    s->sum.loss += l.loss;
-    s->sum.rank += l.rank;
-    s->sum.ft += l.ft;
+// One micro-batch is the whole step, and nothing waits for its norm: the update can be part of the backward.
+static int at_once(const Train *t, const StepRoom *s) { return s->queries <= t->micro_batch && !(t->grad_clip > 0); }
+
+void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n) {
+    Update u = {s->adam, 1, s->step, 0};
+    micro_step(m, t, s, d, queries, n);
+    backward(m, &s->b, s->c, at_once(t, s) ? &u : NULL);
+    m->norm = sqrt(u.square);
 }
 
-Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, AdamW adam, int step, double *grad_norm) {
-    if (t->grad_clip > 0) return step_end(m, t, s, adam, step, grad_norm); // which needs the norm first
-    *grad_norm = update(m, adam, 1, step);
-    check_norm(step, *grad_norm, s->sum.loss);
+Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
+    if (t->grad_clip > 0) return step_end(m, t, s, grad_norm); // which needs the norm first
+    *grad_norm = at_once(t, s) ? m->norm : update(m, s->adam, 1, s->step);
+    check_norm(s->step, *grad_norm, s->sum.loss);
     return s->sum;
 }
 

@@ -1574,8 +1574,8 @@ static void batch_loss(GPT2 *m, int Q, QueryLoss loss, Objective o, double scale
            m->c.reward, o, scale);
 }
 
-void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double scale, int step) {
-    (void)step;
+void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n) {
+    double scale = 1.0 / s->queries;
     batch_pack(&s->b, d, queries, n);
     forward(m, &s->b);
     batch_loss(m, n, t->loss, t->objective, scale);
@@ -1786,15 +1786,15 @@ static void update(GPT2 *m, AdamW o, double grad_scale, const StepEnd *end, int 
 
 void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) { update(m, o, grad_scale, NULL, step); }
 
-Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, AdamW adam, int step, double *grad_norm) {
+Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
     const StepEnd *e = m->end_host;
     LAUNCH(grad_norm_kernel, NORM_BLOCKS, BLOCK, 0, m->norm, m->grads, m->n_params);
     LAUNCH(step_end_kernel, 1, 32, 0, m->end, m->norm, NORM_BLOCKS, t->grad_clip);
-    update(m, adam, 1, m->end, step);
+    update(m, s->adam, 1, m->end, s->step);
     CHECK_CUDA(cudaMemcpyAsync(m->end_host, m->end, sizeof *m->end, cudaMemcpyDeviceToHost, device.stream));
     device_wait(); // the one of this step
-    if (e->bad) check_value(step, e->query - 1, e->bad - 1, e->value);
-    check_norm(step, *grad_norm = e->norm, e->loss.loss);
+    if (e->bad) check_value(s->step, e->query - 1, e->bad - 1, e->value);
+    check_norm(s->step, *grad_norm = e->norm, e->loss.loss);
     return s->sum = e->loss;
 }
 

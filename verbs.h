@@ -357,6 +357,7 @@ static inline void banner(const Options *o, GPT2 *m, const Ranked *d, const char
     Config c = gpt2_config(m);
     int bound[4], micro = o->micro_batch ? o->micro_batch : micro_batch_auto(m, d, training ? o->batch : d->Q);
     batch_bounds(d, micro, bound);
+    if (training && (o->batch > micro || o->grad_clip > 0)) training = 2;
     fprintf(stderr, "%-8s %s: %d layers, %d channels, %d heads, context %d, vocabulary %d, %.1fM parameters; "
             "%d queries, %d responses; %.0f MiB\n", verb, c.reward ? "reward model" : "policy", c.L, c.C, c.NH, c.T, c.V,
             (double)gpt2_count(c) / 1e6, d->Q, d->R, (double)gpt2_bytes(c, training, bound[0], c.reward ? bound[3] : bound[1]) / 1048576);

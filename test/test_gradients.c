@@ -341,8 +341,11 @@ static void whole_check(const char *what, Whole *w) {
     Tensor t[N_TENSORS];
     size_t n = gpt2_tensors(w->m->c, t);
     real *start = noise(n, 1);
+    gradient_room(w->m, 1);
     memcpy(w->m->grads, start, n * sizeof(real));
-    micro_step(w->m, &w->t, &w->s, &w->d, w->order, w->d.Q, 1.0 / w->d.Q, 1);
+    w->s.queries = w->d.Q;
+    micro_step(w->m, &w->t, &w->s, &w->d, w->order, w->d.Q);
+    gpt2_backward(w->m, &w->s.b, w->s.c);
     for (int i = 0; i < N_TENSORS; i++) {
         Input in = {t[i].name, w->m->params + t[i].at, w->m->grads + t[i].at, start + t[i].at, t[i].size};
         int shared = !strcmp(in.name, "lnfb") || !strcmp(in.name, "rewardb");

@@ -143,10 +143,13 @@ static Train train_make(int micro) {
 
 static const int step_k[6] = {4, 1, 5, 2, 3, 2}, step_order[6] = {3, 0, 5, 1, 4, 2};
 
+static int room_first; // 1: there is room for the whole gradient, needed or not
+
 // `steps` steps on the same six queries; losses (steps). The caller frees the model.
 static GPT2 *steps_run(Config c, Train t, int steps, double lr, Loss *losses, double *norm) {
     Ranked d = test_ranked(41, c.V, 6, step_k, 9, 10);
     GPT2 *m = model_make(c, 2);
+    if (room_first) gradient_room(m, 1);
     StepRoom s = step_room(m, &d, t.micro_batch);
     int64_t tokens = 0;
     for (int i = 0; i < steps; i++) losses[i] = train_step(m, &t, &s, &d, step_order, 6, lr, i + 1, norm, &tokens);
@@ -155,13 +158,18 @@ static GPT2 *steps_run(Config c, Train t, int steps, double lr, Loss *losses, do
     return m;
 }
 
+enum { NEVER = 1000000000 }; // a --grad-clip that clips nothing, but makes the gradient be kept
+
 static void test_micro_batch(void) {
     Loss all, one;
     double norm_all, norm_one;
-    GPT2 *m = steps_run(policy, train_make(6), 1, 0, &all, &norm_all);
+    Train t = train_make(6);
+    t.grad_clip = NEVER;
+    GPT2 *m = steps_run(policy, t, 1, 0, &all, &norm_all);
     for (int micro = 1; micro <= 4; micro += 3) { // 4: a second micro-batch of two
         char name[64];
-        GPT2 *m1 = steps_run(policy, train_make(micro), 1, 0, &one, &norm_one);
+        t.micro_batch = micro;
+        GPT2 *m1 = steps_run(policy, t, 1, 0, &one, &norm_one);
         double e = worse(fabs(one.loss / all.loss - 1), fabs(norm_one / norm_all - 1));
         snprintf(name, sizeof name, "micro-batch %d and 6", micro);
         check(e < 32 * eps, "%s: loss %.7g, gradient norm %.7g: error %.1e, tolerance %.1e", name, all.loss, norm_all,
@@ -170,6 +178,39 @@ static void test_micro_batch(void) {
         gpt2_free(m1);
     }
     gpt2_free(m);
+}
+
+// Where a step is one micro-batch and nothing clips, weights are updated during the backward and the gradient is never
+// whole. The result has the same bits as with a gradient that is kept; the norm is summed in another order.
+static void test_at_once(int reward, int kind) {
+    enum { STEPS = 3 };
+    Config c = {24, 401, 1000, 2, 4, 136, reward, 0}; // matrices and wte pass in parts, one of them beyond V
+    Train t = train_make(6);
+    GPT2 *m[3];
+    Loss losses[3][STEPS];
+    double norm[3];
+    size_t bytes = gpt2_count(c) * sizeof(real);
+    int keep = gemm_kind;
+    gemm_kind = kind;
+    t.adam.weight_decay = 0.1;
+    if (reward) t.loss = pairwise_loss;
+    memset(losses, 0, sizeof losses);
+    for (int i = 0; i < 3; i++) { // kept; used up as it comes; the same where there is room for all of it
+        t.grad_clip = i ? 0 : NEVER;
+        room_first = i == 2;
+        m[i] = steps_run(c, t, STEPS, 1e-3, losses[i], &norm[i]);
+    }
+    room_first = 0;
+    check(m[0]->grads && !m[1]->grads && m[2]->grads, "update during the backward: the gradient is whole %d, %d, %d", !!m[0]->grads, !!m[1]->grads, !!m[2]->grads);
+    for (int i = 1; i < 3; i++) {
+        int same = !memcmp(m[0]->params, m[i]->params, bytes) && !memcmp(m[0]->m, m[i]->m, bytes) && !memcmp(m[0]->v, m[i]->v, bytes);
+        double e = fabs(norm[i] / norm[0] - 1);
+        check(same && !memcmp(losses[0], losses[i], sizeof losses[0]) && e < 32 * eps,
+              "update during the backward, %s, %s product%s: bits of an update after it %d; norm %.9g, error %.1e, tolerance %.1e",
+              reward ? "reward model" : "policy", kind == GEMM_NAIVE ? "naive" : "packed", i == 2 ? ", room for all" : "", same, norm[i], e, 32 * eps);
+    }
+    for (int i = 0; i < 3; i++) gpt2_free(m[i]);
+    gemm_kind = keep;
 }
 
 // With the plain loops a run has the same bits whatever the number of threads.
@@ -503,19 +544,20 @@ static size_t heap_bytes(void) {
 #endif
 }
 
-static void test_bytes(Config c, int training) {
+static void test_bytes(Config c, int training) { // as gpt2_bytes counts it: 2 keeps the gradient
     enum { N = 300, U = 200 };
     float *params = test_params(c, 1);
     size_t before = heap_bytes(), said = gpt2_bytes(c, training, N, U);
     GPT2 *m = gpt2_build(c, params, training);
     gpt2_plan(m, N, U);
+    if (training) gradient_room(m, training == 2);
     size_t took = heap_bytes() - before;
     gpt2_plan(m, N - 1, U - 1); // less than there is: nothing to do
     size_t again = heap_bytes() - before;
     double e = fabs((double)took / (double)said - 1);
     check((before == 0 || e < 0.01) && again == took,
           "gpt2_bytes, %s%s: says %zu, the heap grew by %zu, error %.1e, tolerance 1e-2",
-          c.reward ? "reward model" : "policy", training ? ", training" : "", said, took, e);
+          c.reward ? "reward model" : "policy", training == 2 ? ", training, the gradient kept" : training ? ", training" : "", said, took, e);
     gpt2_free(m);
     check(heap_bytes() == before, "gpt2_free gives everything back: %zu bytes left", heap_bytes() - before);
     free(params);
@@ -553,6 +595,7 @@ int main(void) {
     test_prefix(reward, "reward model");
     test_live();
     test_micro_batch();
+    for (int reward = 0; reward <= 1; reward++) test_at_once(reward, GEMM_NAIVE), test_at_once(reward, GEMM_PACKED);
     test_threads(GEMM_NAIVE);
     test_threads(GEMM_PACKED);
     test_clip();
@@ -577,9 +620,8 @@ int main(void) {
     test_decode();
     test_adam();
     test_decay();
-    test_bytes(policy, 1);
-    test_bytes(policy, 0);
-    test_bytes(reward, 1);
+    for (int training = 0; training <= 2; training++) test_bytes(policy, training);
+    test_bytes(reward, 2);
     test_random();
     return test_summary();
 }

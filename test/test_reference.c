@@ -117,6 +117,7 @@ static Figures gradients(GPT2 *m, const Ranked *d, Train t, double *p) {
     int *order = (int *)xalloc((size_t)d->Q, sizeof *order);
     for (int q = 0; q < d->Q; q++) order[q] = q;
     t.micro_batch = d->Q;
+    t.grad_clip = 1e9; // clips nothing, but makes the gradient be kept
     Loss l = train_step(m, &t, &s, d, order, d->Q, 0, 1, &f.norm, &tokens);
     f.loss = l.loss, f.rank = l.rank, f.ft = l.ft;
     if (p) memcpy(p, s.p, (size_t)d->R * sizeof *p);
@@ -198,15 +199,15 @@ static void test_reward(const Ranked *d, const char *name, QueryLoss loss) {
 }
 
 // ----------------------------------------------------------------------------
-// Ten steps of AdamW: weight decay 0.1 on matrices and embeddings, four queries a step, in micro-batches of three
+// Ten steps of AdamW: weight decay 0.1 on matrices and embeddings, four queries a step, in micro-batches of three or in one
 
-static void test_curve(const Ranked *d, const char *name, QueryLoss loss, double clip) {
+static void test_curve(const Ranked *d, const char *name, QueryLoss loss, double clip, int micro) {
     enum { STEPS = 10, BATCH = 4 };
     char what[96], key[32];
     double losses[STEPS], norms[STEPS];
     int64_t tokens = 0;
     GPT2 *m = model_read(loss != rrhf_loss);
-    Train t = train_make(loss, test_objective(), 3);
+    Train t = train_make(loss, test_objective(), micro);
     StepRoom s = step_room(m, d, t.micro_batch);
     int order[BATCH];
     t.grad_clip = clip;
@@ -215,7 +216,7 @@ static void test_curve(const Ranked *d, const char *name, QueryLoss loss, double
         losses[i] = train_step(m, &t, &s, d, order, BATCH, 1e-3, i + 1, &norms[i], &tokens).loss;
     }
     snprintf(key, sizeof key, "%s.%s", name, clip > 0 ? "clipped" : "curve");
-    snprintf(what, sizeof what, "%s: loss over %d steps%s", name, STEPS, clip > 0 ? ", gradients clipped" : "");
+    snprintf(what, sizeof what, "%s: loss over %d steps%s, micro-batches of %d", name, STEPS, clip > 0 ? ", gradients clipped" : "", micro);
     check_values(what, losses, key, STEPS);
     strcat(key, ".norm");
     snprintf(what, sizeof what, "%s: gradient norms of these", name);
@@ -232,9 +233,10 @@ int main(int argc, char **argv) {
     test_reward(&d, "labels", logistic_loss);
     test_reward(&d, "pairs", pairwise_loss);
     for (int clipped = 0; clipped < 2; clipped++) {
-        test_curve(&d, "rrhf", rrhf_loss, clipped * 2.0);
-        test_curve(&d, "labels", logistic_loss, clipped * 0.2);
-        test_curve(&d, "pairs", pairwise_loss, clipped * 0.2);
+        test_curve(&d, "rrhf", rrhf_loss, clipped * 2.0, 3);
+        test_curve(&d, "rrhf", rrhf_loss, clipped * 2.0, 4);
+        test_curve(&d, "labels", logistic_loss, clipped * 0.2, 3);
+        test_curve(&d, "pairs", pairwise_loss, clipped * 0.2, 3);
     }
     ranked_free(&d);
     return test_summary();
