@@ -53,9 +53,11 @@ dev/table: dev/table.c $(HEADERS)
 
 # Tests: each is one program (or script) that prints a line per check and ends with "N passed, N failed".
 TEST_BUILD = $(CC) $(CFLAGS) -O2 $(OPTIONS) -DNO_MAIN -o $@ $< $(BLAS) $(ONEDNN) $(LDLIBS)
-TESTS = $(addprefix test/test_,tokenizer plot rrhf gradients model model_double reference sampler policies $(if $(CJSON),convert))
+TESTS = $(addprefix test/test_,tokenizer plot rrhf gradients model model_double model_vector16 model_vector64 reference sampler policies $(if $(CJSON),convert))
 test/test_%: test/test_%.c train_rrhf.c test/test.h $(HEADERS)
 	$(TEST_BUILD)
+test/test_model_vector%: test/test_model.c train_rrhf.c test/test.h $(HEADERS) # a vector width that this machine may lack
+	$(TEST_BUILD) -DVECTOR=$*
 test/test_gradients: test/test_gradients.c train_rrhf.c test/test.h $(HEADERS)
 	$(TEST_BUILD) -DREAL=double
 test/test_model_double: test/test_model.c train_rrhf.c test/test.h $(HEADERS)

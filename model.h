@@ -236,8 +236,12 @@ void   backend_profile(int steps);               // --profile 1: 0 = begin; else
 void   backend_dtype_set(const char *dtype);     // --dtype: "fp32" or "bf16"; before backend_start
 const char *backend_dtype(void);                 // what is computed in: "fp32" or "bf16"
 
-static inline void gpt2_get(GPT2 *m, enum Copy what, float *host) { gpt2_get_part(m, what, 0, gpt2_count(gpt2_config(m)), host); }
-static inline void gpt2_set(GPT2 *m, enum Copy what, const float *host) { gpt2_set_part(m, what, 0, gpt2_count(gpt2_config(m)), host); }
+static inline void gpt2_get(GPT2 *m, enum Copy what, float *host) {
+    gpt2_get_part(m, what, 0, gpt2_count(gpt2_config(m)), host);
+}
+static inline void gpt2_set(GPT2 *m, enum Copy what, const float *host) {
+    gpt2_set_part(m, what, 0, gpt2_count(gpt2_config(m)), host);
+}
 
 // Between a model and a file, a part at a time: a second copy of a large model may be more than the machine holds.
 enum { GPT2_PART = 1 << 18 };

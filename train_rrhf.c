@@ -148,13 +148,16 @@ static void gemm_naive(int M, int N, int K, const real *a, size_t am, size_t ak,
 // Reuse: a panel stays in the first cache while the strips of a TILE_M pass by, those in the second while the panels of
 // a TILE_N do. A thread packs its panels itself, just before it needs them; all share the strips, MC rows of KALL terms
 // at most.
+#ifndef VECTOR // bytes of a vector register; the tests also build widths that their machine lacks
 #if defined(__AVX512F__)
-enum { VECTOR = 64, MR = 6, NV = 4 };
+#define VECTOR 64
 #elif defined(__AVX__)
-enum { VECTOR = 32, MR = 6, NV = 2 };
+#define VECTOR 32
 #else
-enum { VECTOR = 16, MR = 6, NV = 2 };
+#define VECTOR 16
 #endif
+#endif
+enum { MR = 6, NV = VECTOR == 64 ? 4 : 2 }; // AVX-512 has 32 registers, the others 16
 enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 384, TILE_M = 16 * MR, TILE_N = 64, MC = 10 * TILE_M, KALL = 8 * KC };
 typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
 
@@ -185,12 +188,13 @@ static void gemm_tile(int K, const real *restrict strip, const real *restrict pa
 }
 
 // Copies `lines` lines (stride `line`) of K terms (stride `term`) into panels (K, width), the last zero-padded.
-static inline __attribute__((always_inline)) void gemm_pack(real *restrict dst, const real *restrict src, size_t line, size_t term,
-                                                            int lines, const int width, int K) {
+static inline __attribute__((always_inline)) void gemm_pack(real *restrict dst, const real *restrict src, size_t line,
+                                                            size_t term, int lines, const int width, int K) {
     int whole = lines / width * width;
     if (line == 1)
         for (int k = 0; k < K; k++)
-            for (int p = 0; p < whole; p += width) memcpy(dst + (size_t)p * K + k * width, src + k * term + p, width * sizeof *dst);
+            for (int p = 0; p < whole; p += width)
+                memcpy(dst + (size_t)p * K + k * width, src + k * term + p, width * sizeof *dst);
     else
         for (int p = 0; p < whole; p += width)
             for (int k = 0; k < K; k++)
@@ -221,7 +225,8 @@ static void gemm_block(int M, int N, int K, const real *pa, const real *pb, real
     for (int i0 = 0; i0 < M; i0 += TILE_M)
         for (int j = 0; j < N; j += NR)
             for (int i = i0; i < min_int(i0 + TILE_M, M); i += MR)
-                gemm_tile(K, pa + (size_t)i * K, pb + (size_t)j * K, c + (size_t)i * ldc + j, ldc, min_int(MR, M - i), min_int(NR, N - j), add);
+                gemm_tile(K, pa + (size_t)i * K, pb + (size_t)j * K, c + (size_t)i * ldc + j, ldc,
+                          min_int(MR, M - i), min_int(NR, N - j), add);
 }
 
 static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
@@ -231,7 +236,8 @@ static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak
     for (int K0 = 0; K0 < K; K0 += KALL)
         for (int m0 = 0; m0 < M; m0 += MC) {
             int K1 = min_int(K0 + KALL, K), mc = min_int(MC, M - m0), full = (mc + MR - 1) / MR * MR;
-            int strips = (mc + TILE_M - 1) / TILE_M, parts = min_int(strips, (2 * n_threads + tiles - 1) / tiles); // work for all threads
+            int strips = (mc + TILE_M - 1) / TILE_M;
+            int parts = min_int(strips, (2 * n_threads + tiles - 1) / tiles); // few tiles: share the rows out as well
             PARALLEL_FOR2
             for (int k0 = K0; k0 < K1; k0 += KC)
                 for (int i = 0; i < mc; i += TILE_M) {
@@ -293,8 +299,10 @@ static void *onednn_operand(int which, const real *src, int rows, int cols, size
     for (int r = 0; r < rows; r++) {
         const real *from = src + (size_t)r * lead;
         size_t at = (size_t)r * (size_t)cols;
-        if (onednn_bf16) for (int i = 0; i < cols; i++) ((uint16_t *)(void *)to)[at + i] = (uint16_t)(bf16_round((float)from[i]) >> 16);
-        else for (int i = 0; i < cols; i++) ((uint32_t *)(void *)to)[at + i] = bf16_round((float)from[i]);
+        uint16_t *half = (uint16_t *)(void *)to + at;
+        uint32_t *bits = (uint32_t *)(void *)to + at;
+        if (onednn_bf16) for (int i = 0; i < cols; i++) half[i] = (uint16_t)(bf16_round((float)from[i]) >> 16);
+        else for (int i = 0; i < cols; i++) bits[i] = bf16_round((float)from[i]);
     }
     return to;
 }
@@ -308,7 +316,8 @@ static void gemm_onednn(int transa, int transb, int M, int N, int K, const real 
         onednn_check(dnnl_engine_create(&engine, dnnl_cpu, 0), "start");
         onednn_check(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags), "start");
     }
-    void *data[3] = {onednn_operand(ROOM_A, a, transa ? K : M, transa ? M : K, lda), onednn_operand(ROOM_B, b, transb ? N : K, transb ? K : N, ldb), c};
+    void *data[3] = {onednn_operand(ROOM_A, a, transa ? K : M, transa ? M : K, lda),
+                     onednn_operand(ROOM_B, b, transb ? N : K, transb ? K : N, ldb), c};
     dnnl_data_type_t type = onednn_bf16 ? dnnl_bf16 : dnnl_f32, types[3] = {type, type, dnnl_f32};
     dnnl_dims_t dims[3] = {{M, K}, {K, N}, {M, N}};
     dnnl_dims_t strides[3] = {{transa ? 1 : K, transa ? M : 1}, {transb ? 1 : N, transb ? K : 1}, {(dnnl_dim_t)ldc, 1}};
@@ -326,7 +335,8 @@ static void gemm_onednn(int transa, int transb, int M, int N, int K, const real 
         onednn_check(dnnl_memory_desc_create_with_strides(&desc[i], 2, dims[i], types[i], strides[i]), "describe a matrix");
     if (beta != 0) onednn_check(dnnl_post_ops_append_sum(ops, 1, 0, dnnl_data_type_undef), "add to a matrix");
     onednn_check(dnnl_primitive_attr_set_post_ops(attr, ops), "add to a matrix");
-    onednn_check(dnnl_matmul_primitive_desc_create(&made, engine, desc[0], desc[1], NULL, desc[2], attr), "multiply these matrices");
+    onednn_check(dnnl_matmul_primitive_desc_create(&made, engine, desc[0], desc[1], NULL, desc[2], attr),
+                 "multiply these matrices");
 #else
     dnnl_memory_desc_t made_of[3], *desc[3];
     dnnl_matmul_desc_t matmul;
@@ -399,7 +409,8 @@ static void rows_backward(real *dw, const real *dout, const int *row, int from, 
     PARALLEL_FOR
     for (int i = 0; i < C; i += SPAN)
         for (int n = 0; n < N; n++)
-            if (row[n] >= from && row[n] < to) axpy(dw + (size_t)(row[n] - from) * C + i, 1, dout + (size_t)n * C + i, min_int(SPAN, C - i));
+            if (row[n] >= from && row[n] < to)
+                axpy(dw + (size_t)(row[n] - from) * C + i, 1, dout + (size_t)n * C + i, min_int(SPAN, C - i));
 }
 
 // dwte[token[n]] += dout[n], dwpe[pos[n]] += dout[n]
@@ -459,7 +470,8 @@ static void layernorm_backward(real *dx, real *dw, real *db, const real *dout, c
 
 // Matmul with bias and residual: out = residual + x W^T + bias; residual may be NULL, and may be out itself.
 // out, residual (N,OC), x (N,C), W (OC,C), bias (OC)
-static void matmul_forward(real *out, const real *x, const real *w, const real *bias, const real *residual, int N, int C, int OC) {
+static void matmul_forward(real *out, const real *x, const real *w, const real *bias, const real *residual,
+                           int N, int C, int OC) {
     PARALLEL_FOR
     for (int n = 0; n < N; n++)
         for (int o = 0; o < OC; o++)
@@ -471,7 +483,8 @@ static real grad_beta = 1; // 0 in a step's first backward: products then overwr
 
 // dx = dout W, dW += dout^T x, dbias += sum_N dout. (The residual's gradient is dout itself.) dw may be NULL: then its
 // product is the caller's.
-static void matmul_backward(real *dx, real *dw, real *dbias, const real *dout, const real *x, const real *w, int N, int C, int OC) {
+static void matmul_backward(real *dx, real *dw, real *dbias, const real *dout, const real *x, const real *w,
+                            int N, int C, int OC) {
     enum { SPAN = 64 };
     gemm(0, 0, N, C, OC, dout, (size_t)OC, w, (size_t)C, 0, dx, (size_t)C);
     if (dw) gemm(1, 0, OC, C, N, dout, (size_t)OC, x, (size_t)C, grad_beta, dw, (size_t)C);
@@ -484,11 +497,16 @@ static void matmul_backward(real *dx, real *dw, real *dbias, const real *dout, c
 // to one query or to one response, so they see the same m keys, but for the causal end:
 //   S = Q K^T / sqrt(hs) (rows,m),  P = softmax(S) row by row,  out = P V
 // Saves only lse_n = log sum_j exp(S_nj), from which the backward computes P again.
-typedef struct { int n0, n1, m; struct { int from, keys, at; } run[2]; } RowBlock; // run: keys from .. from+keys-1 are columns at ..
+typedef struct { int from, keys, at; } Keys; // the keys of rows from .. from+keys-1 are columns at .. of S
+typedef struct {
+    int n0, n1; // rows n0 .. n1-1
+    int m;      // keys that the last of them sees
+    Keys run[2]; // the query's (none, where these are the query's rows) and the rows' own
+} RowBlock;
 
 enum { BLOCK_ROWS = TILE_M };
 
-// The block of rows from n on, of a query's rows that end at `end`.
+// The block of rows from n on, of a query's rows that end at `end`. (b0[n] <= n says that n is a response's.)
 static RowBlock attention_rows(const Batch *b, int n, int end) {
     int response = b->b0[n] <= n, own = response ? b->b0[n] : b->a0[n], prefix = response ? b->a1[n] - b->a0[n] : 0;
     RowBlock r = {n, n + 1, 0, {{b->a0[n], prefix, 0}, {own, 0, prefix}}};
@@ -525,7 +543,8 @@ static void attention_forward(real *out, real *lse, const real *qkv, const Batch
                 RowBlock r = attention_rows(b, n, end);
                 int rows = r.n1 - n, m = r.m;
                 for (int i = 0; i < 2; i++)
-                    gemm_small(rows, r.run[i].keys, hs, q + n * C3, C3, 1, k + r.run[i].from * C3, 1, C3, 0, S + r.run[i].at, (size_t)m);
+                    gemm_small(rows, r.run[i].keys, hs, q + n * C3, C3, 1, k + r.run[i].from * C3, 1, C3, 0,
+                               S + r.run[i].at, (size_t)m);
                 for (int i = 0; i < rows; i++) {
                     real *s = S + (size_t)i * m, max = -INFINITY, sum = 0;
                     int seen = m - rows + i + 1;
@@ -537,8 +556,8 @@ static void attention_forward(real *out, real *lse, const real *qkv, const Batch
                     lse[(size_t)(n + i) * NH + h] = scale * max + (real)log(sum);
                 }
                 for (int i = 0; i < 2; i++)
-                    gemm_small(rows, hs, r.run[i].keys, S + r.run[i].at, (size_t)m, 1, v + r.run[i].from * C3, C3, 1, r.run[i].at > 0,
-                               out + (size_t)n * C + h * hs, (size_t)C);
+                    gemm_small(rows, hs, r.run[i].keys, S + r.run[i].at, (size_t)m, 1, v + r.run[i].from * C3, C3, 1,
+                               r.run[i].at > 0, out + (size_t)n * C + h * hs, (size_t)C);
                 n = r.n1;
             }
         }
@@ -606,8 +625,8 @@ static void cache_write(real *cache, int slots, const real *qkv, const Decode *d
 }
 
 // One new token and one head. Inlined with hs a constant for GPT-2's head sizes: then its inner loops are straight vector code.
-static inline __attribute__((always_inline)) void attention_decode_head(real *out, const real *q, const real *kv, const int *slot, int len,
-                                                                        real *s, const int hs) {
+static inline __attribute__((always_inline)) void attention_decode_head(real *out, const real *q, const real *kv, const int *slot,
+                                                                        int len, real *s, const int hs) {
     real scale = 1 / sqrt_real((real)hs), max = -INFINITY, sum = 0;
     for (int j = 0; j < len; j++) {
         s[j] = scale * dot(q, kv + (size_t)slot[j] * 2 * hs, hs);
@@ -741,17 +760,19 @@ static void gather_backward(real *dx, const real *dout, const int *row, int U, i
 // GPT-2
 
 // X(name, layers, rows, columns): what the forward saves for the backward. S = L slices where a backward will follow,
-// else 1.
-#define ACTIVATIONS(X)                                                                   \
-    X(x,      S + 1, N, c.C)      /* residual stream before each block, and at the end */ \
+// else 1. Of every block:
+#define SAVED(X)                                                                         \
+    X(x,      S + 1, N, c.C)      /* residual stream before it, and at the end */        \
     X(mean1,  S, N, 1)                                                                   \
     X(rstd1,  S, N, 1)                                                                   \
     X(qkv,    S, N, 3 * c.C)                                                             \
     X(mid,    S, N, c.C)          /* residual stream after attention */                  \
     X(mean2,  S, N, 1)                                                                   \
     X(rstd2,  S, N, 1)                                                                   \
-    X(fc,     S, N, 4 * c.C)                                                             \
-    X(read,   1, U, c.C)          /* the rows that are read */                           \
+    X(fc,     S, N, 4 * c.C)
+// and of the rows that are read:
+#define SAVED_READ(X)                                                                    \
+    X(read,   1, U, c.C)          /* their residual stream */                           \
     X(lnf,    1, U, c.C)                                                                 \
     X(meanf,  1, U, 1)                                                                   \
     X(rstdf,  1, U, 1)                                                                   \
@@ -773,7 +794,8 @@ struct GPT2 {
     real *params, *m, *v;             // each (n_params), the moments only for training
     real *grads, *pieces;             // the gradient, whole (n_params) or in pieces: see gradient_room
 #define X(name, layers, rows, cols) real *name;
-    ACTIVATIONS(X)
+    SAVED(X)
+    SAVED_READ(X)
     BLOCK_ROOM(X)
 #undef X
     int training;
@@ -799,7 +821,8 @@ static size_t activation_count(Config c, int training, int N, int U) {
     int S = training ? c.L : 1;
     size_t n = LINE;
 #define X(name, layers, rows, cols) n += line_up((size_t)(layers) * (size_t)(rows) * (size_t)(cols));
-    ACTIVATIONS(X)
+    SAVED(X)
+    SAVED_READ(X)
     BLOCK_ROOM(X)
 #undef X
     return n;
@@ -844,7 +867,8 @@ static void gradient_room(GPT2 *m, int whole) {
 }
 
 size_t gpt2_bytes(Config c, int training, int N, int U) {
-    return sizeof(real) * (state_count(c, training) + activation_count(c, training, N, U) + (training ? gradient_count(c, training == 2) : 0));
+    size_t gradient = training ? gradient_count(c, training == 2) : 0;
+    return sizeof(real) * (state_count(c, training) + gradient + activation_count(c, training, N, U));
 }
 
 int gpt2_tokens(const GPT2 *m) { (void)m; return 2048; } // enough to fill the matrix products
@@ -869,7 +893,8 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
 
 void gpt2_free(GPT2 *m) {
     if (!m) return;
-    free(m->state); free(m->kept); free(m->activations); free(m->cache); free(m->dec); free(m->dec_logits); free(m->top); free(m->top_lse);
+    free(m->state); free(m->kept); free(m->activations);
+    free(m->cache); free(m->dec); free(m->dec_logits); free(m->top); free(m->top_lse);
     free(m);
 }
 
@@ -921,26 +946,41 @@ void gpt2_plan(GPT2 *m, int N, int U) {
     m->activations = (real *)xalloc(activation_count(c, training, N, U), sizeof(real));
     real *p = line_start(m->activations);
 #define X(name, layers, rows, cols) m->name = p; p += line_up((size_t)(layers) * (size_t)(rows) * (size_t)(cols));
-    ACTIVATIONS(X)
+    SAVED(X)
+    SAVED_READ(X)
     BLOCK_ROOM(X)
 #undef X
 }
 
-// Where block l finds its parameters, its matrices' gradients, and its slice of what is saved (of two residual streams
-// where nothing is).
-typedef struct { size_t C, CC, dCC, n, NC; real *x, *next; } Slice;
-static Slice block_slice(const GPT2 *m, int l) {
-    size_t C = (size_t)m->c.C, N = (size_t)m->N, L = (size_t)l, saved = m->training ? L : 0;
-    Slice s = {L * C, L * C * C, m->grads ? L * C * C : 0, saved * N, saved * N * C, NULL, NULL};
-    s.x = m->x + (m->training ? L : L & 1) * N * C;
-    s.next = m->x + (m->training ? L + 1 : (L + 1) & 1) * N * C;
+// Block l's slices of the tensors that have one for each block. matrices 0: only of the others.
+static Params block_params(Config c, Params p, int l, int matrices) {
+#define X(name, layers, rows, cols, decay) \
+    if ((layers) > 1 && (matrices || !(decay))) p.name += (size_t)l * (size_t)(rows) * (size_t)(cols);
+    GPT2_PARAMS(X)
+#undef X
+    return p;
+}
+
+// Block l's slices of what is saved; next: the residual stream after it. Without a backward to follow, two take turns.
+#define X(name, layers, rows, cols) real *name;
+typedef struct { SAVED(X) real *next; } Block;
+#undef X
+static Block block_saved(const GPT2 *m, int l) {
+    Config c = m->c;
+    size_t slice = m->training ? (size_t)l : 0, next = m->training ? (size_t)l + 1 : (size_t)(l + 1) & 1, N = (size_t)m->N;
+    Block s;
+#define X(name, layers, rows, cols) s.name = m->name + slice * (rows) * (size_t)(cols);
+    SAVED(X)
+#undef X
+    if (!m->training) s.x = m->x + ((size_t)l & 1) * N * (size_t)c.C;
+    s.next = m->x + next * N * (size_t)c.C;
     return s;
 }
 
 // ----------------------------------------------------------------------------
 // The optimizer
 
-enum { SPAN = 4096 }; // a thread's piece of the parameters
+enum { PIECE = 4096 }; // parameters that a thread takes at a time
 
 // An update on its way: AdamW at this step, the gradient times grad_scale; square: of the unscaled gradient so far.
 typedef struct { AdamW o; double grad_scale; int step; double square; } Update;
@@ -955,12 +995,12 @@ static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const rea
     real lr = (real)(o.lr / (1 - pow(o.beta1, u->step))), vs = (real)(1 / (1 - pow(o.beta2, u->step)));
     real decay = decays ? (real)(o.lr * o.weight_decay) : 0;
     real *restrict w = m->params + at, *restrict mm = m->m + at, *restrict vv = m->v + at;
-    double *part = (double *)(void *)room(ROOM_SUMS, (n / SPAN + 1) * sizeof *part / sizeof(real));
+    double *part = (double *)(void *)room(ROOM_SUMS, (n / PIECE + 1) * sizeof *part / sizeof(real));
     stage(STAGE_ADAMW);
     profile.bytes[STAGE_ADAMW] += 7.0 * (double)n * sizeof(real); // reads four arrays, writes three
     PARALLEL_FOR
-    for (size_t i0 = 0; i0 < n; i0 += SPAN) {
-        size_t i1 = i0 + SPAN < n ? i0 + SPAN : n;
+    for (size_t i0 = 0; i0 < n; i0 += PIECE) {
+        size_t i1 = i0 + PIECE < n ? i0 + PIECE : n;
         double sum = 0;
         SIMD_SUM(sum)
         for (size_t i = i0; i < i1; i++) {
@@ -970,9 +1010,9 @@ static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const rea
             w[i] -= lr * mm[i] / (sqrt_real(vv[i] * vs) + eps) + decay * w[i];
             sum += (double)g[i] * (double)g[i];
         }
-        part[i0 / SPAN] = sum;
+        part[i0 / PIECE] = sum;
     }
-    for (size_t i = 0; i < (n + SPAN - 1) / SPAN; i++) u->square += part[i]; // in order: the same for any number of threads
+    for (size_t i = 0; i < (n + PIECE - 1) / PIECE; i++) u->square += part[i]; // in order: the same for any number of threads
 }
 
 // ----------------------------------------------------------------------------
@@ -980,27 +1020,26 @@ static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const rea
 
 // One block of the transformer, forward: x -> x + attention(ln1(x)) -> that + mlp(ln2(that)).
 static void block_forward(GPT2 *m, const Batch *b, int l) {
-    Config c = m->c;
-    Params w = m->w;
-    Slice s = block_slice(m, l);
-    int N = b->N, C = c.C;
-    real *mid = m->mid + s.NC;
-    layernorm_forward(m->ln, m->mean1 + s.n, m->rstd1 + s.n, s.x, w.ln1w + s.C, w.ln1b + s.C, N, C);
+    Params w = block_params(m->c, m->w, l, 1);
+    Block s = block_saved(m, l);
+    int N = b->N, C = m->c.C, NH = m->c.NH;
+    layernorm_forward(m->ln, s.mean1, s.rstd1, s.x, w.ln1w, w.ln1b, N, C);
     stage(STAGE_QKV);
-    matmul_forward(m->qkv + 3 * s.NC, m->ln, w.qkvw + 3 * s.CC, w.qkvb + 3 * s.C, NULL, N, C, 3 * C);
-    attention_forward(m->att, m->lse, m->qkv + 3 * s.NC, b, C, c.NH);
+    matmul_forward(s.qkv, m->ln, w.qkvw, w.qkvb, NULL, N, C, 3 * C);
+    attention_forward(m->att, m->lse, s.qkv, b, C, NH);
     stage(STAGE_ATTPROJ);
-    matmul_forward(mid, m->att, w.attprojw + s.CC, w.attprojb + s.C, s.x, N, C, C);
-    layernorm_forward(m->ln, m->mean2 + s.n, m->rstd2 + s.n, mid, w.ln2w + s.C, w.ln2b + s.C, N, C);
+    matmul_forward(s.mid, m->att, w.attprojw, w.attprojb, s.x, N, C, C);
+    layernorm_forward(m->ln, s.mean2, s.rstd2, s.mid, w.ln2w, w.ln2b, N, C);
     stage(STAGE_FC);
-    matmul_forward(m->fc + 4 * s.NC, m->ln, w.fcw + 4 * s.CC, w.fcb + 4 * s.C, NULL, N, C, 4 * C);
-    gelu_forward(m->gelu, m->fc + 4 * s.NC, N, 4 * C);
+    matmul_forward(s.fc, m->ln, w.fcw, w.fcb, NULL, N, C, 4 * C);
+    gelu_forward(m->gelu, s.fc, N, 4 * C);
     stage(STAGE_FCPROJ);
-    matmul_forward(s.next, m->gelu, w.fcprojw + 4 * s.CC, w.fcprojb + s.C, mid, N, 4 * C, C);
+    matmul_forward(s.next, m->gelu, w.fcprojw, w.fcprojb, s.mid, N, 4 * C, C);
 }
 
 // matmul_backward and, where u is not NULL, the update of W, as many rows at a time as there is room for.
-static void linear_backward(GPT2 *m, Update *u, real *dx, real *dw, real *dbias, const real *dout, const real *x, const real *w, int N, int C, int OC) {
+static void linear_backward(GPT2 *m, Update *u, real *dx, real *dw, real *dbias, const real *dout, const real *x, const real *w,
+                            int N, int C, int OC) {
     enum Stage here = profile.at;
     int some = (int)(update_room(m->c) / (size_t)C);
     matmul_backward(dx, u ? NULL : dw, dbias, dout, x, w, N, C, OC);
@@ -1016,28 +1055,26 @@ static void linear_backward(GPT2 *m, Update *u, real *dx, real *dw, real *dbias,
 
 // The same block backward; dx is the gradient of its output, then of its input.
 static void block_backward(GPT2 *m, real *dx, const Batch *b, int l, Update *u) {
-    Config c = m->c;
-    Params w = m->w, d = m->dw;
-    Slice s = block_slice(m, l);
-    int N = b->N, C = c.C;
-    real *mid = m->mid + s.NC, *mean1 = m->mean1 + s.n, *rstd1 = m->rstd1 + s.n, *mean2 = m->mean2 + s.n, *rstd2 = m->rstd2 + s.n;
+    Params w = block_params(m->c, m->w, l, 1), d = block_params(m->c, m->dw, l, m->grads != NULL);
+    Block s = block_saved(m, l);
+    int N = b->N, C = m->c.C, NH = m->c.NH;
     real *dln = m->att, *datt = m->ln, *dqkv = m->gelu; // each where something is not needed at that time
-    gelu_forward(m->gelu, m->fc + 4 * s.NC, N, 4 * C);
+    gelu_forward(m->gelu, s.fc, N, 4 * C);
     stage(STAGE_DFCPROJ);
-    linear_backward(m, u, m->dgelu, d.fcprojw + 4 * s.dCC, d.fcprojb + s.C, dx, m->gelu, w.fcprojw + 4 * s.CC, N, 4 * C, C);
-    gelu_backward(m->dgelu, m->fc + 4 * s.NC, N, 4 * C);
-    layernorm_forward(m->ln, mean2, rstd2, mid, w.ln2w + s.C, w.ln2b + s.C, N, C);
+    linear_backward(m, u, m->dgelu, d.fcprojw, d.fcprojb, dx, m->gelu, w.fcprojw, N, 4 * C, C);
+    gelu_backward(m->dgelu, s.fc, N, 4 * C);
+    layernorm_forward(m->ln, s.mean2, s.rstd2, s.mid, w.ln2w, w.ln2b, N, C);
     stage(STAGE_DFC);
-    linear_backward(m, u, dln, d.fcw + 4 * s.dCC, d.fcb + 4 * s.C, m->dgelu, m->ln, w.fcw + 4 * s.CC, N, C, 4 * C);
-    layernorm_backward(dx, d.ln2w + s.C, d.ln2b + s.C, dln, mid, w.ln2w + s.C, mean2, rstd2, N, C);
-    attention_forward(m->att, m->lse, m->qkv + 3 * s.NC, b, C, c.NH);
+    linear_backward(m, u, dln, d.fcw, d.fcb, m->dgelu, m->ln, w.fcw, N, C, 4 * C);
+    layernorm_backward(dx, d.ln2w, d.ln2b, dln, s.mid, w.ln2w, s.mean2, s.rstd2, N, C);
+    attention_forward(m->att, m->lse, s.qkv, b, C, NH);
     stage(STAGE_DATTPROJ);
-    linear_backward(m, u, datt, d.attprojw + s.dCC, d.attprojb + s.C, dx, m->att, w.attprojw + s.CC, N, C, C);
-    attention_backward(dqkv, datt, m->att, m->lse, m->qkv + 3 * s.NC, b, C, c.NH);
-    layernorm_forward(m->ln, mean1, rstd1, s.x, w.ln1w + s.C, w.ln1b + s.C, N, C);
+    linear_backward(m, u, datt, d.attprojw, d.attprojb, dx, m->att, w.attprojw, N, C, C);
+    attention_backward(dqkv, datt, m->att, m->lse, s.qkv, b, C, NH);
+    layernorm_forward(m->ln, s.mean1, s.rstd1, s.x, w.ln1w, w.ln1b, N, C);
     stage(STAGE_DQKV);
-    linear_backward(m, u, dln, d.qkvw + 3 * s.dCC, d.qkvb + 3 * s.C, dqkv, m->ln, w.qkvw + 3 * s.CC, N, C, 3 * C);
-    layernorm_backward(dx, d.ln1w + s.C, d.ln1b + s.C, dln, s.x, w.ln1w + s.C, mean1, rstd1, N, C);
+    linear_backward(m, u, dln, d.qkvw, d.qkvb, dqkv, m->ln, w.qkvw, N, C, 3 * C);
+    layernorm_backward(dx, d.ln1w, d.ln1b, dln, s.x, w.ln1w, s.mean1, s.rstd1, N, C);
 }
 
 void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
@@ -1047,7 +1084,7 @@ void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
     gpt2_plan(m, b->N, U);
     embedding_forward(m->x, b->token, b->pos, m->w.wte, m->w.wpe, b->N, c.C);
     for (int l = 0; l < c.L; l++) block_forward(m, b, l);
-    gather_forward(m->read, block_slice(m, c.L).x, rows, U, c.C);
+    gather_forward(m->read, block_saved(m, c.L).x, rows, U, c.C);
     layernorm_forward(m->lnf, m->meanf, m->rstdf, m->read, m->w.lnfw, m->w.lnfb, U, c.C);
     if (c.reward) head_forward(out, m->lnf, m->w.rewardw, m->w.rewardb, U, c.C);
     else classifier_forward(out, m->logits, m->lsef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
@@ -1057,9 +1094,11 @@ void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
 // Moves the rows from[0..n-1], ascending, to the front of each of `layers` arrays (rows, cols).
 static void rows_keep(real *x, int layers, int rows, size_t cols, const int *from, int n) {
     PARALLEL_FOR
-    for (int l = 0; l < layers; l++)
+    for (int l = 0; l < layers; l++) {
+        real *slice = x + (size_t)l * (size_t)rows * cols;
         for (int i = 0; i < n; i++)
-            if (from[i] != i) memcpy(x + ((size_t)l * (size_t)rows + i) * cols, x + ((size_t)l * (size_t)rows + from[i]) * cols, cols * sizeof *x);
+            if (from[i] != i) memcpy(slice + i * cols, slice + from[i] * cols, cols * sizeof *x);
+    }
 }
 
 // A response with c_i = 0 has no gradient, and nobody else sees its tokens: backward, the batch is one without it. RRHF has
@@ -1068,8 +1107,8 @@ static void rows_keep(real *x, int layers, int rows, size_t cols, const int *fro
 static Batch batch_live(GPT2 *m, const Batch *b, const real *coef) {
     Config c = m->c;
     Batch to = batch_make(b->N, b->U, b->P, b->R, b->Q);
-    int N = m->N, U = m->U, S = c.L, *from_N = (int *)xalloc((size_t)b->N, sizeof(int)), *from_U = (int *)xalloc((size_t)b->U, sizeof(int));
-    int u = 0;
+    int N = m->N, U = m->U, S = c.L, u = 0;
+    int *from_N = (int *)xalloc((size_t)b->N, sizeof(int)), *from_U = (int *)xalloc((size_t)b->U, sizeof(int));
     stage(STAGE_LIVE);
     to.N = to.U = to.P = 0;
     for (int g = 0; g < b->Q; g++) {
@@ -1096,7 +1135,8 @@ static Batch batch_live(GPT2 *m, const Batch *b, const real *coef) {
     to.group[b->Q] = to.N;
     to.pred[to.U] = to.P;
 #define X(name, layers, rows, cols) rows_keep(m->name, layers, rows, (size_t)(cols), from_##rows, to.rows);
-    ACTIVATIONS(X)
+    SAVED(X)
+    SAVED_READ(X)
 #undef X
     free(from_N);
     free(from_U);
@@ -1131,7 +1171,7 @@ static void backward(GPT2 *m, const Batch *batch, const real *coef, Update *u) {
     gradient_room(m, !u);
     grad_beta = !m->fresh;
     if (m->fresh) grads_zero(m, 1);
-    real *dx = block_slice(m, c.L).x, *dread = m->gelu, *dlnf = m->ln; // U <= N
+    real *dx = block_saved(m, c.L).x, *dread = m->gelu, *dlnf = m->ln; // U <= N
     if (c.reward) head_backward(dlnf, m->dw.rewardw, m->dw.rewardb, coef, m->lnf, m->w.rewardw, U, c.C);
     else classifier_backward(dlnf, u ? NULL : m->dw.wte, m->logits, m->lsef, coef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
     memset(dread, 0, (size_t)U * (size_t)c.C * sizeof(real));
@@ -1186,17 +1226,17 @@ const float *gpt2_decode(GPT2 *m, const Decode *d) {
     real *x = m->dec, *norm = x + nC, *att = norm + nC, *qkv = att + nC, *fc = qkv + 3 * nC, *mean = fc + 4 * nC;
     embedding_forward(x, d->token, d->pos, w.wte, w.wpe, n, C);
     for (int l = 0; l < c.L; l++) {
-        size_t LC = (size_t)l * (size_t)C, CC = LC * (size_t)C;
+        Params b = block_params(c, w, l, 1);
         real *cache = m->cache + (size_t)l * (size_t)m->dec_slots * 2 * (size_t)C;
-        layernorm_forward(norm, mean, mean + m->dec_n, x, w.ln1w + LC, w.ln1b + LC, n, C);
-        matmul_forward(qkv, norm, w.qkvw + 3 * CC, w.qkvb + 3 * LC, NULL, n, C, 3 * C);
+        layernorm_forward(norm, mean, mean + m->dec_n, x, b.ln1w, b.ln1b, n, C);
+        matmul_forward(qkv, norm, b.qkvw, b.qkvb, NULL, n, C, 3 * C);
         cache_write(cache, m->dec_slots, qkv, d, C, c.NH);
         attention_decode(att, qkv, cache, m->dec_slots, d, C, c.NH);
-        matmul_forward(x, att, w.attprojw + CC, w.attprojb + LC, x, n, C, C);
-        layernorm_forward(norm, mean, mean + m->dec_n, x, w.ln2w + LC, w.ln2b + LC, n, C);
-        matmul_forward(fc, norm, w.fcw + 4 * CC, w.fcb + 4 * LC, NULL, n, C, 4 * C);
+        matmul_forward(x, att, b.attprojw, b.attprojb, x, n, C, C);
+        layernorm_forward(norm, mean, mean + m->dec_n, x, b.ln2w, b.ln2b, n, C);
+        matmul_forward(fc, norm, b.fcw, b.fcb, NULL, n, C, 4 * C);
         gelu_forward(fc, fc, n, 4 * C);
-        matmul_forward(x, fc, w.fcprojw + 4 * CC, w.fcprojb + LC, x, n, 4 * C, C);
+        matmul_forward(x, fc, b.fcprojw, b.fcprojb, x, n, 4 * C, C);
     }
     if (!d->n_rows) return NULL;
     gather_forward(att, x, d->row, d->n_rows, C);
@@ -1227,17 +1267,17 @@ const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double *
 
 double gpt2_grad_norm(GPT2 *m) {
     gradient_room(m, 1);
-    size_t spans = (m->n_params + SPAN - 1) / SPAN;
+    size_t spans = (m->n_params + PIECE - 1) / PIECE;
     double *part = (double *)(void *)room(ROOM_SUMS, spans * sizeof *part / sizeof(real));
     if (m->fresh) grads_zero(m, 0);
     stage(STAGE_NORM);
     profile.bytes[STAGE_NORM] += (double)m->n_params * sizeof(real);
     PARALLEL_FOR
     for (size_t s = 0; s < spans; s++) {
-        size_t end = (s + 1) * SPAN < m->n_params ? (s + 1) * SPAN : m->n_params;
+        size_t end = (s + 1) * PIECE < m->n_params ? (s + 1) * PIECE : m->n_params;
         double sum = 0;
         SIMD_SUM(sum)
-        for (size_t i = s * SPAN; i < end; i++) sum += (double)m->grads[i] * (double)m->grads[i];
+        for (size_t i = s * PIECE; i < end; i++) sum += (double)m->grads[i] * (double)m->grads[i];
         part[s] = sum;
     }
     double total = 0;
@@ -1296,11 +1336,12 @@ void backend_dtype_set(const char *dtype) {
     if (!strcmp(dtype, "fp32")) return;
 #ifdef USE_ONEDNN
     onednn_bf16 = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
-    if (!onednn_bf16) fprintf(stderr, "note: --dtype bf16: this CPU has neither AMX nor AVX512-BF16; the same rounding, but float32 products: "
-                                      "slower than --dtype fp32\n");
+    if (!onednn_bf16) fprintf(stderr, "note: --dtype bf16: this CPU has neither AMX nor AVX512-BF16; "
+                                      "the same rounding, but float32 products: slower than --dtype fp32\n");
     gemm_kind = GEMM_ONEDNN;
 #else
-    die_usage("--dtype bf16: this build has no oneDNN; install it (Debian: libdnnl-dev) and make again, or make train_rrhfcu for a GPU");
+    die_usage("--dtype bf16: this build has no oneDNN; install it (Debian: libdnnl-dev) and make again, "
+              "or make train_rrhfcu for a GPU");
 #endif
 }
 
@@ -1320,7 +1361,8 @@ void backend_profile(int steps) {
         if (profile.bytes[i] > 0) fprintf(stderr, "  %.1f GB/s", 1e-9 * profile.bytes[i] / s);
         fprintf(stderr, "\n");
     }
-    if (steps) fprintf(stderr, "  %-32s %10.2f  100.0%%  %.1f GFLOP/s in products, over everything\n", "all", 1e3 * total / steps, 1e-9 * flop / total);
+    if (steps) fprintf(stderr, "  %-32s %10.2f  100.0%%  %.1f GFLOP/s in products, over everything\n", "all",
+                       1e3 * total / steps, 1e-9 * flop / total);
     memset(&profile, 0, sizeof profile);
     profile.on = !steps;
     profile.since = now_s();

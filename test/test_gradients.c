@@ -186,16 +186,27 @@ static void test_matmul(int kind, int residual) {
     gemm_kind = GEMM_PACKED;
 }
 
+static Ranked lengthy_query(void) {
+    static const uint16_t zeros[130];
+    Ranked d;
+    memset(&d, 0, sizeof d);
+    d.V = 1;
+    ranked_query(&d, zeros, 101);
+    ranked_response(&d, zeros, 130, 0, 0);
+    ranked_response(&d, zeros, 99, 1, 0);
+    return d;
+}
+
 static void attention(Case *t) {
     attention_forward(t->out, t->save[0], t->in[0].x, &t->b, t->C, t->NH);
 }
 
-static void test_attention(int hs, int NH) { // hs 32 and 64 are compiled separately, the rest shares one path
+static void test_attention(int hs, int NH, int lengthy) { // lengthy: more rows than a block has, more keys than a tile
     char name[64];
-    Ranked d = ragged(9);
+    Ranked d = lengthy ? lengthy_query() : ragged(9);
     Batch b = test_batch(&d);
     int C = hs * NH;
-    snprintf(name, sizeof name, "attention, %d head%s of %d", NH, NH > 1 ? "s" : "", hs);
+    snprintf(name, sizeof name, "attention, %d head%s of %d%s", NH, NH > 1 ? "s" : "", hs, lengthy ? ", long sequences" : "");
     Case t = case_make(name, attention, b.N, C, 0, (size_t)b.N * (size_t)C);
     t.b = b, t.NH = NH;
     t.save[0] = noise((size_t)b.N * (size_t)NH, 1);
@@ -392,10 +403,11 @@ int main(void) {
     test_embedding();
     test_layernorm();
     for (int i = 0; i < 4; i++) test_matmul(i / 2 ? GEMM_PACKED : GEMM_NAIVE, i % 2);
-    test_attention(8, 2);
-    test_attention(32, 2);
-    test_attention(64, 1);
-    test_attention(5, 3);
+    test_attention(8, 2, 0);
+    test_attention(32, 2, 0);
+    test_attention(64, 1, 0);
+    test_attention(5, 3, 0);
+    test_attention(5, 1, 1);
     test_gelu();
     test_classifier();
     test_head();
