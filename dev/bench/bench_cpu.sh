@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
 # The CPU's speed beside PyTorch's, transformers' and tiktoken's: GPT-2 124M, all threads, everything in one run.
 #
-#   dev/bench/bench_cpu.sh [--torch torch_rrhf.py] [--python PYTHON]... [--tokenizer gpt2_tokenizer.bin --text TEXT]
+#   dev/bench/bench_cpu.sh [--torch SCRIPT] [--python PYTHON]... [--tokenizer gpt2_tokenizer.bin --text TEXT]
 #                          [--only step,k,sample,beam,memory,tokenizer,start] [--rounds 3] [--steps 5]
-#   dev/bench/bench_cpu.sh torch_rrhf.py [PYTHON]...      the same as --torch and --python
+#   dev/bench/bench_cpu.sh SCRIPT [PYTHON]...      the same as --torch and --python
 #
-# --torch      the PyTorch training step; without it its rows show our figure only
-# --python     an interpreter with torch, transformers or tiktoken; several take turns and the fastest counts [python3]
+# --torch      the training step in PyTorch [dev/bench/torch_step.py]
+# --python     an interpreter with torch, transformers or tiktoken; several take turns and the fastest counts [python3];
+#              where a package is missing, its rows show our figure only
 # --tokenizer, --text    GPT-2's vocabulary, and reviews to encode: a file, a folder or a tar archive of .txt files
 # --rounds, --steps      runs of each program, which take turns; steps counted in each run, after two that are not
 #
 # A figure is the median over rounds (of the median over a run's steps). A run of all rows also writes the table to
 # dev/bench/cpu_table.md. dev/bench/README.md says what each row means. Needs bash 5, Linux, 2 GB in TMPDIR.
 set -euo pipefail
+here=$PWD
 cd "$(dirname "$0")/../.."
 
 torch='' tokenizer='' text='' only=step,k,sample,beam,memory,tokenizer,start rounds=${ROUNDS:-3} steps=${STEPS:-5}
@@ -30,7 +32,11 @@ while [ $# -gt 0 ]; do
 done
 for n in "$rounds" "$steps"; do [[ $n =~ ^[1-9][0-9]*$ ]] || die "'$n': expected a whole number from 1"; done
 for r in ${only//,/ }; do [[ ,$all, == *",$r,"* ]] || die "--only '$r': expected some of $all"; done
-for f in "$torch" "$tokenizer" "$text"; do [ -z "$f" ] || [ -e "$f" ] || die "$f: no such file"; done
+for f in torch tokenizer text; do # relative to where we were called
+    [ -z "${!f}" ] || [[ ${!f} == /* ]] || printf -v $f %s "$here/${!f}"
+    [ -z "${!f}" ] || [ -e "${!f}" ] || die "${!f}: no such file"
+done
+torch=${torch:-dev/bench/torch_step.py}
 [ ${#pythons[@]} -gt 0 ] || pythons=(python3)
 wanted() { [[ ,$only, == *",$1,"* ]]; }
 
@@ -178,7 +184,6 @@ compiles() { [ "$("${pythons[$1]}" dev/bench/peers.py versions 2> /dev/null | va
 # All PyTorch steps of one round: each interpreter, plain and, where it has torch.compile, compiled.
 torch_round() { # key, round, options
     local i name
-    [ -n "$torch" ] || return 0
     for i in "${!pythons[@]}"; do
         name=$(label "$i" torch) || continue
         peer "$1" "$name" "$2" torch_ms "${pythons[$i]}" "${@:3}"
@@ -246,7 +251,7 @@ if wanted memory; then
     echo "memory" >&2
     ours memory peak_mib ./train_rrhf train --model "$model" --data "$dir/k6.bin" --batch 1 --epochs 1 --threads "$threads" --out "$dir/out"
     for i in "${!pythons[@]}"; do
-        [ -z "$torch" ] || ! name=$(label "$i" torch) || peer memory "$name" 1 peak_mib "${pythons[$i]}" "$torch" --steps 1 --threads "$threads"
+        ! name=$(label "$i" torch) || peer memory "$name" 1 peak_mib "${pythons[$i]}" "$torch" --steps 1 --threads "$threads"
     done
     row "peak memory of training" MiB memory memory 2
 fi
@@ -278,7 +283,7 @@ if wanted start; then
         ours start span '' '^train +policy:' train ./train_rrhf "$dir/one.bin"
         ours first span '' '^train +1/1 ' train ./train_rrhf "$dir/one.bin"
         for j in "${!pythons[@]}"; do
-            [ -z "$torch" ] || ! name=$(label "$j" torch) || for to in 'start ^step 0 .* ([0-9.]+) ms' 'first ^step 0 '; do
+            ! name=$(label "$j" torch) || for to in 'start ^step 0 .* ([0-9.]+) ms' 'first ^step 0 '; do
                 peer "${to%% *}" "$name" "$i" span '' "${to#* }" "${pythons[$j]}" "$torch" --steps 1 --threads "$threads"
             done
         done
