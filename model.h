@@ -30,35 +30,36 @@ typedef struct {
     int logistic;        // 1: the reward is sigmoid(head), a probability
 } Config;
 
-// X(name, layers, rows, columns, decay): every tensor, in the order of the file. A tensor with layers = c.L has
-// one slice per block. Weight decay acts on matrices and embeddings only.
-#define GPT2_PARAMS(X)                                                                     \
-    X(wte,      1,   c.Vp,    c.C,     1)  /* token embedding, and the tied classifier */  \
-    X(wpe,      1,   c.T,     c.C,     1)  /* position embedding */                        \
-    X(ln1w,     c.L, 1,       c.C,     0)                                                  \
-    X(ln1b,     c.L, 1,       c.C,     0)                                                  \
-    X(qkvw,     c.L, 3 * c.C, c.C,     1)  /* rows: queries, keys, values */               \
-    X(qkvb,     c.L, 1,       3 * c.C, 0)                                                  \
-    X(attprojw, c.L, c.C,     c.C,     1)                                                  \
-    X(attprojb, c.L, 1,       c.C,     0)                                                  \
-    X(ln2w,     c.L, 1,       c.C,     0)                                                  \
-    X(ln2b,     c.L, 1,       c.C,     0)                                                  \
-    X(fcw,      c.L, 4 * c.C, c.C,     1)                                                  \
-    X(fcb,      c.L, 1,       4 * c.C, 0)                                                  \
-    X(fcprojw,  c.L, c.C,     4 * c.C, 1)                                                  \
-    X(fcprojb,  c.L, 1,       c.C,     0)                                                  \
-    X(lnfw,     1,   1,       c.C,     0)                                                  \
-    X(lnfb,     1,   1,       c.C,     0)                                                  \
-    X(rewardw,  c.reward, 1,  c.C,     0)  /* scalar head of a reward model */             \
-    X(rewardb,  c.reward, 1,  1,       0)
+// X(name, layers, rows, columns, kind): every tensor, in the order of the file. A tensor with layers = c.L has one slice
+// per block. Its kind says how GPT-2 initialises it, and weight decay acts on matrices and embeddings only.
+enum { MATRIX, RESIDUAL, ONES, ZEROS }; // normal(0, 0.02); that / sqrt(2L), into the residual stream; 1; 0
+#define GPT2_PARAMS(X)                                                                            \
+    X(wte,      1,   c.Vp,    c.C,     MATRIX)   /* token embedding, and the tied classifier */   \
+    X(wpe,      1,   c.T,     c.C,     MATRIX)   /* position embedding */                         \
+    X(ln1w,     c.L, 1,       c.C,     ONES)                                                      \
+    X(ln1b,     c.L, 1,       c.C,     ZEROS)                                                     \
+    X(qkvw,     c.L, 3 * c.C, c.C,     MATRIX)   /* rows: queries, keys, values */                \
+    X(qkvb,     c.L, 1,       3 * c.C, ZEROS)                                                     \
+    X(attprojw, c.L, c.C,     c.C,     RESIDUAL)                                                  \
+    X(attprojb, c.L, 1,       c.C,     ZEROS)                                                     \
+    X(ln2w,     c.L, 1,       c.C,     ONES)                                                      \
+    X(ln2b,     c.L, 1,       c.C,     ZEROS)                                                     \
+    X(fcw,      c.L, 4 * c.C, c.C,     MATRIX)                                                    \
+    X(fcb,      c.L, 1,       4 * c.C, ZEROS)                                                     \
+    X(fcprojw,  c.L, c.C,     4 * c.C, RESIDUAL)                                                  \
+    X(fcprojb,  c.L, 1,       c.C,     ZEROS)                                                     \
+    X(lnfw,     1,   1,       c.C,     ONES)                                                      \
+    X(lnfb,     1,   1,       c.C,     ZEROS)                                                     \
+    X(rewardw,  c.reward, 1,  c.C,     ZEROS)    /* scalar head of a reward model */              \
+    X(rewardb,  c.reward, 1,  1,       ZEROS)
 
-#define X(name, layers, rows, cols, decay) real *name;
+#define X(name, layers, rows, cols, kind) real *name;
 typedef struct { GPT2_PARAMS(X) } Params; // pointers into one allocation; gradients use the same struct
 #undef X
 
-typedef struct { const char *name; size_t at, size; int layers, rows, cols, decay; } Tensor; // at, size: elements
+typedef struct { const char *name; size_t at, size; int layers, rows, cols, kind, decay; } Tensor; // at, size: elements
 
-#define X(name, layers, rows, cols, decay) TENSOR_##name,
+#define X(name, layers, rows, cols, kind) TENSOR_##name,
 enum { GPT2_PARAMS(X) N_TENSORS };
 #undef X
 
@@ -66,9 +67,9 @@ enum { GPT2_PARAMS(X) N_TENSORS };
 static inline size_t gpt2_tensors(Config c, Tensor t[N_TENSORS]) {
     size_t at = 0;
     int i = 0;
-#define X(name_, layers_, rows_, cols_, decay_)                                                  \
+#define X(name_, layers_, rows_, cols_, kind_)                                                   \
     t[i].name = #name_; t[i].layers = layers_; t[i].rows = rows_; t[i].cols = cols_;             \
-    t[i].decay = decay_; t[i].at = at;                                                           \
+    t[i].kind = kind_; t[i].decay = kind_ == MATRIX || kind_ == RESIDUAL; t[i].at = at;          \
     t[i].size = (size_t)(layers_) * (size_t)(rows_) * (size_t)(cols_); at += t[i++].size;
     GPT2_PARAMS(X)
 #undef X
@@ -86,24 +87,21 @@ static inline Params gpt2_params(Config c, real *base) {
     Tensor t[N_TENSORS];
     int i = 0;
     gpt2_tensors(c, t);
-#define X(name, layers, rows, cols, decay) p.name = base + t[i++].at;
+#define X(name, layers, rows, cols, kind) p.name = base + t[i++].at;
     GPT2_PARAMS(X)
 #undef X
     return p;
 }
 
-// GPT-2's initialisation: normal(0, 0.02), the projections into the residual stream divided by sqrt(2L),
-// LayerNorm at the identity, biases and the scalar head zero.
+// GPT-2's initialisation.
 static inline void gpt2_random(Config c, uint64_t seed, float *params) {
     Tensor t[N_TENSORS];
     gpt2_tensors(c, t);
     for (int i = 0; i < N_TENSORS; i++) {
         Rng r = rng_make(seed, RNG_WEIGHTS, (uint64_t)i);
-        int norm = strlen(t[i].name) == 4 && t[i].name[0] == 'l' && t[i].name[3] == 'w'; // ln1w ln2w lnfw
-        int proj = strstr(t[i].name, "projw") != NULL;
-        float std = t[i].decay ? (proj ? 0.02f / sqrtf(2.0f * (float)c.L) : 0.02f) : 0.0f;
+        float std = t[i].kind == RESIDUAL ? 0.02f / sqrtf(2.0f * (float)c.L) : 0.02f;
         for (size_t j = 0; j < t[i].size; j++)
-            params[t[i].at + j] = norm ? 1.0f : std ? std * (float)rng_normal(&r) : 0.0f;
+            params[t[i].at + j] = t[i].kind == ONES ? 1.0f : t[i].kind == ZEROS ? 0.0f : std * (float)rng_normal(&r);
     }
 }
 

@@ -861,7 +861,7 @@ static void gradient_room(GPT2 *m, int whole) {
     m->grads = whole ? line_start(m->kept) : NULL;
     m->pieces = whole ? NULL : line_start(m->kept);
     gpt2_tensors(m->c, t);
-#define X(name, layers, rows, cols, decay) m->dw.name = whole ? m->grads + t[i].at : m->pieces + piece_at(m->c, t, i); i++;
+#define X(name, layers, rows, cols, kind) m->dw.name = whole ? m->grads + t[i].at : m->pieces + piece_at(m->c, t, i); i++;
     GPT2_PARAMS(X)
 #undef X
 }
@@ -954,8 +954,8 @@ void gpt2_plan(GPT2 *m, int N, int U) {
 
 // Block l's slices of the tensors that have one for each block. matrices 0: only of the others.
 static Params block_params(Config c, Params p, int l, int matrices) {
-#define X(name, layers, rows, cols, decay) \
-    if ((layers) > 1 && (matrices || !(decay))) p.name += (size_t)l * (size_t)(rows) * (size_t)(cols);
+#define X(name, layers, rows, cols, kind) \
+    if ((layers) > 1 && (matrices || kind == ONES || kind == ZEROS)) p.name += (size_t)l * (size_t)(rows) * (size_t)(cols);
     GPT2_PARAMS(X)
 #undef X
     return p;
