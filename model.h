@@ -243,7 +243,7 @@ static inline void gpt2_set(GPT2 *m, enum Copy what, const float *host) {
 
 // Between a model and a file, a part at a time: a second copy of a large model may be more than the machine holds.
 enum { GPT2_PART = 1 << 18 };
-static inline size_t gpt2_part(size_t at, size_t n) { return n - at < GPT2_PART ? n - at : GPT2_PART; }
+static inline size_t gpt2_part(size_t at, size_t n) { return n - at < (size_t)GPT2_PART ? n - at : (size_t)GPT2_PART; }
 
 // m may have parameters beyond the file's (a scalar head); they stay as they are.
 static inline void checkpoint_load(Checkpoint *f, GPT2 *m) {
