@@ -368,16 +368,14 @@ static inline void banner(const Options *o, GPT2 *m, const Ranked *d, const char
 
 static inline Train train_options(const Options *o, const char *label) {
     Train t;
-    enum Schedule schedules[] = {SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT};
     memset(&t, 0, sizeof t);
     t.label = label;
-    t.data = o->data;
     t.resume = o->resume;
     t.out = o->resume && !o->out_given ? o->resume : o->out;
     t.seed = (uint64_t)o->seed;
     t.batch = o->batch, t.micro_batch = o->micro_batch, t.epochs = o->epochs, t.steps = o->steps;
     t.shuffle = o->shuffle, t.checkpoint_every = o->checkpoint_every, t.profile = o->profile;
-    t.schedule = schedules[o->schedule];
+    t.schedule = (enum Schedule)o->schedule;
     t.warmup = o->warmup, t.grad_clip = o->grad_clip;
     t.adam.lr = o->lr, t.adam.beta1 = o->beta1, t.adam.beta2 = o->beta2, t.adam.eps = o->eps;
     t.adam.weight_decay = o->weight_decay;
@@ -508,6 +506,22 @@ static inline int resumable_exit(const Options *o, const Train *t, const char *v
     return stopped;
 }
 
+// sft and reward from here on: the loop, and its curves.
+static inline int train_plain(const Options *o, GPT2 *m, Ranked *d, Train *t) {
+    Log log = {NULL, 0, 0};
+    int stopped = 0;
+    make_dir(t->out);
+    if (!train_finished(m, d, t)) {
+        banner(o, m, d, t->label, 1);
+        stopped = train_loop(m, d, t, &log);
+        curves_draw(t->out, &log, NULL);
+    }
+    free(log.row);
+    gpt2_free(m);
+    ranked_free(d);
+    return resumable_exit(o, t, t->label, stopped);
+}
+
 static inline int verb_sft(const Options *o) {
     need(o->data, "--data", "sft");
     GPT2 *m;
@@ -537,15 +551,7 @@ static inline int verb_sft(const Options *o) {
         if (d.first[q + 1] - d.first[q] != 1)
             die("%s: query %d has %d responses; sft takes one each (train ranks several)", o->data, q, d.first[q + 1] - d.first[q]);
     Train t = train_options(o, "sft");
-    Log log = {NULL, 0, 0};
-    make_dir(t.out);
-    banner(o, m, &d, "sft", 1);
-    int stopped = train_loop(m, &d, &t, &log);
-    curves_draw(t.out, &log, NULL);
-    free(log.row);
-    gpt2_free(m);
-    ranked_free(&d);
-    return resumable_exit(o, &t, "sft", stopped);
+    return train_plain(o, m, &d, &t);
 }
 
 // A policy becomes a reward model by growing a scalar head, zero at first.
@@ -559,15 +565,8 @@ static inline int verb_reward(const Options *o) {
     GPT2 *m = gpt2_build(c, NULL, 1);
     checkpoint_load(&f, m);
     Train t = train_options(o, "reward");
-    Log log = {NULL, 0, 0};
     t.loss = labels ? logistic_loss : pairwise_loss;
-    make_dir(t.out);
-    banner(o, m, &d, "reward", 1);
-    int stopped = train_loop(m, &d, &t, &log);
-    free(log.row);
-    gpt2_free(m);
-    ranked_free(&d);
-    return resumable_exit(o, &t, "reward", stopped);
+    return train_plain(o, m, &d, &t);
 }
 
 // The loss at work on the one query of d, in the words of rrhf.h.
@@ -694,6 +693,7 @@ static inline int train_run(Trainee *a, Train *t, const Ranked *d) {
     const Ranked *shown = o->eval_data ? &a->held : &a->d;
     memset(&curve, 0, sizeof curve);
     make_dir(t->out);
+    if (train_finished(a->m, d, t)) return 0;
     if (o->eval_data && a->rm) {
         curve = curve_open(a, t, d);
         if (t->resume) curve_read(&curve, t->resume);
@@ -726,8 +726,8 @@ static inline int train_round(Trainee *a, Train *t, int round) {
     else {
         drawn = policy_draw(a->o, a->policy, a->m, &a->d, a->tok, seed, "sample");
         reward_score(&a->reward, &drawn, "score");
-        ranked_write(path_join(path, t->out, "scored.bin"), &drawn);
     }
+    if (!t->resume || !same_dir(t->resume, t->out)) ranked_write(path_join(path, t->out, "scored.bin"), &drawn);
     int stopped = train_run(a, t, &drawn);
     ranked_free(&drawn);
     return stopped;
@@ -744,23 +744,41 @@ static inline void round_load(Trainee *a, const char *dir) {
     a->m = model_open(path_join(path, dir, "policy.bin"), "--resume", MODEL_POLICY, 1);
 }
 
-// IP-n: each round starts from the policy that the one before trained, and keeps its results in out/round-i.
+// IP-n: each round starts from the policy that the one before trained, and keeps its results in out/round-i. A resumed one
+// that has finished is checked against its settings.txt and passed by; one that has not begun begins.
 static inline int train_rounds(Trainee *a, const Train *t) {
-    char dir[RRHF_PATH_MAX], name[32];
-    int stopped = 0;
-    for (int i = 1; i <= a->policy.rounds && !stopped; i++) {
+    static const char *const marks[] = {"policy.bin", "state.bin", "settings.txt"};
+    char dir[RRHF_PATH_MAX], path[RRHF_PATH_MAX], name[32];
+    make_dir(t->out);
+    if (t->resume && !exists_in(t->resume, "round-1")) die("--resume %s: no round-1 in it to go on from; start without --resume", t->resume);
+    for (int i = 1; !t->resume; i++) { // an earlier run's rounds must not pass for this one's
+        snprintf(name, sizeof name, "round-%d", i);
+        if (!exists_in(t->out, name)) break;
+        for (int k = 0; k < 3; k++) unlink(path_join(path, path_join(dir, t->out, name), marks[k]));
+    }
+    for (int i = 1; i <= a->policy.rounds; i++) {
         Train round = *t;
         snprintf(name, sizeof name, "round-%d", i);
         round.out = path_join(dir, t->out, name);
         round.label = name;
-        round.resume = t->resume && exists_in(dir, "state.bin") ? dir : NULL;
-        if (!round.resume && t->resume && exists_in(dir, "policy.bin")) round_load(a, dir); // this one was finished
-        else stopped = train_round(a, &round, i);
-        if (stopped) return 1;
+        round.resume = t->resume && (exists_in(dir, "state.bin") || exists_in(dir, "settings.txt")) ? dir : NULL;
+        if (train_round(a, &round, i)) return 1;
         round_load(a, dir); // with a new optimizer
     }
-    gpt2_save(a->m, path_join(dir, t->out, "policy.bin"));
+    gpt2_save(a->m, path_join(path, t->out, "policy.bin"));
     return 0;
+}
+
+// What decides the responses, but for the reward: a command that failed may be resumed with a better one.
+static inline void drawing_settings(const Trainee *a, char *text, size_t size) {
+    const Options *o = a->o;
+    uint64_t stops = HASH64;
+    if (a->policy.draw == DRAW_NOTHING) return;
+    for (int i = 0; i < o->stop.n; i++) stops = hash64(stops, o->stop.text[i], strlen(o->stop.text[i]) + 1);
+    snprintf(text, size, "draw %d\nown %d\nqueries #%016" PRIx64 "\nnum-return %d\nnum-beams %d\nnum-beam-groups %d\n"
+             "diversity-penalty %.9g\ntemperature %.9g\ntop-k %d\ntop-p %.9g\nmax-new-tokens %d\nkl-coef %.9g\nstop #%016" PRIx64 "\n",
+             (int)a->policy.draw, a->policy.own, ranked_hash(&a->d), o->num_return, o->num_beams, o->num_beam_groups,
+             o->diversity_penalty, o->temperature, o->top_k, o->top_p, o->max_new_tokens, o->kl_coef, stops);
 }
 
 static inline int verb_train(const Options *o) {
@@ -777,18 +795,12 @@ static inline int verb_train(const Options *o) {
     if (o->kl_coef > 0 && !a.policy.refresh) die_usage("--kl-coef: for --policy OP-k only");
     Train t = train_options(o, "train");
     if (a.policy.rounds && t.steps) die_usage("--steps %d: IP-n trains whole rounds; shorten them with --epochs", t.steps);
-    if (a.policy.rounds && t.resume && strcmp(t.resume, t.out)) die_usage("--out %s: the rounds of IP-n are resumed in place; leave it out", t.out);
+    if (a.policy.rounds && t.resume && strcmp(t.resume, t.out) && !same_dir(t.resume, t.out))
+        die_usage("--out %s: the rounds of IP-n are resumed in place; leave it out", t.out);
     if (o->reward) a.reward = reward_open(o->reward, a.tok), a.rm = &a.reward;
     if (o->kl_coef > 0) a.start = model_open(o->model, "--model", MODEL_POLICY, 0);
     if (o->eval_data) a.held = data_open(o, o->eval_data, c, "train");
-    if (a.policy.refresh) {
-        int n = snprintf(t.drawing, sizeof t.drawing, ", draw %d, num-return %d, num-beams %d, num-beam-groups %d, diversity-penalty %.9g, "
-                         "temperature %.9g, top-k %d, top-p %.9g, max-new-tokens %d, kl-coef %.9g", o->draw, o->num_return,
-                         o->num_beams, o->num_beam_groups, o->diversity_penalty, o->temperature, o->top_k, o->top_p,
-                         o->max_new_tokens, o->kl_coef); // not the reward: a command that failed may be resumed with a better one
-        for (int i = 0; i < o->stop.n; i++)
-            n += snprintf(t.drawing + n, sizeof t.drawing - (size_t)n, ", stop %.40s", o->stop.text[i]);
-    }
+    drawing_settings(&a, t.drawing, sizeof t.drawing);
     t.refresh = a.policy.refresh, t.answer = online_answer, t.online = &a;
     int stopped = a.policy.rounds ? train_rounds(&a, &t)
                 : a.policy.refresh || a.policy.draw == DRAW_NOTHING ? train_run(&a, &t, &a.d) : train_round(&a, &t, 0);
