@@ -239,8 +239,8 @@ static inline void train_settings(Train *t, GPT2 *m, const Ranked *d) {
              "rank-weight %.9g\nft-weight %.9g\nft-reduction %s\nlength-penalty %.9g\nmargin %.9g\nrefresh %d\n%s",
              c.T, c.V, c.L, c.NH, c.C, c.reward, gpt2_hash(m), backend_dtype(),
              d->Q, d->R, ranked_hash(d), t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
-             t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay, t->grad_clip,
-             o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh, t->drawing);
+             t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
+             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh, t->drawing);
 }
 
 // Dies where the run in t->resume was begun with other settings, and names the first that differs.
@@ -250,8 +250,10 @@ static inline void settings_check(const Train *t, const char *settings) {
         if (!settings[i]) return;
         if (settings[i] == '\n') there = settings + i + 1, here = t->settings + i + 1;
     }
+    if (!*there) there = "fewer settings";
+    if (!*here) here = "fewer settings";
     die("--resume %s: it was begun with %.*s, this is %.*s; give the same options, or start without --resume", t->resume,
-        (int)strcspn(there, "\n"), *there ? there : "fewer settings", (int)strcspn(here, "\n"), *here ? here : "fewer settings");
+        (int)strcspn(there, "\n"), there, (int)strcspn(here, "\n"), here);
 }
 
 // settings.txt marks a run that has finished.
@@ -516,12 +518,14 @@ static inline int train_finished(GPT2 *m, const Ranked *d, Train *t) {
     train_settings(t, m, d);
     if (!t->resume || access(path_join(path, t->resume, "settings.txt"), F_OK)) return 0;
     In in = in_open(path);
-    if (in.size >= (int64_t)sizeof settings) die("%s: %" PRId64 " bytes, not written by this program; start without --resume", path, in.size);
+    if (in.size >= (int64_t)sizeof settings)
+        die("%s: %" PRId64 " bytes, but settings take less than %zu; damaged: start without --resume", path, in.size, sizeof settings);
     memset(settings, 0, sizeof settings);
     in_read(&in, settings, in.size, "the settings");
     in_close(&in);
     settings_check(t, settings);
-    if (!same_dir(t->resume, t->out)) die("--resume %s: that run has finished: its policy.bin is the result; leave --out out", t->resume);
+    if (!same_dir(t->resume, t->out))
+        die("--resume %s: that run has finished and its policy.bin is the result; nothing is left to do in --out %s", t->resume, t->out);
     fprintf(stderr, "%-8s nothing to do: %s stands at step %d of %d\n", t->label, t->resume, total, total);
     return 1;
 }
