@@ -56,6 +56,8 @@ static inline BOTH int rrhf_gap(int k, const float *r, float low, float high) {
     return gap;
 }
 
+static inline BOTH double rrhf_score(double logp, int n, double length_penalty) { return logp / pow(n, length_penalty); } // (1)
+
 // What a pair r_i < r_j is out of order by: a loss where it is positive.                      (2)
 static inline BOTH double rrhf_hinge(const Objective *o, int k, const double *p, const float *r, int i, int j) {
     return p[i] - p[j] + (o->margin != 0 ? o->margin * rrhf_gap(k, r, r[i], r[j]) : 0);
@@ -71,7 +73,7 @@ static inline BOTH Loss rrhf_loss(const Objective *o, int k, const double *logp,
     Loss l = {0, 0, 0};
     int best = rrhf_best(k, r);
     for (int i = 0; i < k; i++) {
-        p[i] = logp[i] / pow(n[i], o->length_penalty);                                        // (1)
+        p[i] = rrhf_score(logp[i], n[i], o->length_penalty);
         c[i] = 0;
     }
     for (int i = 0; i < k; i++)
@@ -240,7 +242,8 @@ static inline void train_settings(Train *t, GPT2 *m, const Ranked *d) {
              c.T, c.V, c.L, c.NH, c.C, c.reward, gpt2_hash(m), backend_dtype(),
              d->Q, d->R, ranked_hash(d), t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
              t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
-             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh, t->drawing);
+             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh,
+             t->drawing);
 }
 
 // Dies where the run in t->resume was begun with other settings, and names the first that differs.
@@ -582,7 +585,9 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     free(w.index);
     ranked_free(&w.d);
     step_room_free(&s);
-    return interrupted && step < end;
+    int stopped = interrupted && step < end;
+    interrupted = 0; // it has been heard
+    return stopped;
 }
 
 #endif

@@ -879,7 +879,7 @@ static inline int verb_sample(const Options *o) {
 // p_i of every response under a policy (equation 1).
 static inline void policy_scores(GPT2 *m, const Ranked *d, double length_penalty, const char *label, double *p) {
     evaluate_all(m, d, label, p);
-    for (int r = 0; r < d->R; r++) p[r] /= pow(d->resp_len[r], length_penalty);
+    for (int r = 0; r < d->R; r++) p[r] = rrhf_score(p[r], d->resp_len[r], length_penalty);
 }
 
 static inline int verb_score(const Options *o) {
