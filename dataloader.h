@@ -171,8 +171,8 @@ static inline Ranked stream_read(const char *path, int chunk) {
     uint16_t *tok = (uint16_t *)xalloc((size_t)h[2], sizeof *tok);
     in_read(&in, tok, 2 * (int64_t)h[2], "the tokens");
     in_close(&in);
-    for (int at = 0; at + 1 < h[2]; at += chunk) {
-        int n = h[2] - at < chunk ? h[2] - at : chunk;
+    for (int64_t at = 0; at + 1 < h[2]; at += chunk) {
+        int n = h[2] - at < chunk ? (int)(h[2] - at) : chunk;
         ranked_query(&d, tok + at, 1);
         ranked_response(&d, tok + at + 1, n - 1, 0, 0);
     }

@@ -27,6 +27,13 @@ static inline Figure figure_mean(const double *x, int n) {
     return f;
 }
 
+// "0.559 +- 0.012"; without the error where one query cannot tell it. decimals: of both
+static inline void figure_text(char cell[64], Figure f, int decimals) {
+    if (f.n == 0) snprintf(cell, 64, "-");
+    else if (f.n == 1) snprintf(cell, 64, "%.*f", decimals, f.mean);
+    else snprintf(cell, 64, "%.*f +- %.*f", decimals, f.mean, decimals, f.err);
+}
+
 // sum a / sum b over queries, with the ratio estimator's standard error
 static inline Figure figure_ratio(const double *a, const double *b, int n) {
     double sa = 0, sb = 0, var = 0;

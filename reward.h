@@ -176,13 +176,23 @@ static inline size_t reward_escape(char *line, const char *text, size_t n) {
 
 // One line of at most size - 1 bytes. A slow command is waited for, a silent one not for ever.
 static inline void reward_answer(Reward *r, char *answer, size_t size, int response) {
-    enum { PATIENCE = 300 }; // seconds
+    enum { PATIENCE = 300, GRACE = 15 }; // seconds; after Ctrl-C fewer: enough for one that works, so that the step can be saved
     size_t n = 0;
-    for (int waited = 0; n + 1 < size;) {
+    double start = now_s(), stop = 0;
+    for (int noted = 0; n + 1 < size;) {
         if (!reward_ready(r, 1000)) {
-            if (++waited == 10) fprintf(stderr, "note: waiting for --reward %s; does it flush every line?\n", r->spec);
-            if (waited == PATIENCE) die("--reward %s: no answer to response %d for %d s; it must print one number for every line "
-                                        "it reads, and flush it", r->spec, response, PATIENCE);
+            double now = now_s();
+            if (now - start > 10 && !noted++) fprintf(stderr, "note: waiting for --reward %s; does it flush every line?\n", r->spec);
+            if (now - start > PATIENCE)
+                die("--reward %s: no answer to response %d for %d s; it must print one number for every line it reads, and flush it",
+                    r->spec, response, PATIENCE);
+            if (interrupted && stop == 0) {
+                fprintf(stderr, "note: --reward %s: waiting at most %d s more for its answer\n", r->spec, GRACE);
+                stop = now + GRACE;
+            }
+            if (interrupted && now > stop)
+                die("--reward %s: interrupted, and no answer to response %d within %d s; nothing is saved since the last checkpoint",
+                    r->spec, response, GRACE);
             continue;
         }
         ssize_t k = read(r->from, answer + n, size - 1 - n);

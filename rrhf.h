@@ -12,6 +12,7 @@ For one query x with k responses y_i of n_i tokens and rewards r_i (Yuan et al. 
 All of it reaches the network through ONE number per response: dL/dlog P(y_i,t) is the same for every token t,
 
   c_i = w_rank (#{j: r_j > r_i, hinge active} - #{j: r_j < r_i, hinge active}) / n_i^alpha  -  w_ft [i = i*]
+        (the last term / n_i* with --ft-reduction mean)
 
 A response that outranks its better is pushed down (c > 0), the better one up, and the best is imitated. That is RRHF.
 Without ties and margin the count in brackets is simply how many places response i stands too high by p.
@@ -22,8 +23,9 @@ The loop sees log-probabilities and scores, never a layer: the backend contract 
 #ifndef RRHF_H
 #define RRHF_H
 
-#include <signal.h>      // defines: sigaction, SIGINT
-#include "util.h"        // defines: die, Out, Rng, Progress
+#include "util.h"        // defines: die, Out, Rng, Progress; first, for _GNU_SOURCE
+#include <dirent.h>      // defines: opendir, readdir
+#include <signal.h>      // defines: signal, SIGINT
 #include "model.h"       // defines: GPT2 and its contract
 #include "dataloader.h"  // defines: Ranked, Batch
 
@@ -54,18 +56,30 @@ static inline BOTH int rrhf_gap(int k, const float *r, float low, float high) {
     return gap;
 }
 
+static inline BOTH double rrhf_score(double logp, int n, double length_penalty) { return logp / pow(n, length_penalty); } // (1)
+
+// What a pair r_i < r_j is out of order by: a loss where it is positive.                      (2)
+static inline BOTH double rrhf_hinge(const Objective *o, int k, const double *p, const float *r, int i, int j) {
+    return p[i] - p[j] + (o->margin != 0 ? o->margin * rrhf_gap(k, r, r[i], r[j]) : 0);
+}
+
+static inline BOTH int rrhf_best(int k, const float *r) {                                     // (3)
+    int best = 0;
+    for (int i = 1; i < k; i++) if (r[i] > r[best]) best = i;
+    return best;
+}
+
 static inline BOTH Loss rrhf_loss(const Objective *o, int k, const double *logp, const int *n, const float *r, double *p, double *c) {
     Loss l = {0, 0, 0};
-    int best = 0;
+    int best = rrhf_best(k, r);
     for (int i = 0; i < k; i++) {
-        p[i] = logp[i] / pow(n[i], o->length_penalty);                                        // (1)
+        p[i] = rrhf_score(logp[i], n[i], o->length_penalty);
         c[i] = 0;
-        if (r[i] > r[best]) best = i;                                                         // (3)
     }
     for (int i = 0; i < k; i++)
         for (int j = 0; j < k; j++) {
             if (!(r[i] < r[j])) continue;
-            double hinge = p[i] - p[j] + (o->margin != 0 ? o->margin * rrhf_gap(k, r, r[i], r[j]) : 0); // (2)
+            double hinge = rrhf_hinge(o, k, p, r, i, j);
             if (hinge <= 0) continue;
             l.rank += hinge;
             c[i] += 1;
@@ -89,20 +103,21 @@ static inline void batch_values(const Batch *b, int reward_model, const real *ou
 // ----------------------------------------------------------------------------
 // Running a model over a data set
 
-// A query's cost, and the largest batch of `micro` queries that an order of the data can bring.
 static inline int compare_int_down(const void *a, const void *b) { return *(const int *)b - *(const int *)a; }
 
-static inline void batch_bounds(const Ranked *d, int micro, int bound[4]) { // N, U, P, R
-    int *size = (int *)xalloc((size_t)d->Q * 4, sizeof(int));
-    for (int q = 0; q < d->Q; q++) batch_count(d, q, &size[q], &size[d->Q + q], &size[2 * d->Q + q], &size[3 * d->Q + q]);
+// The largest batch of `micro` queries that an order of the data can bring: its N, U, P and R.
+static inline void batch_bounds(const Ranked *d, int micro, int bound[4]) {
+    size_t Q = (size_t)d->Q;
+    int *N = (int *)xalloc(Q * 4, sizeof(int)), *U = N + Q, *P = U + Q, *R = P + Q, *size[4] = {N, U, P, R}; // each query's
+    for (int q = 0; q < d->Q; q++) batch_count(d, q, &N[q], &U[q], &P[q], &R[q]);
     for (int i = 0; i < 4; i++) {
         int64_t total = 0;
-        qsort(size + i * d->Q, (size_t)d->Q, sizeof(int), compare_int_down);
-        for (int q = 0; q < micro && q < d->Q; q++) total += size[i * d->Q + q];
+        qsort(size[i], Q, sizeof(int), compare_int_down);
+        for (int q = 0; q < micro && q < d->Q; q++) total += size[i][q];
         if (total > INT32_MAX / 4) die("--micro-batch %d: %" PRId64 " tokens at once; choose a smaller one", micro, total);
         bound[i] = (int)total;
     }
-    free(size);
+    free(N);
 }
 
 // --micro-batch 0: as many queries as keep a micro-batch at about the tokens that suit the machine.
@@ -145,7 +160,7 @@ static inline void evaluate_all(GPT2 *m, const Ranked *d, const char *label, dou
 enum Schedule { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT };
 
 typedef struct {
-    const char *label, *data, *out, *resume; // label for the progress line; resume may be NULL
+    const char *label, *out, *resume;        // label for the progress line; resume may be NULL
     uint64_t seed;
     int batch, micro_batch, epochs, steps;   // steps: stop after this many, 0 = at the end of the epochs
     int shuffle, checkpoint_every, profile;
@@ -160,8 +175,8 @@ typedef struct {
     int refresh;                             // k, 0 = the data's own responses
     Ranked (*answer)(void *online, const Ranked *d, const int *queries, int n, int step);
     void *online;
-    char drawing[1024];                      // how those answers are made, in words
-    char settings[2048];                     // set by the loop: what a resumed run must share
+    char drawing[512];                       // how responses are drawn: more of the settings
+    char settings[2048];                     // what a resumed run must share, a setting a line (train_settings)
 } Train;
 
 typedef struct { double step, epoch, loss, rank_loss, ft_loss, lr, grad_norm, ms, tokens_per_s; } LogRow;
@@ -170,8 +185,10 @@ typedef struct { LogRow *row; int n; size_t cap; } Log;
 
 static volatile sig_atomic_t interrupted;
 static inline void on_interrupt(int sig) {
+    static const char said[] = "\nfinishing this step, then saving; Ctrl-C again stops at once and saves nothing\n";
     interrupted = 1;
-    signal(sig, SIG_DFL); // a second Ctrl-C ends the program at once
+    signal(sig, SIG_DFL);
+    if (write(2, said, sizeof said - 1) < 0) return; // what a handler may call
 }
 
 // Learning rate of step 1..total: up over the first warmup fraction, then down to 0 (or not).
@@ -183,6 +200,75 @@ static inline double learning_rate(const Train *t, int step, int total) {
     if (t->schedule == SCHEDULE_COSINE) return t->adam.lr * 0.5 * (1 - cos(3.141592653589793 * left));
     return t->adam.lr;
 }
+
+// ----------------------------------------------------------------------------
+// Settings: everything that decides a step's bits, so that a resumed run can be refused with a reason
+
+static inline uint64_t ranked_hash(const Ranked *d) { // of the tokens in use and the scores
+    size_t Q = (size_t)d->Q, R = (size_t)d->R;
+    uint64_t h = hash64(HASH64, d->first, (Q + 1) * sizeof *d->first);
+    h = hash64(h, d->query_len, Q * sizeof *d->query_len);
+    h = hash64(h, d->resp_len, R * sizeof *d->resp_len);
+    h = hash64(h, d->score, R * sizeof *d->score);
+    for (int q = 0; q < d->Q; q++) h = hash64(h, d->tokens + d->query_at[q], 2 * (size_t)d->query_len[q]);
+    for (int r = 0; r < d->R; r++) h = hash64(h, d->tokens + d->resp_at[r], 2 * (size_t)d->resp_len[r]);
+    return h;
+}
+
+static inline uint64_t gpt2_hash(GPT2 *m) { // of the parameters
+    float *part = (float *)xalloc(GPT2_PART, sizeof *part);
+    size_t n = gpt2_count(gpt2_config(m));
+    uint64_t h = HASH64;
+    for (size_t at = 0, k; at < n; at += k) {
+        k = gpt2_part(at, n);
+        gpt2_get_part(m, COPY_PARAMS, at, k, part);
+        h = hash64(h, part, k * sizeof *part);
+    }
+    free(part);
+    return h;
+}
+
+// m is still the start. Settles --micro-batch, too: steps that are split otherwise round otherwise.
+static inline void train_settings(Train *t, GPT2 *m, const Ranked *d) {
+    Config c = gpt2_config(m);
+    const Objective *o = &t->objective;
+    if (t->micro_batch < 1) t->micro_batch = micro_batch_auto(m, d, t->batch);
+    if (t->micro_batch > t->batch) t->micro_batch = t->batch;
+    snprintf(t->settings, sizeof t->settings,
+             "model T%d V%d L%d NH%d C%d reward%d\nstart #%016" PRIx64 "\ndtype %s\n"
+             "data %d queries %d responses #%016" PRIx64 "\nseed %" PRIu64 "\nbatch %d\nmicro-batch %d\nepochs %d\nshuffle %d\n"
+             "lr %.9g\nschedule %d\nwarmup %.9g\nbeta1 %.9g\nbeta2 %.9g\neps %.9g\nweight-decay %.9g\ngrad-clip %.9g\n"
+             "rank-weight %.9g\nft-weight %.9g\nft-reduction %s\nlength-penalty %.9g\nmargin %.9g\nrefresh %d\n%s",
+             c.T, c.V, c.L, c.NH, c.C, c.reward, gpt2_hash(m), backend_dtype(),
+             d->Q, d->R, ranked_hash(d), t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
+             t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
+             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh,
+             t->drawing);
+}
+
+// Dies where the run in t->resume was begun with other settings, and names the first that differs.
+static inline void settings_check(const Train *t, const char *settings) {
+    const char *there = settings, *here = t->settings; // the setting that is being compared
+    for (size_t i = 0; settings[i] == t->settings[i]; i++) {
+        if (!settings[i]) return;
+        if (settings[i] == '\n') there = settings + i + 1, here = t->settings + i + 1;
+    }
+    if (!*there) there = "fewer settings";
+    if (!*here) here = "fewer settings";
+    die("--resume %s: it was begun with %.*s, this is %.*s; give the same options, or start without --resume", t->resume,
+        (int)strcspn(there, "\n"), there, (int)strcspn(here, "\n"), here);
+}
+
+// settings.txt marks a run that has finished.
+static inline void settings_write(const Train *t) {
+    char path[RRHF_PATH_MAX];
+    Out out = out_open(path_join(path, t->out, "settings.txt"));
+    out_write(&out, t->settings, strlen(t->settings));
+    out_close(&out);
+}
+
+// ----------------------------------------------------------------------------
+// State: log.csv, and state.bin to resume from
 
 static inline void log_write(const Train *t, const Log *log) {
     char path[RRHF_PATH_MAX];
@@ -211,13 +297,6 @@ static inline void state_write(GPT2 *m, const Train *t, const Log *log) {
     out_close(&out);
 }
 
-static inline void train_save(GPT2 *m, const Train *t, const Log *log, int state) {
-    char path[RRHF_PATH_MAX];
-    if (state) state_write(m, t, log);
-    gpt2_save(m, path_join(path, t->out, "policy.bin"));
-    log_write(t, log);
-}
-
 static inline void train_load(GPT2 *m, const Train *t, Log *log) {
     char path[RRHF_PATH_MAX], settings[sizeof t->settings];
     int32_t h[256];
@@ -227,19 +306,17 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
     if (h[1] != 1 || h[2] < 0 || h[2] >= (int)sizeof settings || h[3] < 0) die("%s: damaged header; start without --resume", path);
     memset(settings, 0, sizeof settings);
     in_read(&in, settings, h[2], "the settings");
-    const char *there = settings, *here = t->settings; // up to the first setting that differs
-    for (size_t k; (k = strcspn(there, ",")) == strcspn(here, ",") && !memcmp(there, here, k) && there[k]; there += k + 2) here += k + 2;
-    if (strcmp(there, here))
-        die("--resume %s: it was begun with %.*s, this is %.*s; give the same options, or start without --resume", t->resume,
-            (int)strcspn(there, ","), *there ? there : "fewer settings", (int)strcspn(here, ","), *here ? here : "fewer settings");
+    settings_check(t, settings);
     if ((int64_t)h[3] * (int64_t)sizeof(LogRow) > in_left(&in)) die("%s: truncated: its log has %d rows", path, h[3]);
     xgrow((void **)&log->row, &log->cap, (size_t)h[3], sizeof *log->row);
     in_read(&in, log->row, (int64_t)h[3] * (int64_t)sizeof *log->row, "the log");
     log->n = h[3];
     for (int i = 0; i < log->n; i++)
-        if (log->row[i].step != i + 1) die("%s: row %d of its log is step %g; damaged: start without --resume", path, i + 1, log->row[i].step);
+        if (log->row[i].step != i + 1)
+            die("%s: row %d of its log is step %g; damaged: start without --resume", path, i + 1, log->row[i].step);
     if ((int64_t)(3 * n * sizeof(float)) != in_left(&in))
-        die("%s: %" PRId64 " bytes of parameters and moments, expected %zu; truncated, or of another model", path, in_left(&in), 3 * n * sizeof(float));
+        die("%s: %" PRId64 " bytes of parameters and moments, expected %zu; truncated, or of another model", path, in_left(&in),
+            3 * n * sizeof(float));
     float *part = (float *)xalloc(GPT2_PART, sizeof *part);
     enum Copy parts[3] = {COPY_PARAMS, COPY_M, COPY_V};
     for (int i = 0; i < 3; i++)
@@ -254,27 +331,8 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
     free(part);
 }
 
-// Everything that decides a step's bits, in words, so that a resumed run can be refused with a reason.
-static inline void train_settings(Train *t, const GPT2 *m, const Ranked *d) {
-    Config c = gpt2_config(m);
-    const Objective *o = &t->objective;
-    uint64_t hash = 1469598103934665603ull; // FNV-1a over the tokens in use and the scores
-    for (int q = 0; q < d->Q; q++)
-        for (int t = 0; t < d->query_len[q]; t++) hash = (hash ^ d->tokens[d->query_at[q] + t]) * 1099511628211ull;
-    for (int r = 0; r < d->R; r++) {
-        for (int t = 0; t < d->resp_len[r]; t++) hash = (hash ^ d->tokens[d->resp_at[r] + t]) * 1099511628211ull;
-        uint32_t bits;
-        memcpy(&bits, &d->score[r], 4);
-        hash = (hash ^ bits ^ ((uint64_t)d->resp_len[r] << 32)) * 1099511628211ull;
-    }
-    snprintf(t->settings, sizeof t->settings,
-             "model T%d V%d L%d NH%d C%d reward%d, dtype %s, data %d queries %d responses #%016" PRIx64 ", seed %" PRIu64 ", batch %d, "
-             "micro-batch %d, epochs %d, shuffle %d, lr %.9g, schedule %d, warmup %.9g, beta1 %.9g, beta2 %.9g, eps %.9g, "
-             "weight-decay %.9g, grad-clip %.9g, rank-weight %.9g, ft-weight %.9g, ft-reduction %s, length-penalty %.9g, margin %.9g, refresh %d%s",
-             c.T, c.V, c.L, c.NH, c.C, c.reward, backend_dtype(), d->Q, d->R, hash, t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
-             t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
-             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh, t->drawing);
-}
+// ----------------------------------------------------------------------------
+// One step
 
 // A step's arrays, and where it stands: of `queries` queries, with `adam` (its lr set) at the end; sum: its losses so far.
 typedef struct { Batch b; real *out, *c; double *value, *p, *dc; AdamW adam; int queries, step; Loss sum; } StepRoom;
@@ -363,6 +421,9 @@ static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
     return gpt2_step_end(m, t, s, grad_norm);
 }
 
+// ----------------------------------------------------------------------------
+// Which queries, and OP-k's responses to them
+
 static inline int train_steps(const Train *t, const Ranked *d) {
     int64_t n = (int64_t)t->epochs * ((d->Q + t->batch - 1) / t->batch);
     if (n > INT32_MAX) die_usage("--epochs %d: %" PRId64 " optimizer steps of --batch %d are more than %d; choose fewer epochs",
@@ -383,9 +444,9 @@ static inline int step_queries(const Train *t, const Ranked *d, int step, int *o
     return d->Q - at < t->batch ? d->Q - at : t->batch;
 }
 
-// OP-k's window of data: fresh responses to the queries of steps first .. first+k-1, in the order of their visits.
-// saved: the window that state.bin needs, in online-FIRST.bin beside it; -1 = none yet.
-typedef struct { Ranked d; int first, visits, *index, saved; } Window;
+// OP-k's window of data: fresh responses to the queries of steps first .. first+k-1, in the order of their visits. A
+// state.bin within a window needs it, in online-FIRST.bin beside it.
+typedef struct { Ranked d; int first, visits, *index; } Window;
 
 static inline char *window_path(char *path, const char *dir, int first) {
     char name[32];
@@ -393,58 +454,103 @@ static inline char *window_path(char *path, const char *dir, int first) {
     return path_join(path, dir, name);
 }
 
-// Makes the window that `step` needs. A resumed run in the middle of a window reads what was sampled then.
-static inline void window_refresh(Window *w, const Train *t, const Ranked *d, int step, int end, int resumed) {
-    int *order = (int *)xalloc((size_t)d->Q, sizeof(int)), *visit = (int *)xalloc((size_t)t->refresh * (size_t)t->batch, sizeof(int));
+// Removes the windows of earlier states: all but the one at `keep`, -1 = all.
+static inline void windows_remove(const char *dir, int keep) {
+    DIR *all = opendir(dir);
+    int first, end;
+    for (struct dirent *e; all && (e = readdir(all));) {
+        char path[RRHF_PATH_MAX];
+        first = end = 0;
+        if (sscanf(e->d_name, "online-%d.bin%n", &first, &end) == 1 && end && !e->d_name[end] && first != keep)
+            unlink(window_path(path, dir, first));
+    }
+    if (all) closedir(all);
+}
+
+// Makes the window that `step` of `total` needs. A resumed run in the middle of a window reads what was sampled then.
+static inline void window_refresh(Window *w, const Train *t, const Ranked *d, int step, int total, int resumed) {
+    w->first = step / t->refresh * t->refresh;
+    int steps = t->refresh < total - w->first ? t->refresh : total - w->first, most = t->batch < d->Q ? t->batch : d->Q;
+    int *order = (int *)xalloc((size_t)d->Q, sizeof(int)), *visit = (int *)xalloc((size_t)steps * (size_t)most, sizeof(int));
     int epoch = -1, n = 0;
     char path[RRHF_PATH_MAX];
-    w->first = step / t->refresh * t->refresh;
-    for (int s = w->first; s < w->first + t->refresh && s < end; s++) {
+    w->visits = 0;
+    for (int s = w->first; s < w->first + steps; s++) {
         const int *queries;
         int m = step_queries(t, d, s, order, &epoch, &queries);
         memcpy(visit + n, queries, (size_t)m * sizeof(int));
         n += m;
+        if (s < step) w->visits = n; // where a resumed run stands in it
     }
     ranked_free(&w->d);
     w->d = resumed ? ranked_read(window_path(path, t->resume, w->first)) : t->answer(t->online, d, visit, n, step);
-    if (resumed && !strcmp(t->resume, t->out)) w->saved = w->first;
-    if (w->d.Q != n) die("%s: %d queries, expected the %d of steps %d and after; start without --resume", resumed ? path : "the responses", w->d.Q, n, w->first);
+    if (w->d.Q != n)
+        die("%s: %d queries, expected the %d of steps %d and after; start without --resume", resumed ? path : "the responses",
+            w->d.Q, n, w->first);
     free(w->index);
     w->index = (int *)xalloc((size_t)n, sizeof(int));
     for (int i = 0; i < n; i++) w->index[i] = i;
-    w->visits = 0;
-    for (int s = w->first; s < step; s++) { // where a resumed run stands in it
-        const int *queries;
-        w->visits += step_queries(t, d, s, order, &epoch, &queries);
-    }
     free(order);
     free(visit);
 }
 
-// Saves, with the window first: whenever the program ends, state.bin finds the window that it stands in.
-static inline void window_save(GPT2 *m, const Train *t, const Log *log, int state, Window *w) {
+// ----------------------------------------------------------------------------
+// The loop
+
+// policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as large,
+// is not. A run killed in between resumes from the state before, which knows nothing of them, and comes by again. What a
+// state needs is its window: that is on the disk before it, and an older one's goes after it. A finished run leaves its
+// settings and no state, since it would be trained again from a state of earlier on.
+static inline void train_save(GPT2 *m, const Train *t, const Log *log, const Window *w, int finished) {
     char path[RRHF_PATH_MAX];
-    int keep = state && w->d.Q;
+    int keep = w->d.Q && !finished;
+    gpt2_save(m, path_join(path, t->out, "policy.bin"));
+    log_write(t, log);
     if (keep) ranked_write(window_path(path, t->out, w->first), &w->d);
-    train_save(m, t, log, state);
-    if (keep && w->saved >= 0 && w->saved != w->first) unlink(window_path(path, t->out, w->saved));
-    if (keep) w->saved = w->first;
+    if (finished) {
+        settings_write(t);
+        unlink(path_join(path, t->out, "state.bin"));
+    } else state_write(m, t, log);
+    windows_remove(t->out, keep ? w->first : -1);
 }
 
-// Trains m on d and leaves policy.bin, log.csv and (where asked for) state.bin in t->out.
+// Has the run in t->resume finished? Then the loop has nothing to do. Before it; m is the start.
+static inline int train_finished(GPT2 *m, const Ranked *d, Train *t) {
+    char path[RRHF_PATH_MAX], settings[sizeof t->settings];
+    int total = train_steps(t, d);
+    train_settings(t, m, d);
+    if (!t->resume || access(path_join(path, t->resume, "settings.txt"), F_OK)) return 0;
+    In in = in_open(path);
+    if (in.size >= (int64_t)sizeof settings)
+        die("%s: %" PRId64 " bytes, but settings take less than %zu; damaged: start without --resume", path, in.size, sizeof settings);
+    memset(settings, 0, sizeof settings);
+    in_read(&in, settings, in.size, "the settings");
+    in_close(&in);
+    settings_check(t, settings);
+    if (!same_dir(t->resume, t->out))
+        die("--resume %s: that run has finished and its policy.bin is the result; nothing is left to do in --out %s", t->resume, t->out);
+    fprintf(stderr, "%-8s nothing to do: %s stands at step %d of %d\n", t->label, t->resume, total, total);
+    return 1;
+}
+
+// Trains m on d and leaves policy.bin, log.csv and, before the last step, state.bin in t->out.
 // Returns 0, or 1 when Ctrl-C stopped it: then state.bin is there to resume from.
 static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     int total = train_steps(t, d), step = 0, epoch = -1, end = t->steps && t->steps < total ? t->steps : total;
-    if (t->micro_batch < 1) t->micro_batch = micro_batch_auto(m, d, t->batch);
-    if (t->micro_batch > t->batch) t->micro_batch = t->batch;
-    train_settings(t, m, d);
-    StepRoom s = step_room(m, d, t->micro_batch);
+    char path[RRHF_PATH_MAX];
+    if (!*t->settings) train_settings(t, m, d);
     Window w;
     memset(&w, 0, sizeof w);
-    w.saved = -1;
-    int *order = (int *)xalloc((size_t)d->Q, sizeof(int));
-    if (t->resume) train_load(m, t, log), step = log->n;
-    int begun = step;
+    if (t->resume) {
+        train_load(m, t, log);
+        step = log->n;
+        if (step < end) fprintf(stderr, "%-8s going on from step %d of %d\n", t->label, step, total);
+        else fprintf(stderr, "%-8s nothing to do: %s stands at step %d of %d\n", t->label, t->resume, step, total);
+        if (t->refresh && step % t->refresh && step < total) window_refresh(&w, t, d, step, total, 1);
+    }
+    unlink(path_join(path, t->out, "settings.txt")); // an earlier run's
+    StepRoom s = step_room(m, w.d.Q ? &w.d : d, t->micro_batch);
+    int *order = (int *)xalloc((size_t)d->Q, sizeof(int)), begun = step;
     interrupted = 0;
     signal(SIGINT, on_interrupt);
     Progress bar = progress_start(t->label, step);
@@ -454,8 +560,8 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
         const int *queries;
         int n = step_queries(t, d, step, order, &epoch, &queries);
         if (t->profile && step <= begun + 1) backend_profile(0); // anew after the first step, which also brings memory in
-        if (t->refresh && (step % t->refresh == 0 || step == begun)) {
-            window_refresh(&w, t, d, step, total, step % t->refresh != 0);
+        if (t->refresh && step % t->refresh == 0) {
+            window_refresh(&w, t, d, step, total, 0);
             step_room_free(&s);
             s = step_room(m, &w.d, t->micro_batch);
         }
@@ -467,19 +573,21 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
         LogRow row = {(double)++step, (double)epoch + 1, l.loss, l.rank, l.ft, lr, grad_norm, seconds * 1e3, (double)tokens / seconds};
         xgrow((void **)&log->row, &log->cap, (size_t)log->n + 1, sizeof row);
         log->row[log->n++] = row;
-        progress(&bar, step, end, "loss %.4f  rank %.4f  ft %.3f  lr %.1e  %.0f tok/s", l.loss, l.rank, l.ft, lr, row.tokens_per_s);
+        progress(&bar, step, end, "loss %.4g  rank %.4g  ft %.4g  %.0f tok/s", l.loss, l.rank, l.ft, row.tokens_per_s);
         if (t->after) t->after(t->context, step);
-        if (t->checkpoint_every && step % t->checkpoint_every == 0 && step < end) window_save(m, t, log, 1, &w);
+        if (t->checkpoint_every && step % t->checkpoint_every == 0 && step < end) train_save(m, t, log, &w, 0);
         else if (now_s() - saved > 20) log_write(t, log), saved = now_s(); // the log can be watched
     }
     signal(SIGINT, SIG_DFL);
     if (t->profile && step > begun) backend_profile(step > begun + 1 ? step - begun - 1 : 1);
-    window_save(m, t, log, t->checkpoint_every || step < total, &w); // a finished run needs no state to resume from
+    train_save(m, t, log, &w, step == total);
     free(order);
     free(w.index);
     ranked_free(&w.d);
     step_room_free(&s);
-    return interrupted && step < end;
+    int stopped = interrupted && step < end;
+    interrupted = 0; // it has been heard
+    return stopped;
 }
 
 #endif

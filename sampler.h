@@ -7,8 +7,8 @@ sampler.h: sampling policies over a key/value cache. Sees logits, or the largest
 Both return the same queries, each with its own responses (keep_own, scores 0) followed by s.num_return new ones. A
 response ends with the end-of-text token, which it keeps, or after max_new_tokens. label: of the progress line, or "".
 
-sample        temperature, top-k, top-p; scores 0. Completion c of query q draws from its own random stream
-              (seed, q, c).
+sample        temperature, top-k, top-p; scores 0. Each completion draws from a random stream of its own: that of the
+              seed and its number in the result, counting new completions only.
 beam_search   the num_beams most probable beginnings go on together; the best num_return come back, best first, with
               the score of the search. num_beam_groups > 1 is diverse beam search: groups choose one after another, and
               a token costs diversity_penalty for each time that earlier groups have just chosen it. No randomness.
@@ -251,7 +251,7 @@ static inline int wave_queries(const GPT2 *m, const Ranked *d, int k, int max_ne
     int longest = longest_query(d), n = d->Q;
     if (max_new_tokens < 1 || longest > c.T - max_new_tokens)
         die("--max-new-tokens %d: with queries of up to %d tokens this exceeds the model's %d; "
-            "cut with --max-query-tokens", max_new_tokens, longest, c.T);
+            "try --max-new-tokens %d, or cut with --max-query-tokens", max_new_tokens, longest, c.T, c.T - longest);
     double slots = scale * CACHE_MIB * 1048576.0 / (2.0 * c.L * c.C * (double)sizeof(real));
     double fit = slots / (longest + (double)k * max_new_tokens);
     if (n > scale * wave_sequences / k) n = scale * wave_sequences / k;

@@ -4,6 +4,7 @@ util.h: what every other file needs and no paper describes.
   die            one-line error on stderr, exit 1 (the work failed) or 2 (bad command line)
   xalloc         memory, zeroed, or an error that says how much was asked for
   In / Out       binary files: reads that check sizes, writes that appear under their name only when whole
+  hash64         a hash, to tell whether data are the same
   Rng            seeded random numbers, the same on every machine
   progress       one updating line on a terminal, plain lines otherwise, with the time left
 
@@ -16,6 +17,7 @@ Used by the CPU build, the CUDA build, the tests and the tools in dev/: the comm
 #define _GNU_SOURCE      // fileno, fsync, clock_gettime under -std=c11
 #endif
 #include <errno.h>       // defines: errno
+#include <fcntl.h>       // defines: open
 #include <inttypes.h>    // defines: PRId64
 #include <math.h>        // defines: sqrt, log, exp, isfinite
 #include <stdarg.h>      // defines: va_list
@@ -23,6 +25,8 @@ Used by the CPU build, the CUDA build, the tests and the tools in dev/: the comm
 #include <stdio.h>       // defines: FILE, fprintf
 #include <stdlib.h>      // defines: calloc, free, exit
 #include <string.h>      // defines: memcpy, strcmp, strerror
+#include <sys/file.h>    // defines: flock
+#include <sys/ioctl.h>   // defines: ioctl, TIOCGWINSZ
 #include <sys/mman.h>    // defines: madvise
 #include <sys/stat.h>    // defines: stat, mkdir
 #include <time.h>        // defines: clock_gettime
@@ -145,7 +149,7 @@ static inline int32_t in_i32(In *in, const char *what) {
     return v;
 }
 
-// The 256-int header that every format here starts with; checks magic number and version.
+// The 256-int header that every format here starts with; checks its magic number. The version is the caller's to check.
 static inline void in_header(In *in, int32_t header[256], int32_t magic, const char *kind) {
     if (in->size < 1024) die("%s: %" PRId64 " bytes, but a %s starts with a header of 1024", in->path, in->size, kind);
     in_read(in, header, 1024, "the header");
@@ -175,12 +179,16 @@ static inline Out out_open(const char *path) {
     char *tmp = out_tmp[out.slot];
     strcpy(tmp, path);
     strcat(tmp, ".tmp");
-    out.f = fopen(tmp, "wb");
-    if (!out.f) {
-        tmp[0] = 0;
-        die("%s: cannot write: %s; check --out and its permissions", path, strerror(errno));
-    }
-    return out;
+    // Locked before it is emptied. One that was renamed between open and flock is somebody's result by now.
+    struct stat opened, named;
+    int fd = open(tmp, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    int locked = fd >= 0 && (!flock(fd, LOCK_EX | LOCK_NB) || errno != EWOULDBLOCK); // or a file system without locks
+    int ours = locked && !fstat(fd, &opened) && !stat(tmp, &named) && opened.st_ino == named.st_ino;
+    if (ours && !ftruncate(fd, 0)) out.f = fdopen(fd, "wb");
+    if (out.f) return out;
+    tmp[0] = 0; // not ours to remove
+    if (fd >= 0 && !ours) die("%s: another run is writing here; choose another --out", path);
+    die("%s: cannot write: %s; check --out and its permissions", path, strerror(errno));
 }
 
 static inline void out_write(Out *out, const void *src, size_t bytes) {
@@ -197,13 +205,13 @@ static inline void out_printf(Out *out, const char *fmt, ...) {
     if (n < 0) die("%s: cannot write: %s; the file was not replaced", out->path, strerror(errno));
 }
 
-// Flushes to the disk and gives the file its final name.
+// Flushes to the disk and gives the file its final name, before the lock goes with fclose.
 static inline void out_close(Out *out) {
     if (fflush(out->f) || fsync(fileno(out->f)) || ferror(out->f))
         die("%s: cannot write: %s; the file was not replaced", out->path, strerror(errno));
-    if (fclose(out->f)) die("%s: cannot write: %s; the file was not replaced", out->path, strerror(errno));
     if (rename(out_tmp[out->slot], out->path)) die("%s: cannot rename: %s", out->path, strerror(errno));
     out_tmp[out->slot][0] = 0;
+    fclose(out->f);
 }
 
 // Joins DIR/NAME into dst (RRHF_PATH_MAX bytes).
@@ -212,7 +220,12 @@ static inline char *path_join(char *dst, const char *dir, const char *name) {
     return dst;
 }
 
-// Makes a directory and its parents; an existing one is fine.
+static inline int same_dir(const char *a, const char *b) { // by whatever names
+    struct stat x, y;
+    return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+// Makes a directory and its parents; an existing one is fine if files can be made in it: better known now than after the work.
 static inline void make_dir(const char *dir) {
     char p[RRHF_PATH_MAX];
     if (!*dir || strlen(dir) >= sizeof p) die("--out '%.60s': not a usable directory name", dir);
@@ -227,6 +240,30 @@ static inline void make_dir(const char *dir) {
     }
     struct stat st;
     if (stat(dir, &st) || !S_ISDIR(st.st_mode)) die("%s: exists and is not a directory; choose another --out", dir);
+    if (access(dir, W_OK | X_OK)) die("%s: cannot write there: %s; choose another --out", dir, strerror(errno));
+}
+
+// ----------------------------------------------------------------------------
+// A hash: FNV-1a, but eight bytes at a time, and in four lanes, since a model's parameters are hashed before each training
+// and a product has to be waited for. Begins with HASH64; of several things, each goes on from the one before.
+
+#define HASH64 14695981039346656037ull
+
+static inline uint64_t hash64_mix(uint64_t h, uint64_t x) {
+    h = (h ^ x) * 1099511628211ull;
+    return h ^ h >> 32; // a product's high bits never reach its low ones
+}
+
+static inline uint64_t hash64(uint64_t h, const void *data, size_t bytes) {
+    const char *p = (const char *)data;
+    uint64_t lane[4] = {h, h + 1, h + 2, h + 3}, x[4];
+    for (; bytes >= sizeof x; p += sizeof x, bytes -= sizeof x) {
+        memcpy(x, p, sizeof x);
+        for (int i = 0; i < 4; i++) lane[i] = hash64_mix(lane[i], x[i]);
+    }
+    for (int i = 0; i < 4; i++) h = hash64_mix(h, lane[i]);
+    for (; bytes; bytes--) h = hash64_mix(h, (unsigned char)*p++);
+    return h;
 }
 
 // ----------------------------------------------------------------------------
@@ -294,16 +331,17 @@ static inline void progress(Progress *p, int64_t done, int64_t total, const char
     if (!last && t - p->shown < (tty ? 0.2 : 10.0)) return;
     p->shown = t;
     double left = done > p->first ? (t - p->start) / (double)(done - p->first) * (double)(total - done) : 0;
-    char extra[256];
+    char line[512];
+    int n = snprintf(line, sizeof line, "%-8s %*" PRId64 "/%" PRId64 "  ", p->label, total > 9999 ? 6 : 4, done, total);
+    n += snprintf(line + n, sizeof line - (size_t)n, last ? "(%.1f s)  " : left < 90 ? "%.0f s left  " : "%.0f min left  ",
+                  last ? t - p->start : left < 90 ? left : left / 60);
     va_list ap;
     va_start(ap, fmt);
-    vsnprintf(extra, sizeof extra, fmt, ap);
+    vsnprintf(line + n, sizeof line - (size_t)n, fmt, ap);
     va_end(ap);
-    fprintf(stderr, "%s%-8s %*" PRId64 "/%" PRId64 "  %s", tty ? "\r\033[K" : "", p->label,
-            total > 9999 ? 6 : 4, done, total, extra);
-    if (last) fprintf(stderr, "  (%.1f s)\n", t - p->start);
-    else if (left < 90) fprintf(stderr, "  %.0f s left%s", left, tty ? "" : "\n");
-    else fprintf(stderr, "  %.0f min left%s", left / 60, tty ? "" : "\n");
+    struct winsize window; // a line that wraps could not be taken back
+    if (tty && !ioctl(2, TIOCGWINSZ, &window) && window.ws_col > 1 && window.ws_col < sizeof line) line[window.ws_col - 1] = 0;
+    fprintf(stderr, "%s%s%s", tty ? "\r\033[K" : "", line, tty && !last ? "" : "\n");
     fflush(stderr);
 }
 

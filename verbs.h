@@ -27,21 +27,21 @@ enum { LIST_MAX = 8 };
 typedef struct { const char *text[LIST_MAX]; int n; } TextList;
 
 // X(type, field, default, least, most, verbs, help). The option's name is the field's with '-' for '_'. verbs: who
-// reads it, by first letter, a = sample, c = score. CHOICE: the help begins with the choices.
+// reads it, by first letter, a = sample, c = score, d = the demo. CHOICE: the help begins with the choices.
 #define OPTIONS(X)                                                                                                        \
     X(STR, model, NULL, 0, 0, "sracte", "FILE: checkpoint to start from (sft without one: random weights)")               \
     X(STR, tokenizer, NULL, 0, 0, "sracte", "FILE: vocabulary; needed wherever text is shown")                            \
     X(STR, data, NULL, 0, 0, "sracte", "FILE: ranked responses (sft: or a token stream)")                                 \
-    X(STR, out, "out", 0, 0, "sracte", "DIR: where results go")                                                           \
-    X(INT, seed, "1337", 0, 2147483647, "sracte", "same seed, same result")                                               \
-    X(INT, threads, "0", 0, 4096, "sracte", "CPU threads, 0 = all")                                                       \
-    X(CHOICE, dtype, "fp32", 0, 0, "sracte", "fp32|bf16: of matrix products; train_rrhfcu has the one it was built for")  \
+    X(STR, out, "out", 0, 0, "sracted", "DIR: where results go")                                                          \
+    X(INT, seed, "1337", 0, 2147483647, "sracted", "same seed, same result")                                              \
+    X(INT, threads, "0", 0, 4096, "sracted", "CPU threads, 0 = all")                                                      \
+    X(CHOICE, dtype, "fp32", 0, 0, "sracted", "fp32|bf16: of matrix products; train_rrhfcu has the one it was built for") \
     X(INT, layers, "4", 1, 1024, "s", "blocks of a model made from random weights")                                       \
     X(INT, heads, "4", 1, 1024, "s", "attention heads of such a model")                                                   \
     X(INT, channels, "256", 1, 65536, "s", "channels of such a model")                                                    \
     X(INT, context, "128", 2, 65536, "s", "longest sequence of such a model, in tokens")                                  \
     X(INT, batch, "64", 1, 1000000, "srt", "queries per optimizer step")                                                  \
-    X(INT, micro_batch, "0", 0, 1000000, "srt", "queries at once, 0 = as suits the machine; lowers memory only")            \
+    X(INT, micro_batch, "0", 0, 1000000, "srt", "queries at once, 0 = as suits the machine; lowers memory only")          \
     X(INT, epochs, "3", 1, 1000000, "srt", "passes over the data")                                                        \
     X(INT, steps, "0", 0, 2147483647, "srt", "stop after this many optimizer steps; the schedule still spans --epochs")   \
     X(NUM, lr, "2e-5", 0, 1e3, "srt", "learning rate at its highest")                                                     \
@@ -51,7 +51,7 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(NUM, grad_clip, "0", 0, 1e30, "srt", "largest L2 norm of the gradient, 0 = any")                                    \
     X(NUM, beta1, "0.9", 0, 0.999999999, "srt", "AdamW's first moment")                                                   \
     X(NUM, beta2, "0.999", 0, 0.999999999, "srt", "AdamW's second moment")                                                \
-    X(NUM, eps, "1e-8", 1e-30, 1, "srt", "AdamW's epsilon")                                                                   \
+    X(NUM, eps, "1e-8", 1e-30, 1, "srt", "AdamW's epsilon")                                                                 \
     X(INT, shuffle, "1", 0, 1, "srt", "1 = a new order of the queries each epoch")                                        \
     X(NUM, rank_weight, "1", 0, 1e9, "t", "weight of the ranking loss")                                                   \
     X(NUM, ft_weight, "1", 0, 1e9, "st", "weight of the fine-tuning loss")                                                \
@@ -107,7 +107,7 @@ static const OptionRow option_rows[] = {OPTIONS(X)};
 enum { N_OPTIONS = sizeof option_rows / sizeof *option_rows };
 
 static const char *const verb_names[] = {"sft", "reward", "sample", "score", "train", "eval"};
-static const char verb_letters[] = "sracte";
+static const char verb_letters[] = "sracted"; // the last is no verb, but the demo
 enum { N_VERBS = 6 };
 
 static inline const char *option_name(const OptionRow *row) { // "--max-new-tokens"
@@ -142,7 +142,7 @@ static inline void option_set(Options *o, const OptionRow *row, const char *valu
     } else {
         double v = row->type == OPTION_INT ? (double)strtoll(value, &end, 10) : strtod(value, &end);
         if (end == value || *end || errno || !(v >= row->least && v <= row->most))
-            die_usage("%s '%s': expected %s from %g to %g", option_name(row), value,
+            die_usage("%s '%s': expected %s from %.10g to %.10g", option_name(row), value,
                       row->type == OPTION_INT ? "a whole number" : "a number", row->least, row->most);
         if (row->type == OPTION_INT) *(int *)(void *)at = (int)v;
         else *(double *)(void *)at = v;
@@ -156,13 +156,17 @@ static inline const OptionRow *option_find(const char *arg) {
 
 static inline void usage(FILE *f) {
     fprintf(f, "usage: train_rrhf [sft|reward|sample|score|train|eval] [--option value ...]\n\n"
-               "  (none)  the whole story on made-up reviews, under two minutes\n"
-               "  sft     fine-tune, or pretrain, on responses or a token stream\n"
-               "  reward  train a reward model: from labels (k = 1) or from preferences (k > 1)\n"
-               "  sample  complete every query of --data          -> sampled.bin, samples.txt\n"
+               "  (none)  the whole story on made-up reviews, under two minutes; takes --out, --seed, --threads, --dtype\n"
+               "  sft     fine-tune, or pretrain, on responses or a token stream -> policy.bin, log.csv, curves.png\n"
+               "  reward  train a reward model from labels (k = 1) or preferences (k > 1) -> policy.bin (the reward model),\n"
+               "          log.csv, curves.png\n"
+               "  sample  complete every query of --data -> sampled.bin; with --tokenizer samples.txt\n"
                "  score   rewards by --reward -> scored.bin; without one p_i by the policy itself, on stdout\n"
-               "  train   RRHF on scored responses                -> policy.bin, log.csv, curves.png, samples.txt\n"
-               "  eval    reward, perplexity, best-of-n, accuracy, diversity of a policy -> eval.csv\n\n"
+               "  train   RRHF on scored responses -> policy.bin, log.csv, curves.png; with --tokenizer samples.txt; with\n"
+               "          --reward and --eval-data reward.csv\n"
+               "  eval    reward, perplexity, best-of-n, accuracy, diversity of a policy -> eval.csv; with --tokenizer\n"
+               "          samples.txt\n"
+               "A finished sft, reward or train leaves settings.txt; one that stopped before leaves state.bin for --resume.\n\n"
                "policies (paper, Table 1): P the data's own responses, S sampled, B beam search, D diverse beam search;\n"
                "SP, BP, DP with the data's own; IP-n n rounds, each answered by the policy that the round before trained;\n"
                "OP-k answered by the policy in training, anew every k steps. train needs --reward for all but P.\n\n"
@@ -196,12 +200,19 @@ static inline int options_parse(Options *o, int argc, char **argv) {
             exit(0);
         }
         const OptionRow *row = option_find(argv[i]);
-        if (!row) die_usage("'%s': no such option; see --help", argv[i]);
+        if (!row) {
+            char *value = strchr(argv[i], '=');
+            if (value) *value++ = 0;
+            if (value && option_find(argv[i])) die_usage("'%s=%s': expected two words: %s %s", argv[i], value, argv[i], value);
+            die_usage("'%s': no such option; see --help", argv[i]);
+        }
+        int read = strchr(row->verbs, verb_letters[verb < 0 ? N_VERBS : verb]) != NULL;
+        if (!read && verb < 0)
+            die_usage("%s: needs a verb before it; the demo takes --out, --seed, --threads and --dtype", argv[i]);
         if (i + 1 >= argc) die_usage("%s: expected a value after it", argv[i]);
         option_set(o, row, argv[i + 1]);
         *(int *)(void *)((char *)o + row->given_at) = 1;
-        if (verb >= 0 && !strchr(row->verbs, verb_letters[verb]))
-            fprintf(stderr, "note: %s has no effect on %s\n", argv[i], verb_names[verb]);
+        if (!read) fprintf(stderr, "note: %s has no effect on %s\n", argv[i], verb_names[verb]);
     }
     if (o->dtype_given) backend_dtype_set(o->dtype ? "bf16" : "fp32");
     return verb;
@@ -353,10 +364,20 @@ static inline Ranked ranked_head(const Ranked *d, int n) {
     return h;
 }
 
+// backend_start's line, said once and not before the work begins: an error in the options stands alone.
+static const char *machine;
+
+static inline void machine_say(void) {
+    if (machine) fprintf(stderr, "%s\n", machine);
+    machine = NULL;
+}
+
 static inline void banner(const Options *o, GPT2 *m, const Ranked *d, const char *verb, int training) {
     Config c = gpt2_config(m);
-    int bound[4], micro = o->micro_batch ? o->micro_batch : micro_batch_auto(m, d, training ? o->batch : d->Q);
+    int bound[4], most = training ? o->batch : d->Q, micro = o->micro_batch ? o->micro_batch : micro_batch_auto(m, d, most);
+    if (micro > most) micro = most;
     batch_bounds(d, micro, bound);
+    machine_say();
     if (training && (o->batch > micro || o->grad_clip > 0)) training = 2;
     fprintf(stderr, "%-8s %s: %d layers, %d channels, %d heads, context %d, vocabulary %d, %.1fM parameters; "
             "%d queries, %d responses; %.0f MiB\n", verb, c.reward ? "reward model" : "policy", c.L, c.C, c.NH, c.T, c.V,
@@ -368,16 +389,14 @@ static inline void banner(const Options *o, GPT2 *m, const Ranked *d, const char
 
 static inline Train train_options(const Options *o, const char *label) {
     Train t;
-    enum Schedule schedules[] = {SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT};
     memset(&t, 0, sizeof t);
     t.label = label;
-    t.data = o->data;
     t.resume = o->resume;
     t.out = o->resume && !o->out_given ? o->resume : o->out;
     t.seed = (uint64_t)o->seed;
     t.batch = o->batch, t.micro_batch = o->micro_batch, t.epochs = o->epochs, t.steps = o->steps;
     t.shuffle = o->shuffle, t.checkpoint_every = o->checkpoint_every, t.profile = o->profile;
-    t.schedule = schedules[o->schedule];
+    t.schedule = (enum Schedule)o->schedule;
     t.warmup = o->warmup, t.grad_clip = o->grad_clip;
     t.adam.lr = o->lr, t.adam.beta1 = o->beta1, t.adam.beta2 = o->beta2, t.adam.eps = o->eps;
     t.adam.weight_decay = o->weight_decay;
@@ -442,19 +461,23 @@ static inline void curve_point(void *context, int step) {
     ranked_free(&d);
 }
 
-// curves.png: the paper's Figure 3, losses and reward over optimizer steps.
-static inline int curves_draw(const char *out, const Log *log, const Curve *curve) {
+// curves.png: the paper's Figure 3, losses and reward over optimizer steps. A reward model has one loss and no curve.
+static inline int curves_draw(const char *out, const Log *log, const Curve *curve, int reward_model) {
     char path[RRHF_PATH_MAX];
     int n = log->n, points = curve ? curve->n : 0;
     double *x = (double *)xalloc((size_t)n * 5 + (size_t)points * 3, sizeof *x), *rank = x + n, *ft = rank + n, *rank_s = ft + n,
            *ft_s = rank_s + n, *cx = ft_s + n, *cy = cx + points, *ce = cy + points;
-    for (int i = 0; i < n; i++) x[i] = log->row[i].step, rank[i] = log->row[i].rank_loss, ft[i] = log->row[i].ft_loss;
+    for (int i = 0; i < n; i++) {
+        const LogRow *r = &log->row[i];
+        x[i] = r->step, rank[i] = reward_model ? 0 : r->rank_loss, ft[i] = reward_model ? r->loss : r->ft_loss;
+    }
     for (int i = 0; i < points; i++) cx[i] = curve->point[3 * i], cy[i] = curve->point[3 * i + 1], ce[i] = curve->point[3 * i + 2];
     int window = n / 15 > 1 ? n / 15 : 1, has_rank = 0;
     plot_smooth(rank_s, rank, n, window);
     plot_smooth(ft_s, ft, n, window);
     for (int i = 0; i < n; i++) has_rank |= rank[i] != 0;
-    PlotSeries loss[4] = {plot_series("fine-tuning loss", x, ft_s, n, PLOT_LINE, 0), plot_series(NULL, x, ft, n, PLOT_LINE | PLOT_FAINT, 0),
+    const char *name = reward_model ? "loss of the reward model" : "fine-tuning loss";
+    PlotSeries loss[4] = {plot_series(name, x, ft_s, n, PLOT_LINE, 0), plot_series(NULL, x, ft, n, PLOT_LINE | PLOT_FAINT, 0),
                           plot_series("ranking loss (right)", x, rank_s, n, PLOT_LINE, 1), plot_series(NULL, x, rank, n, PLOT_LINE | PLOT_FAINT, 1)};
     loss[2].right = loss[3].right = 1;
     PlotSeries reward = plot_series(NULL, cx, cy, points, PLOT_LINE | PLOT_POINTS, 2);
@@ -462,7 +485,8 @@ static inline int curves_draw(const char *out, const Log *log, const Curve *curv
     PlotPanel p[2];
     memset(p, 0, sizeof p);
     p[0].title = "Losses", p[0].label[PLOT_X] = p[1].label[PLOT_X] = "optimizer step";
-    p[0].label[PLOT_LEFT] = "fine-tuning loss, per response", p[0].label[PLOT_RIGHT] = has_rank ? "ranking loss" : NULL;
+    p[0].label[PLOT_LEFT] = reward_model ? name : "fine-tuning loss, per response";
+    p[0].label[PLOT_RIGHT] = has_rank ? "ranking loss" : NULL;
     p[0].series = loss, p[0].n_series = has_rank ? 4 : 2;
     p[1].title = "Reward of fresh completions", p[1].label[PLOT_LEFT] = "mean reward, one standard error";
     p[1].series = &reward, p[1].n_series = 1;
@@ -483,7 +507,9 @@ static inline void samples_write(const char *dir, const Tokenizer *t, const Rank
         const Ranked *both[2] = {before, after};
         for (int i = 0; i < 2; i++)
             for (int r = both[i] ? both[i]->first[q] : 0; both[i] && r < both[i]->first[q + 1]; r++) {
-                out_printf(&out, "%s", !before ? both[i]->source[r] == SOURCE_DATA ? "data:  " : "sample:" : i ? "after: " : "before:");
+                const char *what = i ? "after: " : "before:";
+                if (!before) what = after->source[r] == SOURCE_DATA ? "data:  " : "sample:";
+                out_printf(&out, "%s", what);
                 if (scored) out_printf(&out, " [%.3f]", both[i]->score[r]);
                 print_text(&out, t, both[i]->tokens + both[i]->resp_at[r], both[i]->resp_len[r]);
             }
@@ -494,6 +520,8 @@ static inline void samples_write(const char *dir, const Tokenizer *t, const Rank
 static inline Ranked samples_take(const Options *o, GPT2 *m, const Ranked *d, const Tokenizer *tok, Reward *reward) {
     Sampling s = sampling(o, gpt2_config(m), tok);
     Ranked h = ranked_head(d, SHOWN), out;
+    int room = gpt2_config(m).T - longest_query(&h); // for show: no reason to stop a training that samples nothing else
+    if (s.max_new_tokens > room) s.max_new_tokens = room;
     s.num_return = 1;
     out = sample(m, &h, s, 0, "");
     stop_cut(o, tok, &out);
@@ -506,6 +534,22 @@ static inline int resumable_exit(const Options *o, const Train *t, const char *v
         fprintf(stderr, "\ninterrupted; everything is saved in %s. To go on: the same command with --resume %s\n"
                 "(%s %s ... --resume %s)\n", t->out, t->out, o->program, verb, t->out);
     return stopped;
+}
+
+// sft and reward from here on: the loop, and its curves.
+static inline int train_plain(const Options *o, GPT2 *m, Ranked *d, Train *t) {
+    Log log = {NULL, 0, 0};
+    int stopped = 0;
+    make_dir(t->out);
+    if (!train_finished(m, d, t)) {
+        banner(o, m, d, t->label, 1);
+        stopped = train_loop(m, d, t, &log);
+        curves_draw(t->out, &log, NULL, gpt2_config(m).reward);
+    }
+    free(log.row);
+    gpt2_free(m);
+    ranked_free(d);
+    return resumable_exit(o, t, t->label, stopped);
 }
 
 static inline int verb_sft(const Options *o) {
@@ -537,15 +581,7 @@ static inline int verb_sft(const Options *o) {
         if (d.first[q + 1] - d.first[q] != 1)
             die("%s: query %d has %d responses; sft takes one each (train ranks several)", o->data, q, d.first[q + 1] - d.first[q]);
     Train t = train_options(o, "sft");
-    Log log = {NULL, 0, 0};
-    make_dir(t.out);
-    banner(o, m, &d, "sft", 1);
-    int stopped = train_loop(m, &d, &t, &log);
-    curves_draw(t.out, &log, NULL);
-    free(log.row);
-    gpt2_free(m);
-    ranked_free(&d);
-    return resumable_exit(o, &t, "sft", stopped);
+    return train_plain(o, m, &d, &t);
 }
 
 // A policy becomes a reward model by growing a scalar head, zero at first.
@@ -553,21 +589,16 @@ static inline int verb_reward(const Options *o) {
     Checkpoint f = checkpoint_open(need(o->model, "--model", "reward"));
     Config c = f.c;
     Ranked d = data_open(o, need(o->data, "--data", "reward"), c, "reward");
-    int labels = reward_data_is_labels(&d, o->data);
+    int labels = reward_data_is_labels(&d, o->data), differ = 0;
+    for (int r = 0; r < d.R; r++) differ |= d.score[r] != d.score[0];
+    if (!differ) die("%s: every label is %g; a reward model needs good and bad responses", o->data, d.score[0]);
     c.reward = 1;
     c.logistic = labels;
     GPT2 *m = gpt2_build(c, NULL, 1);
     checkpoint_load(&f, m);
     Train t = train_options(o, "reward");
-    Log log = {NULL, 0, 0};
     t.loss = labels ? logistic_loss : pairwise_loss;
-    make_dir(t.out);
-    banner(o, m, &d, "reward", 1);
-    int stopped = train_loop(m, &d, &t, &log);
-    free(log.row);
-    gpt2_free(m);
-    ranked_free(&d);
-    return resumable_exit(o, &t, "reward", stopped);
+    return train_plain(o, m, &d, &t);
 }
 
 // The loss at work on the one query of d, in the words of rrhf.h.
@@ -576,10 +607,10 @@ static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ran
     batch_pack(&s->b, d, &q, 1);
     gpt2_forward(m, &s->b, s->out);
     batch_values(&s->b, 0, s->out, s->value);
-    int k = s->b.R, wrong = 0, best = 0;
+    const Objective *o = &t->objective;
     const float *r = s->b.score;
-    Loss l = t->loss(&t->objective, k, s->value, s->b.resp_len, r, s->p, s->dc);
-    for (int i = 0; i < k; i++) if (r[i] > r[best]) best = i;
+    int k = s->b.R, wrong = 0, best = rrhf_best(k, r);
+    Loss l = t->loss(o, k, s->value, s->b.resp_len, r, s->p, s->dc);
     printf("%s\n  i  reward r_i  tokens n_i    log P(y_i|x)         p_i    coefficient c_i\n", when);
     for (int i = 0; i < k; i++)
         printf("%3d  %10.4g  %10d  %14.6f  %10.6f  %17.9f%s\n", i, r[i], s->b.resp_len[i], s->value[i], s->p[i], s->dc[i],
@@ -587,10 +618,9 @@ static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ran
     for (int i = 0; i < k; i++)
         for (int j = 0; j < k; j++) {
             if (!(r[i] < r[j])) continue;
-            double gap = t->objective.margin != 0 ? t->objective.margin * rrhf_gap(k, r, r[i], r[j]) : 0;
-            double hinge = s->p[i] - s->p[j] + gap;
+            double hinge = rrhf_hinge(o, k, s->p, r, i, j);
             wrong += s->p[i] >= s->p[j];
-            printf("  pair r_%d < r_%d: hinge max(0, p_%d - p_%d%s) = %.6f%s\n", i, j, i, j, gap != 0 ? " + margin" : "",
+            printf("  pair r_%d < r_%d: hinge max(0, p_%d - p_%d%s) = %.6f%s\n", i, j, i, j, o->margin != 0 ? " + margin" : "",
                    hinge > 0 ? hinge : 0, s->p[i] >= s->p[j] ? "   out of order" : "");
         }
     printf("  %d pair%s out of order; L_rank %.6f, L_ft %.6f, L %.6f\n\n", wrong, wrong == 1 ? "" : "s", l.rank, l.ft, l.loss);
@@ -606,6 +636,7 @@ static inline int explain(const Options *o, GPT2 *m, const Ranked *d, const Toke
     for (int r = d->first[q]; r < d->first[q + 1]; r++)
         ranked_response(&one, d->tokens + d->resp_at[r], d->resp_len[r], d->score[r], d->source[r]);
     Train t = train_options(o, "explain");
+    machine_say();
     t.micro_batch = 1;
     StepRoom s = step_room(m, &one, 1);
     printf("query %d of %s, %d responses\n", q, o->data, one.R);
@@ -694,6 +725,7 @@ static inline int train_run(Trainee *a, Train *t, const Ranked *d) {
     const Ranked *shown = o->eval_data ? &a->held : &a->d;
     memset(&curve, 0, sizeof curve);
     make_dir(t->out);
+    if (train_finished(a->m, d, t)) return 0;
     if (o->eval_data && a->rm) {
         curve = curve_open(a, t, d);
         if (t->resume) curve_read(&curve, t->resume);
@@ -709,7 +741,7 @@ static inline int train_run(Trainee *a, Train *t, const Ranked *d) {
         ranked_free(&before);
         ranked_free(&after);
     }
-    if (!curves_draw(t->out, &log, curve.n ? &curve : NULL))
+    if (!curves_draw(t->out, &log, curve.n ? &curve : NULL, 0))
         fprintf(stderr, "curves.png: not drawn; install stb_image_write (Debian: libstb-dev) and make again\n");
     free(log.row);
     free(curve.point);
@@ -722,12 +754,13 @@ static inline int train_round(Trainee *a, Train *t, int round) {
     Ranked drawn;
     uint64_t seed = (uint64_t)a->o->seed + (uint64_t)(round > 1 ? round - 1 : 0);
     make_dir(t->out);
+    machine_say();
     if (t->resume) drawn = ranked_read(path_join(path, t->resume, "scored.bin")); // what the interrupted run trained on
     else {
         drawn = policy_draw(a->o, a->policy, a->m, &a->d, a->tok, seed, "sample");
         reward_score(&a->reward, &drawn, "score");
-        ranked_write(path_join(path, t->out, "scored.bin"), &drawn);
     }
+    if (!t->resume || !same_dir(t->resume, t->out)) ranked_write(path_join(path, t->out, "scored.bin"), &drawn);
     int stopped = train_run(a, t, &drawn);
     ranked_free(&drawn);
     return stopped;
@@ -744,23 +777,43 @@ static inline void round_load(Trainee *a, const char *dir) {
     a->m = model_open(path_join(path, dir, "policy.bin"), "--resume", MODEL_POLICY, 1);
 }
 
-// IP-n: each round starts from the policy that the one before trained, and keeps its results in out/round-i.
+// IP-n: each round starts from the policy that the one before trained, and keeps its results in out/round-i. A resumed one
+// that has finished is checked against its settings.txt and passed by; one that has not begun begins.
 static inline int train_rounds(Trainee *a, const Train *t) {
-    char dir[RRHF_PATH_MAX], name[32];
-    int stopped = 0;
-    for (int i = 1; i <= a->policy.rounds && !stopped; i++) {
+    static const char *const marks[] = {"policy.bin", "state.bin", "settings.txt"};
+    char dir[RRHF_PATH_MAX], path[RRHF_PATH_MAX], name[32];
+    make_dir(t->out);
+    if (t->resume && !exists_in(t->resume, "round-1"))
+        die("--resume %s: no round-1 in it to go on from; start without --resume", t->resume);
+    for (int i = 1; !t->resume; i++) { // an earlier run's rounds must not pass for this one's
+        snprintf(name, sizeof name, "round-%d", i);
+        if (!exists_in(t->out, name)) break;
+        for (int k = 0; k < 3; k++) unlink(path_join(path, path_join(dir, t->out, name), marks[k]));
+    }
+    for (int i = 1; i <= a->policy.rounds; i++) {
         Train round = *t;
         snprintf(name, sizeof name, "round-%d", i);
         round.out = path_join(dir, t->out, name);
         round.label = name;
-        round.resume = t->resume && exists_in(dir, "state.bin") ? dir : NULL;
-        if (!round.resume && t->resume && exists_in(dir, "policy.bin")) round_load(a, dir); // this one was finished
-        else stopped = train_round(a, &round, i);
-        if (stopped) return 1;
+        round.resume = t->resume && (exists_in(dir, "state.bin") || exists_in(dir, "settings.txt")) ? dir : NULL;
+        if (train_round(a, &round, i)) return 1;
         round_load(a, dir); // with a new optimizer
     }
-    gpt2_save(a->m, path_join(dir, t->out, "policy.bin"));
+    gpt2_save(a->m, path_join(path, t->out, "policy.bin"));
     return 0;
+}
+
+// What decides the responses, but for the reward: a command that failed may be resumed with a better one.
+static inline void drawing_settings(const Trainee *a, char *text, size_t size) {
+    const Options *o = a->o;
+    uint64_t stops = HASH64;
+    if (a->policy.draw == DRAW_NOTHING) return;
+    for (int i = 0; i < o->stop.n; i++) stops = hash64(stops, o->stop.text[i], strlen(o->stop.text[i]) + 1);
+    snprintf(text, size, "draw %d\nown %d\nqueries #%016" PRIx64 "\nnum-return %d\nnum-beams %d\nnum-beam-groups %d\n"
+             "diversity-penalty %.9g\ntemperature %.9g\ntop-k %d\ntop-p %.9g\nmax-new-tokens %d\nkl-coef %.9g\n"
+             "stop #%016" PRIx64 "\n",
+             (int)a->policy.draw, a->policy.own, ranked_hash(&a->d), o->num_return, o->num_beams, o->num_beam_groups,
+             o->diversity_penalty, o->temperature, o->top_k, o->top_p, o->max_new_tokens, o->kl_coef, stops);
 }
 
 static inline int verb_train(const Options *o) {
@@ -777,18 +830,13 @@ static inline int verb_train(const Options *o) {
     if (o->kl_coef > 0 && !a.policy.refresh) die_usage("--kl-coef: for --policy OP-k only");
     Train t = train_options(o, "train");
     if (a.policy.rounds && t.steps) die_usage("--steps %d: IP-n trains whole rounds; shorten them with --epochs", t.steps);
-    if (a.policy.rounds && t.resume && strcmp(t.resume, t.out)) die_usage("--out %s: the rounds of IP-n are resumed in place; leave it out", t.out);
+    if (a.policy.rounds && t.resume && strcmp(t.resume, t.out) && !same_dir(t.resume, t.out))
+        die_usage("--out %s: the rounds of IP-n are resumed in place; leave it out", t.out);
     if (o->reward) a.reward = reward_open(o->reward, a.tok), a.rm = &a.reward;
     if (o->kl_coef > 0) a.start = model_open(o->model, "--model", MODEL_POLICY, 0);
+    if (o->eval_data && !o->reward) fprintf(stderr, "note: --eval-data without --reward: no reward's curve\n");
     if (o->eval_data) a.held = data_open(o, o->eval_data, c, "train");
-    if (a.policy.refresh) {
-        int n = snprintf(t.drawing, sizeof t.drawing, ", draw %d, num-return %d, num-beams %d, num-beam-groups %d, diversity-penalty %.9g, "
-                         "temperature %.9g, top-k %d, top-p %.9g, max-new-tokens %d, kl-coef %.9g", o->draw, o->num_return,
-                         o->num_beams, o->num_beam_groups, o->diversity_penalty, o->temperature, o->top_k, o->top_p,
-                         o->max_new_tokens, o->kl_coef); // not the reward: a command that failed may be resumed with a better one
-        for (int i = 0; i < o->stop.n; i++)
-            n += snprintf(t.drawing + n, sizeof t.drawing - (size_t)n, ", stop %.40s", o->stop.text[i]);
-    }
+    drawing_settings(&a, t.drawing, sizeof t.drawing);
     t.refresh = a.policy.refresh, t.answer = online_answer, t.online = &a;
     int stopped = a.policy.rounds ? train_rounds(&a, &t)
                 : a.policy.refresh || a.policy.draw == DRAW_NOTHING ? train_run(&a, &t, &a.d) : train_round(&a, &t, 0);
@@ -831,7 +879,7 @@ static inline int verb_sample(const Options *o) {
 // p_i of every response under a policy (equation 1).
 static inline void policy_scores(GPT2 *m, const Ranked *d, double length_penalty, const char *label, double *p) {
     evaluate_all(m, d, label, p);
-    for (int r = 0; r < d->R; r++) p[r] /= pow(d->resp_len[r], length_penalty);
+    for (int r = 0; r < d->R; r++) p[r] = rrhf_score(p[r], d->resp_len[r], length_penalty);
 }
 
 static inline int verb_score(const Options *o) {
@@ -850,6 +898,8 @@ static inline int verb_score(const Options *o) {
     if (reward.model) c = gpt2_config(reward.model);
     if (!o->reward) m = model_open(need(o->model, "--model (or --reward)", "score"), "--model", MODEL_POLICY, 0), c = gpt2_config(m);
     Ranked d = data_open(o, data, c, "score");
+    int to_file = !m || o->out_given;
+    if (to_file) make_dir(o->out);
     if (m || reward.model) banner(o, m ? m : reward.model, &d, "score", 0);
     if (m) {
         double *p = (double *)xalloc((size_t)d.R, sizeof *p);
@@ -862,8 +912,7 @@ static inline int verb_score(const Options *o) {
         free(p);
     } else reward_score(&reward, &d, "score");
     reward_close(&reward);
-    if (!m || o->out_given) {
-        make_dir(o->out);
+    if (to_file) {
         ranked_write(path_join(path, o->out, "scored.bin"), &d);
         if (!m) printf("%s\n", path);
     }
@@ -880,10 +929,9 @@ typedef struct { char name[32]; Figure reward, perplexity, accuracy, length, kl;
 
 enum { EVAL_ROWS = 16 }; // the start, best of 2, 4, .. 4096, the policy
 
-static inline void figure_print(FILE *f, const char *fmt, Figure v) {
+static inline void figure_print(FILE *f, Figure v, int decimals) {
     char cell[64];
-    if (v.n == 0) snprintf(cell, sizeof cell, "-");
-    else snprintf(cell, sizeof cell, fmt, v.mean, v.err);
+    figure_text(cell, v, decimals);
     fprintf(f, "  %-17s", cell);
 }
 
@@ -892,11 +940,11 @@ static inline void eval_print(FILE *f, const EvalRow *rows, int n, const Options
             "accuracy of p_i", "distinct-1/2");
     for (int i = 0; i < n; i++) {
         fprintf(f, "%-10s", rows[i].name);
-        figure_print(f, "%.3f +- %.3f", rows[i].reward);
-        figure_print(f, "%.2f +- %.2f", rows[i].perplexity);
-        figure_print(f, "%.1f +- %.1f", rows[i].length);
-        figure_print(f, "%.2f +- %.2f", rows[i].kl);
-        figure_print(f, "%.3f +- %.3f", rows[i].accuracy);
+        figure_print(f, rows[i].reward, 3);
+        figure_print(f, rows[i].perplexity, 2);
+        figure_print(f, rows[i].length, 1);
+        figure_print(f, rows[i].kl, 2);
+        figure_print(f, rows[i].accuracy, 3);
         if (rows[i].distinct1 < 0) fprintf(f, "  -\n");
         else fprintf(f, "  %.3f / %.3f\n", rows[i].distinct1, rows[i].distinct2);
     }
@@ -1000,7 +1048,6 @@ static inline int eval_policy(const Options *o, GPT2 *m, const Ranked *data) {
     const Ranked *judged = pairs ? data : rm ? (with_start ? &start : &fresh) : NULL; // pairs given, or made by the reward
     if (judged) rows[n - 1].accuracy = eval_pairs(m, judged, o->length_penalty);
     if (judged && with_start) rows[0].accuracy = eval_pairs(ref, judged, o->length_penalty);
-    make_dir(o->out);
     eval_csv(o->out, rows, n);
     eval_print(stdout, rows, n, o, data->Q);
     if (tok) {
@@ -1029,8 +1076,9 @@ static inline int eval_reward(const Options *o, GPT2 *m, const Ranked *d) {
         for (int r = 0; r < d->R; r++) z[r] = (z[r] > 0) == (d->score[r] > 0.5f);
         f = figure_mean(z, d->R);
     } else f = eval_accuracy(d, d->score, z);
-    printf("reward model: accuracy %.4f +- %.4f on %d %s\n", f.mean, f.err, f.n, labels ? "labels" : "queries with pairs");
-    make_dir(o->out);
+    char cell[64];
+    figure_text(cell, f, 4);
+    printf("reward model: accuracy %s on %d %s\n", cell, f.n, labels ? "labels" : "queries with pairs");
     char path[RRHF_PATH_MAX];
     Out out = out_open(path_join(path, o->out, "eval.csv"));
     out_printf(&out, "policy,figure,mean,stderr,n\nreward model,accuracy,%.6g,%.6g,%d\n", f.mean, f.err, f.n);
@@ -1043,6 +1091,8 @@ static inline int verb_eval(const Options *o) {
     GPT2 *m = model_open(need(o->model, "--model", "eval"), "--model", MODEL_ANY, 0);
     Config c = gpt2_config(m);
     Ranked d = data_open(o, need(o->data, "--data", "eval"), c, "eval"), head = ranked_head(&d, o->eval_queries);
+    make_dir(o->out);
+    machine_say();
     int rc = c.reward ? eval_reward(o, m, &head) : eval_policy(o, m, &head);
     ranked_free(&d);
     gpt2_free(m);
@@ -1060,7 +1110,7 @@ static inline int run_verb(int argc, char **argv) {
     Options o;
     int verb = options_parse(&o, argc, argv);
     signal(SIGXFSZ, SIG_IGN); // a limit on file sizes is then an error of write, like a full disk
-    fprintf(stderr, "%s\n", backend_start(o.threads));
+    machine = backend_start(o.threads);
     int rc = verb < 0 ? verb_demo(&o) : verbs[verb](&o);
     stdout_check();
     return rc;

@@ -45,7 +45,7 @@ works() { # WHAT ARGS...: must exit 0 without an error
 }
 
 # Lines that may stand on stderr before the error: the banner, notes, progress.
-BANNER='^((CPU|GPU|CUDA|NVIDIA)[ ,]|note: |(sft|reward|sample|score|train|eval|start|policy|explain|round-[0-9]+|curves\.png)[: ]|==[0-9]+==WARNING: AddressSanitizer failed to allocate)'
+BANNER='^((CPU|GPU|CUDA|NVIDIA)[ ,]|note: |finishing this step|(sft|reward|sample|score|train|eval|start|policy|explain|round-[0-9]+|curves\.png)[: ]|==[0-9]+==WARNING: AddressSanitizer failed to allocate)'
 refused() { # RC CODE NEEDLE WHAT: what the last run did, against what it should do. NEEDLE: a pattern in the error
     local rc=$1 code=$2 needle=$3 what=$4 line error= errors=0 others=
     while IFS= read -r line; do
@@ -65,6 +65,9 @@ refuse() { # CODE NEEDLE WHAT ARGS...
     refused $rc "$code" "$needle" "$what"
 }
 
+as_user() { # COMMAND: as one to whom permissions apply
+    if [ "$(id -u)" -eq 0 ]; then setpriv --bounding-set=-dac_override,-dac_read_search "$@"; else "$@"; fi
+}
 make_files() { "$T/make_files" "$@"; }
 edit() { make_files edit "$@"; }
 same() { cmp "$1" "$2"; }
@@ -167,6 +170,11 @@ bad_input() {
     works "fits with --max-response-tokens" score $M --data "$D/long.bin" --max-response-tokens 4
     refuse 1 "long\.bin" "one token too many" score $M --data "$D/long.bin" --max-query-tokens 15
     refuse 1 "max-query-tokens|max-new-tokens" "no room for --max-new-tokens" sample $M $R --max-new-tokens 48 --out "$O"
+    v=$(sed -n 's/.*try --max-new-tokens \([0-9]*\).*/\1/p' "$T/err")
+    works "there is for the --max-new-tokens $v that it says" sample $M $R --max-new-tokens "$v" --out "$T/fits"
+    refuse 1 "max-new-tokens" "but not for one more" sample $M $R --max-new-tokens $((v + 1)) --out "$O"
+    works "train --tokenizer without room for the completions of samples.txt" train $M $R --tokenizer "$D/tokenizer.bin" --epochs 1 --out "$T/fits"
+    [ -s "$T/fits/samples.txt" ] && ok "they are shorter" || bad "no samples.txt"
     refuse 1 "max-query-tokens|max-new-tokens" "no room for --max-new-tokens: eval" eval $M $R --max-new-tokens 24 --out "$O"
     for v in 0 1 -1 -$max $max; do bad_stream "header[2] $v" "" h 2 $v; done
     bad_stream "a token beyond the vocabulary" "60" u16 -2 60
@@ -182,6 +190,9 @@ bad_input() {
     refuse 1 "bad\.bin.*1\.5" "a label of 1.5" reward $M --data "$F" --out "$O"
     edit "$D/labels.bin" "$F" f32 1036 -0.25
     refuse 1 "bad\.bin.*-0\.25" "a label of -0.25" reward $M --data "$F" --out "$O"
+    works "labels that are all equal" score --data "$D/labels.bin" --tokenizer "$D/tokenizer.bin" --reward "cmd:while read -r l; do echo 1; done" --out "$T/equal"
+    refuse 1 "scored\.bin: every label is 1; a reward model needs" "they train no reward model" reward $M --data "$T/equal/scored.bin" --out "$O"
+    works "but can be what one is judged by" eval --model "$D/reward.bin" --data "$T/equal/scored.bin" --out "$T/equal"
 
     # the command line
     refuse 2 "frobnicate" "unknown verb" frobnicate
@@ -190,7 +201,12 @@ bad_input() {
     refuse 2 "--lrr" "misspelt option" train $M $R --lrr 1
     refuse 2 "-x" "single dash" -x
     refuse 2 "3" "a word that is no option" train 3
-    refuse 2 "train" "a verb after an option" --lr 1e-3 train
+    refuse 2 "--lr: needs a verb before it" "a verb after an option" --lr 1e-3 train
+    refuse 2 "--data: needs a verb" "the demo with an option that it does not take" --data x
+    refuse 2 "'--lr=1e-4': expected two words: --lr 1e-4" "--lr=1e-4" train --lr=1e-4
+    refuse 2 "'--lrr'" "--lrr=1e-4" train --lrr=1e-4
+    refuse 2 "from 0 to 2147483647" "a range in full" train --seed -1
+    refuse 2 "from 1 to 1000000" "another" train --batch 0
     refuse 2 "--lr" "missing value" train $M $R --lr
     refuse 2 "--model" "missing value of the first option" train --model
     for v in "" 3x 1e 1e- nan NAN inf -1 1e9 0,1 "1 2" x -; do refuse 2 "--lr .*from" "--lr '$v'" train $M $R --lr "$v"; done
@@ -211,6 +227,7 @@ bad_input() {
     refuse 2 "--dtype" "--dtype fp16" train $M $R --dtype fp16
     for v in sft reward sample score train eval; do
         refuse 2 "--data" "$v without --data" $v $M --out "$O"
+        [ "$(wc -l <"$T/err")" -eq 1 ] && ok "and nothing else is said" || bad "$v without --data: $(head -n 1 "$T/err")"
         [ $v = sft ] || refuse 2 "--model" "$v without --model" $v $R --out "$O"
     done
     refuse 2 "--tokenizer" "sft without model or tokenizer" sft --data "$D/stream.bin" --out "$O"
@@ -240,14 +257,35 @@ bad_input() {
     mkdir -p "$T/taken/policy.bin" "$T/taken2/sampled.bin"
     refuse 1 "policy\.bin" "policy.bin is a directory" train $M $R --out "$T/taken" --epochs 1
     refuse 1 "sampled\.bin" "sampled.bin is a directory" sample $M $R --out "$T/taken2" --max-new-tokens 4
+    mkdir -p "$T/readonly"
+    chmod 555 "$T/readonly"
+    if as_user true 2>/dev/null && ! as_user touch "$T/readonly/x" 2>/dev/null; then
+        for v in sft reward sample train eval score; do
+            n="$M --data $D/ranked.bin"
+            case $v in sft) n="$M --data $D/labels.bin" ;; score) n="--reward $D/reward.bin $R" ;; esac
+            as_user timeout 60 "$BIN" $v $n --out "$T/readonly" --max-new-tokens 4 </dev/null >"$T/out" 2>"$T/err"
+            refused $? 1 "readonly: cannot write there" "$v: --out without permission"
+            grep -q "1/" "$T/err" && bad "$v: found after the work: $(tail -n 2 "$T/err")" || ok "$v: before any work"
+        done
+    else note "skipped: --out without permission (nothing is forbidden here)"; fi
+    if command -v flock >/dev/null; then
+        mkdir -p "$T/busy"
+        echo "half of it" >"$T/busy/policy.bin.tmp"
+        (flock -x 9; run train $M $R --epochs 1 --out "$T/busy") 9<"$T/busy/policy.bin.tmp"
+        refused $? 1 "busy/policy\.bin: another run is writing here; choose another --out" "two runs into one --out"
+        [ "$(cat "$T/busy/policy.bin.tmp")" = "half of it" ] && ok "the other's file is unharmed" || bad "the other's file was changed"
+        works "its lock goes with it" train $M $R --epochs 1 --out "$T/busy"
+    else note "skipped: two runs into one --out (no flock)"; fi
     [ "$(cat "$T/file")" = "a file" ] && ok "the file in the way is unharmed" || bad "the file in the way was changed"
 
     mkdir -p "$T/full"
     cp "$D/policy61.bin" "$T/full/policy.bin"
     (ulimit -f 16; ulimit -c 0; run train $M $R --out "$T/full" --epochs 1)
     refused $? 1 "policy\.bin" "file size limit at policy.bin"
-    (ulimit -f 60; ulimit -c 0; run train $M $R --out "$T/full" --epochs 2 --batch 5 --steps 2)
+    (ulimit -f 60; ulimit -c 0; run train $M $R --out "$T/stateless" --epochs 2 --batch 5 --steps 2)
     refused $? 1 "state\.bin" "file size limit at state.bin"
+    works "policy.bin came before it" score --model "$T/stateless/policy.bin" $R
+    [ "$(ls "$T/stateless" | tr '\n' ' ')" = "log.csv policy.bin " ] && ok "nothing else was left" || bad "left $(ls "$T/stateless" | tr '\n' ' ')"
     (ulimit -f 1; ulimit -c 0; run sample $M $R --out "$T/full" --max-new-tokens 8)
     refused $? 1 "sampled\.bin" "file size limit at sampled.bin"
     (ulimit -f 1; ulimit -c 0; run score --reward "$D/reward.bin" $R --out "$T/full")
@@ -383,7 +421,12 @@ resume() {
     works "again, to --steps 1001, from there to elsewhere" $A --resume "$T/a" --steps 1001 --out "$T/a2"
     [ -e "$T/a2/state.bin" ] && ok "a state.bin there" || bad "no state.bin there"
     works "resumed" $A --resume "$T/a2"
+    grep -q "going on from step 1001 of 2000" "$T/err" && ok "says from where" || bad "resumed: does not say from where"
     finish "--steps" "$T/a2"
+    [ ! -e "$T/a2/state.bin" ] && ok "finished: no state.bin is left" || bad "finished: a state.bin is left"
+    works "to where it stands already" $A --resume "$T/a" --steps 7
+    grep -q "nothing to do: $T/a stands at step 7 of 2000" "$T/err" && ok "says that nothing is to do" || bad "says $(tail -n 1 "$T/err")"
+    refuse 1 "--resume $T/a2: that run has finished" "resumed to elsewhere when finished" $A --resume "$T/a2" --out "$T/x"
 
     for v in 1 2 3; do # until the signal arrived in the middle
         rm -rf "$T/b"
@@ -394,6 +437,7 @@ resume() {
     done
     [ $rc -eq 1 ] && [ "$n" -ge 200 ] && [ "$n" -lt 2000 ] && ok "Ctrl-C: exit code 1 after $n steps" || bad "Ctrl-C: exit code $rc after $n steps"
     grep -q -- "--resume $T/b" "$T/err" && ok "Ctrl-C: says how to go on" || bad "Ctrl-C: says $(tail -n 1 "$T/err")"
+    grep -q "^finishing this step, then saving" "$T/err" && ok "Ctrl-C: answers at once" || bad "Ctrl-C: no answer"
     grep -q "^error" "$T/err" && bad "Ctrl-C: $(grep ^error "$T/err")" || ok "Ctrl-C: no error"
     works "Ctrl-C: its policy.bin is whole" score --model "$T/b/policy.bin" --data "$D/ranked.bin"
     works "Ctrl-C: resumed" $A --resume "$T/b"
@@ -408,8 +452,11 @@ resume() {
     [ $rc -eq 137 ] && ok "kill -9 after a checkpoint" || bad "kill -9: exit code $rc"
     works "kill -9: resumed" $A --resume "$T/c"
     finish "kill -9" "$T/c"
+    cp "$T/c/log.csv" "$T/c.csv"
     works "resumed once more: nothing to do, exit 0" $A --resume "$T/c" --checkpoint-every 200
-    finish "resumed once more" "$T/c"
+    grep -q "nothing to do: $T/c stands at step 2000 of 2000" "$T/err" && ok "says so" || bad "says $(tail -n 1 "$T/err")"
+    check "and nothing is done: log.csv with its times" same "$T/c.csv" "$T/c/log.csv"
+    refuse 1 "begun with lr 0.001, this is lr 0.002;" "finished, resumed with another --lr" $A --lr 2e-3 --resume "$T/c"
 
     # other settings are refused, by name
     local B="train --model $D/policy.bin --data $D/ranked.bin --resume $T/a --out $T/x"
@@ -424,7 +471,12 @@ resume() {
     refuse 1 "data|responses" "resume with another score in the data" $A --data "$T/other.bin" --resume "$T/a" --out "$T/x"
     edit "$D/ranked.bin" "$T/other.bin" u16 -2 3
     refuse 1 "data|responses" "resume with another token in the data" $A --data "$T/other.bin" --resume "$T/a" --out "$T/x"
+    edit "$D/policy.bin" "$T/other.bin" f32 4000 0.5
+    refuse 1 "begun with start #[0-9a-f]*, this is start #" "resume with another start" $A --model "$T/other.bin" --resume "$T/a" --out "$T/x"
     [ -e "$T/x/policy.bin" ] && bad "a refused resume wrote policy.bin" || ok "a refused resume writes nothing"
+
+    works "sft from random weights, stopped" sft --data "$D/labels.bin" --layers 1 --heads 2 --channels 8 --context 24 --batch 4 --steps 2 --out "$T/rnd"
+    works "sft from random weights, resumed" sft --data "$D/labels.bin" --layers 1 --heads 2 --channels 8 --context 24 --batch 4 --resume "$T/rnd"
 
     # the other verbs, and a held-out reward curve
     for v in "sft --data $D/stream.bin" "reward --data $D/labels.bin" "reward --data $D/ranked.bin"; do
@@ -468,6 +520,13 @@ resume() {
     finish "Ctrl-C before the first step" "$T/early"
     check "its reward.csv too" same "$T/whole/reward.csv" "$T/early/reward.csv"
 
+    # a command that hangs when Ctrl-C comes: its silence is not waited for
+    printf '#!/bin/sh\nn=0; while read -r line; do n=$((n + 1)); [ $n -eq 6 ] && { kill -INT $PPID; exec sleep 60; }; echo 1; done\n' >"$T/hang.sh"
+    chmod +x "$T/hang.sh"
+    rc=$SECONDS
+    refuse 1 "--reward cmd:.*interrupted, and no answer to response 0 within 15 s" "Ctrl-C while a silent command is waited for" $A --reward "cmd:exec $T/hang.sh" --out "$T/hung"
+    [ $((SECONDS - rc)) -lt 40 ] && ok "after $((SECONDS - rc)) s" || bad "after $((SECONDS - rc)) s"
+
     # OP-k: the window of responses belongs to the state
     A="train --policy OP-4 --draw sample --model $D/policy.bin --data $D/ranked.bin --reward $D/reward.bin --max-new-tokens 4
        --num-return 2 --batch 4 --epochs 5 --threads 2 --lr 1e-3"
@@ -476,8 +535,13 @@ resume() {
     works "OP-4, stopped within a window" $A --steps 6 --out "$T/part"
     cp -r "$T/part" "$T/killed"
     works "OP-4, gone on to the next window" $A --resume "$T/part" --steps 9 --out "$T/late"
+    works "OP-4, carried elsewhere within its window" $A --resume "$T/part" --steps 6 --out "$T/carried"
+    works "OP-4, resumed there, by another name of the directory" $A --resume "$T/carried/" --out "$T/carried"
+    finish "OP-4, carried elsewhere" "$T/carried"
+    [ -z "$(ls "$T/carried" | grep -E 'online|state')" ] && ok "OP-4, finished: no state, no window" || bad "OP-4, finished: left $(ls "$T/carried" | tr '\n' ' ')"
     works "OP-4, resumed" $A --resume "$T/part"
     finish "OP-4" "$T/part"
+    works "OP-1000000 and a batch of 1000000 take the room of the run" ${A/OP-4/OP-1000000} --batch 1000000 --out "$T/whole-op"
     # kill -9 at step 8, the last checkpoint at step 6: the state of one, every other file of the other
     for v in "$T/late"/*; do case $v in */state.bin | */policy.bin | */log.csv) ;; *) cp "$v" "$T/killed/" ;; esac; done
     works "OP-4, killed in a later window than its checkpoint's, resumed" $A --resume "$T/killed"
@@ -493,7 +557,36 @@ resume() {
     works "IP-2, killed between its rounds, resumed" $A --resume "$T/ip"
     check "IP-2: policy.bin is the uninterrupted run's" same "$T/whole/policy.bin" "$T/ip/policy.bin"
     grep -q "^1\.0," "$T/ip/round-1/log.csv" && ok "IP-2: the finished round was not run again" || bad "IP-2: the finished round was run again"
-    A="${A/IP-2/OP-4}"
+    for v in "--lr 2e-3" "--temperature 0.5" "--num-return 3" "--stop a"; do # nor is its policy taken for another run's
+        set -- $v
+        refuse 1 "begun with ${1#--} .*this is ${1#--} " "resume IP-2 with $v" $A --resume "$T/ip" --tokenizer "$D/tokenizer.bin" $v
+    done
+    edit "$D/ranked.bin" "$T/other.bin" u16 -2 3
+    refuse 1 "begun with queries" "resume IP-2 with other queries" $A --resume "$T/ip" --data "$T/other.bin"
+    refuse 1 "--resume $T/none: no round-1" "resume IP-2 from nothing" $A --resume "$T/none"
+    works "resume IP-2 by another name of its directory" $A --resume "$T/ip" --out "$T/ip/"
+    # a fresh run over an older one: what is there after a kill must not pass for its own
+    cp -r "$T/whole" "$T/over"
+    refuse 1 "--reward cmd:" "IP-2 with another rate over the old one, its reward ends" $A --lr 2e-3 --tokenizer "$D/tokenizer.bin" --reward "cmd:exit 3" --out "$T/over"
+    works "resumed" $A --lr 2e-3 --resume "$T/over"
+    works "the same, uninterrupted" $A --lr 2e-3 --out "$T/over2"
+    check "IP-2 over an older one: the new rate's policy.bin" same "$T/over/policy.bin" "$T/over2/policy.bin"
+
+    # SP: the scored responses go elsewhere with the state
+    v="${A/IP-2/SP}"
+    works "SP, uninterrupted" $v --out "$T/sp"
+    works "SP, stopped" $v --steps 3 --out "$T/sp1"
+    works "SP, carried elsewhere" $v --steps 5 --resume "$T/sp1" --out "$T/sp2"
+    works "SP, resumed there" $v --resume "$T/sp2"
+    check "SP: the uninterrupted run's policy.bin" same "$T/sp/policy.bin" "$T/sp2/policy.bin"
+    refuse 1 "temperature" "resume SP with another temperature" $v --resume "$T/sp1" --temperature 0.5 --out "$T/x"
+
+    A="${A/IP-2/OP-4} --tokenizer $D/tokenizer.bin"
+    n="a long stop text of more than forty characters, a comma and"
+    works "OP-4 with stop texts" $A --stop 'a,b' --stop "$n one" --steps 6 --out "$T/stop"
+    refuse 1 "begun with stop" "resume with another --stop after a comma" $A --stop 'a,c' --stop "$n one" --resume "$T/stop" --out "$T/x"
+    refuse 1 "begun with stop" "resume with another end of a long --stop" $A --stop 'a,b' --stop "$n two" --resume "$T/stop" --out "$T/x"
+    works "resume with the same stop texts" $A --stop 'a,b' --stop "$n one" --resume "$T/stop"
     for v in "--num-return 3" "--temperature 0.5" "--max-new-tokens 5" "--top-k 3" "--draw beam"; do
         set -- $v
         refuse 1 "${1#--}" "resume OP-4 with $v" $A --resume "$T/late" --out "$T/x" $v
@@ -620,6 +713,7 @@ outputs() {
     works "reward on pairs" reward $M $R --batch 4 --epochs 20 --lr 1e-3 --out "$O/pairs"
     log_is "reward on pairs" "$O/pairs/log.csv" 80 4 1e-3 0.03 linear 1 0
     for v in labels pairs; do
+        [ -s "$O/$v/curves.png" ] || ! [ -s "$O/def/curves.png" ] && ok "reward on $v draws its curve" || bad "reward on $v: no curves.png"
         if awk -F, 'NR == 2 { a = $3 } { b = $3 } END { exit !(b < 0.8 * a) }' "$O/$v/log.csv"; then ok "reward on $v learns"; else bad "reward on $v does not learn"; fi
     done
 
@@ -684,6 +778,7 @@ outputs() {
     grep -qiE 'nan|inf' "$O/e/eval.csv" && bad "eval.csv: $(grep -iE 'nan|inf' "$O/e/eval.csv")" || ok "eval.csv: finite"
     works "eval a policy alone" eval $M --data "$D/held.bin" --max-new-tokens 6 --out "$O/e2"
     works "eval a policy, k = 1 data, one query" eval $M --data "$D/labels.bin" --eval-queries 1 --num-return 1 --max-new-tokens 6 --out "$O/e2"
+    grep -qE "^policy  *0?-?[0-9.]+  |^policy  *-  " "$T/out" && ! grep "^policy " "$T/out" | grep -q -- "+-" && ok "one query: no error is claimed" || bad "one query: $(grep "^policy " "$T/out")"
     grep -qiE 'nan|inf' "$O/e2/eval.csv" && bad "one query: $(grep -iE 'nan|inf' "$O/e2/eval.csv")" || ok "one query: finite"
     for v in labels:labels.bin pairs:ranked.bin; do
         works "eval a reward model on ${v%:*}" eval --model "$O/${v%:*}/policy.bin" --data "$D/${v#*:}" --out "$O/e3"
@@ -708,6 +803,21 @@ outputs() {
                   if (want - c[i] > 1e-6 || c[i] - want > 1e-6) { print "c_" i " is " c[i] ", expected " want; exit 1 } } }' >"$T/said"
     then ok "--explain: c_i is the formula's"; else bad "--explain: $(cat "$T/said")"; fi
     works "explain with texts" train $M $R $K --explain 0
+
+    # what would be silent otherwise
+    works "train --eval-data without a reward" train $M $R --eval-data "$D/held.bin" --epochs 1 --out "$O/n"
+    grep -q "^note: --eval-data without --reward" "$T/err" && ok "says that there is no curve" || bad "--eval-data without --reward: no note"
+    run train $M $R --batch 4 --micro-batch 4 --epochs 1 --out "$O/n"
+    n=$(grep -o '[0-9]* MiB' "$T/err")
+    run train $M $R --batch 4 --micro-batch 1000000 --epochs 1 --out "$O/n"
+    [ -n "$n" ] && [ "$n" = "$(grep -o '[0-9]* MiB' "$T/err")" ] && ok "a --micro-batch beyond --batch needs no more memory: $n" || bad "--micro-batch beyond --batch: $(grep -o '[0-9]* MiB' "$T/err") against $n"
+    if script -qec true /dev/null >/dev/null 2>&1; then # a terminal
+        for v in 80 40; do
+            script -qec "stty cols $v; '$BIN' train $M $R --batch 1 --epochs 50 --out '$O/tty'" /dev/null </dev/null 2>&1 | tr -d '\n' | tr '\r' '\n' >"$T/said"
+            n=$(sed -n 's/^\x1b\[K\(train  *[0-9]*\/.*\)/\1/p' "$T/said" | awk '{ if (length($0) > most) most = length($0) } END { print most + 0 }')
+            [ "$n" -gt 20 ] && [ "$n" -lt $v ] && ok "a terminal of $v columns: progress lines of at most $n" || bad "a terminal of $v columns: progress lines of $n"
+        done
+    else note "skipped: progress on a terminal (no script)"; fi
 
     # help
     works "--help" --help

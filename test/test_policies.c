@@ -594,7 +594,38 @@ static void test_online_resumed(void) { // Ctrl-C after step 1, 4 (within a wind
               "OP-5, Ctrl-C after step %d, resumed: %s bits, %d more draws, expected %d", s,
               same ? "the same" : "other", r->answers, draws);
         run_free(r);
+        int windows = 0;
+        for (int first = 0; first < STEPS; first++) windows += !access(in_dir("%s/online-%d.bin", notes, first), F_OK);
+        check(access(in_dir("%s/state.bin", notes), F_OK) && !windows && !access(in_dir("%s/settings.txt", notes), F_OK),
+              "OP-5, finished: settings.txt, no state.bin, %d windows", windows);
     }
+}
+
+// A few settings a line, and where two lists differ first.
+typedef struct { const char *there, *here; } Settings;
+
+static void compare_settings(const void *arg) {
+    const Settings *s = (const Settings *)arg;
+    Train t;
+    memset(&t, 0, sizeof t);
+    t.resume = "DIR";
+    snprintf(t.settings, sizeof t.settings, "%s", s->here);
+    settings_check(&t, s->there);
+}
+
+static void test_settings(void) {
+    static const struct { Settings s; const char *said; } cases[] = {
+        {{"lr 1\nseed 3\n", "lr 1\nseed 32\n"}, "begun with seed 3, this is seed 32;"},
+        {{"lr 12\nseed 3\n", "lr 1\nseed 4\n"}, "begun with lr 12, this is lr 1;"},
+        {{"lr 1\n", "lr 1\ndraw 2\n"}, "begun with fewer settings, this is draw 2;"},
+        {{"lr 1\ndraw 2\n", "lr 1\n"}, "begun with draw 2, this is fewer settings;"},
+        {{"", "lr 1\n"}, "begun with fewer settings, this is lr 1;"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        check_dies("settings that differ", compare_settings, &cases[i].s, cases[i].said);
+    Settings same = {"lr 1\nseed 3\n", "lr 1\nseed 3\n"};
+    compare_settings(&same);
+    check(1, "settings that do not differ");
 }
 
 // log P of one response by itself: no shared prefix, no neighbours.
@@ -723,6 +754,13 @@ static void test_rounds(void) {
         same = same && same_file(in_dir("%s/policy.bin", notes), in_dir("ip-sample/policy.bin"));
         check(stopped == 1 && early && same, "IP-3, Ctrl-C in round %d, resumed: %s bits, no policy.bin before the end",
               (stops[i] - 1) / 7 + 1, same ? "the same" : "other");
+        run_free(r);
+        int states = 0;
+        for (int round = 1; round <= 3; round++) states += !access(in_dir("%s/round-%d/state.bin", notes, round), F_OK);
+        r = run_make(IP "--policy IP-3 --draw sample", notes, in_dir("%s", notes)); // once more
+        run_rounds(r);
+        check(states == 0 && r->calls == 0 && same_file(in_dir("%s/policy.bin", notes), in_dir("ip-sample/policy.bin")),
+              "IP-3, finished: %d rounds have a state.bin; resumed once more: %d steps", states, r->calls);
         run_free(r);
     }
     Run *ip = run_make(IP "--policy IP-1", "ip1", NULL), *dp = run_make(IP "--policy DP", "dp", NULL);
@@ -946,6 +984,7 @@ int main(void) {
     test_stop_drawn();
     test_online();
     test_online_resumed();
+    test_settings();
     test_kl();
     test_rounds();
     test_once();

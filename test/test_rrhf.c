@@ -334,6 +334,61 @@ static void test_labels(void) {
     check_dies("no preference anywhere", labels_or_not, &equal, "equal scores");
 }
 
+// ----------------------------------------------------------------------------
+// Figures, hashes, files
+
+static void test_figures(void) {
+    static const struct { Figure f; const char *want; } cases[] = {
+        {{0.5, 0.25, 0}, "-"}, {{0.559, 0, 1}, "0.559"}, {{0.5, 0.25, 2}, "0.500 +- 0.250"}};
+    char cell[64];
+    for (int i = 0; i < 3; i++) {
+        figure_text(cell, cases[i].f, 3);
+        check(!strcmp(cell, cases[i].want), "a figure of %d queries: '%s', expected '%s'", cases[i].f.n, cell, cases[i].want);
+    }
+}
+
+static void test_hash(void) {
+    enum { N = 37 };
+    unsigned char a[N] = {0};
+    uint64_t seen[N * 8 + 1];
+    int n = 0, equal = 0;
+    seen[n++] = hash64(HASH64, a, N);
+    for (int bit = 0; bit < N * 8; bit++) {
+        a[bit / 8] ^= (unsigned char)(1 << bit % 8);
+        seen[n++] = hash64(HASH64, a, N);
+        a[bit / 8] ^= (unsigned char)(1 << bit % 8);
+    }
+    for (int i = 0; i < n; i++) for (int j = 0; j < i; j++) equal += seen[i] == seen[j];
+    check(equal == 0, "hash64: of %d texts that differ in a bit or two, %d pairs are equal", n, equal);
+    a[7] = a[15] = 128; // both high bits: their changes must not cancel
+    check(hash64(HASH64, a, N) != seen[0], "hash64: two sign bits");
+}
+
+static void write_there(const void *path) {
+    memset(out_tmp, 0, sizeof out_tmp); // a process of its own has none of ours
+    Out out = out_open((const char *)path);
+    out_close(&out);
+}
+
+static void test_lock(void) {
+    char dir[] = "/tmp/rrhf_lock_XXXXXX", path[64], tmp[64];
+    if (!mkdtemp(dir)) die("%s: cannot make it", dir);
+    snprintf(path, sizeof path, "%s/file", dir);
+    snprintf(tmp, sizeof tmp, "%s/file.tmp", dir);
+    Out out = out_open(path);
+    out_printf(&out, "whole\n");
+    fflush(out.f);
+    check_dies("a file that another run is writing", write_there, path, "file: another run is writing here; choose another --out");
+    check(!access(tmp, F_OK), "and the other's .tmp stays");
+    out_close(&out);
+    struct stat st;
+    check(!stat(path, &st) && st.st_size == 6 && access(tmp, F_OK), "it is whole in the end");
+    write_there(path);
+    check(!stat(path, &st) && st.st_size == 0, "and can be written again");
+    unlink(path);
+    rmdir(dir);
+}
+
 int main(void) {
     backend_start(1);
     test_by_hand();
@@ -345,5 +400,8 @@ int main(void) {
     test_schedule();
     test_reward_losses();
     test_labels();
+    test_figures();
+    test_hash();
+    test_lock();
     return test_summary();
 }
