@@ -53,7 +53,7 @@ dev/table: dev/table.c $(HEADERS)
 
 # Tests: each is one program (or script) that prints a line per check and ends with "N passed, N failed".
 TEST_BUILD = $(CC) $(CFLAGS) -O2 $(OPTIONS) -DNO_MAIN -o $@ $< $(BLAS) $(ONEDNN) $(LDLIBS)
-TESTS = $(addprefix test/test_,tokenizer plot rrhf gradients model model_double reference sampler policies $(if $(CJSON),convert))
+TESTS = $(addprefix test/test_,tokenizer plot eval rrhf gradients model model_double reference sampler policies $(if $(CJSON),convert))
 test/test_%: test/test_%.c train_rrhf.c test/test.h $(HEADERS)
 	$(TEST_BUILD)
 test/test_gradients: test/test_gradients.c train_rrhf.c test/test.h $(HEADERS)
