@@ -94,9 +94,19 @@ test/test_cuda_gpu_%: test/cpu_layers.o $(CUDA_PARTS)
 test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS)
 	@$(if $(CJSON),,echo "not tested: dev/convert (no cJSON; Debian: libcjson-dev)")
 	@$(if $(shell command -v $(CXX)),,echo "not tested: the CUDA kernels (no $(CXX))")
-	@bash test/run.sh $(TESTS) $(patsubst test/test_cuda_races_%,"bash test/races.sh test/test_cuda_races_%",$(CUDA_TESTS)) "bash test/test_cli.sh"
+	@bash test/run.sh $(TESTS) $(patsubst test/test_cuda_races_%,"bash test/races.sh test/test_cuda_races_%",$(CUDA_TESTS)) \
+	    "bash test/test_cli.sh" "bash test/test_scripts.sh" "bash test/test_demo.sh$(if $(STB), plots)"
+
+# A build with another compiler or other options starts afresh, as after installing a library: the name of a file in dev/
+# is their checksum, and the file says which they are.
+BUILD := $(CC) $(CFLAGS) $(OPTIONS) $(BLAS) $(ONEDNN)
+STAMP := dev/.options-$(shell echo '$(BUILD)' | cksum | tr -d ' ')
+train_rrhf train_rrhfcu dev/convert dev/imdb dev/table $(TESTS) $(CUDA_TESTS) test/cpu_layers.o: $(STAMP)
+dev/.options-%:
+	@rm -f dev/.options-*; echo '$(BUILD)' > $@
 
 clean:
-	rm -f train_rrhf train_rrhfcu dev/convert dev/imdb dev/table dev/.precision-* $(TESTS) $(CUDA_TESTS) test/cpu_layers.o
+	rm -f train_rrhf train_rrhfcu dev/convert dev/imdb dev/table dev/bench/bench_cuda dev/.precision-* dev/.options-*
+	rm -f $(TESTS) $(CUDA_TESTS) test/cpu_layers.o
 
 .PHONY: test clean

@@ -62,14 +62,15 @@ static void test_row(void) {
     // residuals 6 - 2 * 2, 4 - 2 * 3: sqrt((4 + 4) * 2/1) / 5 = 0.8 bits, and d 2^x = 2^x ln 2 dx
     check_figure("perplexity", row.perplexity, 4, 4 * 0.8 * LN2, 2);
     row = eval_row("", &d, logp, pi, NULL, 2, 0, 1);
-    check(!strcmp(row.name, "best-of-2") && row.kl.n == 0 && row.distinct1 < 0, "row: %s has no KL and no distinct-n", row.name);
+    check(!strcmp(row.name, "best-of-2") && row.kl.n == 0 && row.distinct1 < 0,
+          "row: %s has no KL and no distinct-n", row.name);
     // the better of two: of query 0 it is 3; of query 1's three pairs 4 2, 4 9, 2 9 it is 4, 9, 9
     check_figure("reward, best of 2", row.reward, (3 + 22.0 / 3) / 2, (22.0 / 3 - 3) / 2, 2);
     // lengths: of query 0 3; of query 1 one third 2 (score 4), two thirds 3 (score 9)
     check_figure("mean length, best of 2", row.length, (3 + 8.0 / 3) / 2, (3 - 8.0 / 3) / 2, 2);
     // bits and tokens: 9 on 3; (3 + 2 * 5) / 3 = 13/3 on 8/3: the ratio m = (40/3) / (17/3) = 40/17
-    double m = 40.0 / 17, e0 = 9 - m * 3, e1 = 13.0 / 3 - m * 8 / 3;
-    check_figure("perplexity, best of 2", row.perplexity, pow(2, m), pow(2, m) * LN2 * sqrt((e0 * e0 + e1 * e1) * 2) / (17.0 / 3), 2);
+    double m = 40.0 / 17, e0 = 9 - m * 3, e1 = 13.0 / 3 - m * 8 / 3, bits = sqrt((e0 * e0 + e1 * e1) * 2) / (17.0 / 3);
+    check_figure("perplexity, best of 2", row.perplexity, pow(2, m), pow(2, m) * LN2 * bits, 2);
     ranked_free(&d);
 }
 
@@ -97,13 +98,13 @@ static void test_distinct(void) {
         ranked_response(&d, y[r], len[r], 0, 0);
     }
     // 1 2 1 | 1 2 || 3 | 2 1: tokens 1 2 3 of eight; pairs 12 21 | 12 || 21, none of them across responses
-    check(eval_distinct(&d, 1, 2) == 3.0 / 8 && eval_distinct(&d, 2, 2) == 2.0 / 4, "distinct-1/2: %g / %g, by hand 0.375 / 0.5",
-          eval_distinct(&d, 1, 2), eval_distinct(&d, 2, 2));
-    // each query's first: 1 2 1 || 3
-    check(eval_distinct(&d, 1, 1) == 3.0 / 4 && eval_distinct(&d, 2, 1) == 1, "distinct-1/2 of one response per query: %g / %g, by hand 0.75 / 1",
-          eval_distinct(&d, 1, 1), eval_distinct(&d, 2, 1));
+    double one = eval_distinct(&d, 1, 2), two = eval_distinct(&d, 2, 2);
+    check(one == 3.0 / 8 && two == 2.0 / 4, "distinct-1/2: %g / %g, by hand 0.375 / 0.5", one, two);
+    one = eval_distinct(&d, 1, 1), two = eval_distinct(&d, 2, 1); // each query's first: 1 2 1 || 3
+    check(one == 3.0 / 4 && two == 1, "distinct-1/2 of one response per query: %g / %g, by hand 0.75 / 1", one, two);
     d.resp_len[0] = d.resp_len[1] = d.resp_len[3] = 1;
-    check(eval_distinct(&d, 2, 2) == 0, "distinct-2 of single tokens: %g", eval_distinct(&d, 2, 2));
+    two = eval_distinct(&d, 2, 2);
+    check(two == 0, "distinct-2 of single tokens: %g", two);
     ranked_free(&d);
 }
 
@@ -140,8 +141,8 @@ static void test_reviews(void) {
             said[i & 1][0] += strstr(r.text, unkind[w]) != NULL, said[i & 1][1] += strstr(r.text, kind[w]) != NULL;
     }
     check(good == ALL, "demo: %d of %d reviews are well formed", good, ALL);
-    check(said[1][1] > 2 * said[1][0] && said[0][0] > 2 * said[0][1], "demo: kind words %d times in kind reviews, %d in unkind ones; "
-          "unkind words %d and %d", said[1][1], said[0][1], said[1][0], said[0][0]);
+    check(said[1][1] > 2 * said[1][0] && said[0][0] > 2 * said[0][1], "demo: kind words %d times in kind reviews, %d in "
+          "unkind ones; unkind words %d and %d", said[1][1], said[0][1], said[1][0], said[0][0]);
     story_review(7, &r);
     check(!strcmp(r.text, text[7]), "demo: the same review again");
     qsort(text, ALL, sizeof *text, compare_text);
@@ -161,7 +162,8 @@ static int all_are(const int *x, int n, int want) {
 static void test_data(void) {
     enum { SOME = 300 };
     static char dir[] = "/tmp/rrhf_eval_XXXXXX";
-    static const char *const names[6] = {"tokenizer.bin", "stream.bin", "labels.bin", "queries.bin", "held_labels.bin", "held.bin"};
+    static const char *const names[6] = {"tokenizer.bin", "stream.bin", "labels.bin", "queries.bin", "held_labels.bin",
+                                         "held.bin"};
     char path[6][RRHF_PATH_MAX];
     if (!mkdtemp(dir)) die("%s: cannot make it", dir);
     for (int i = 0; i < 6; i++) path_join(path[i], dir, names[i]);
@@ -170,15 +172,20 @@ static void test_data(void) {
     check(t.V == STORY_VOCABULARY && t.eot >= 0, "demo: a vocabulary of %d with end-of-text", t.V);
     story_data(&t, 0, SOME, path[1], path[2], path[3], 64);
     story_data(&t, STORY_TRAIN, STORY_HELD + 100, NULL, path[4], path[5], STORY_HELD);
-    Ranked stream = stream_read(path[1], 1 << 30), label = ranked_read(path[2]), query = ranked_read(path[3]), held = ranked_read(path[5]);
+    Ranked stream = stream_read(path[1], 1 << 30), label = ranked_read(path[2]);
+    Ranked query = ranked_read(path[3]), held = ranked_read(path[5]);
     int ends = 0, kind = 0, fits = 1, seen = 0;
     for (int64_t i = 0; i < stream.n_tokens; i++) ends += stream.tokens[i] == t.eot;
-    check(ends == SOME && stream.tokens[stream.n_tokens - 1] == t.eot, "demo: a stream of %d reviews, end-of-text after each", ends);
-    for (int r = 0; r < label.R; r++) kind += label.score[r] == 1, fits &= (label.score[r] == 1) == (r & 1) && label.resp_len[r] < STORY_SNIPPET;
+    check(ends == SOME && stream.tokens[stream.n_tokens - 1] == t.eot, "demo: a stream of %d reviews, each with its end", ends);
+    for (int r = 0; r < label.R; r++) {
+        kind += label.score[r] == 1;
+        fits &= (label.score[r] == 1) == (r & 1) && label.resp_len[r] < STORY_SNIPPET;
+    }
     check(label.Q == SOME && label.R == SOME && 2 * kind == SOME && fits && all_are(label.query_len, SOME, 1),
           "demo: %d labelled snippets, %d of them kind, none longer than the reward model will judge", label.R, kind);
-    check(query.Q == 64 && query.R == 64 && all_are(query.query_len, 64, STORY_QUERY) && all_are(query.resp_len, 64, STORY_RESPONSE) &&
-          all_are(query.source, 64, SOURCE_DATA), "demo: %d queries of %d tokens, each with its review's next %d", query.Q, STORY_QUERY, STORY_RESPONSE);
+    check(query.Q == 64 && query.R == 64 && all_are(query.query_len, 64, STORY_QUERY) &&
+          all_are(query.resp_len, 64, STORY_RESPONSE) && all_are(query.source, 64, SOURCE_DATA),
+          "demo: %d queries of %d tokens, each with its review's next %d", query.Q, STORY_QUERY, STORY_RESPONSE);
     check(held.Q == STORY_HELD && held.R == STORY_HELD, "demo: %d held-out queries out of %d reviews", held.Q, STORY_HELD + 100);
     for (int q = 0; q < held.Q; q++)
         for (int i = 0; i < query.Q; i++) // a query's tokens and its one response's lie side by side
