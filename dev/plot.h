@@ -648,6 +648,7 @@ static inline PlotCanvas plot_render(const PlotPanel *panels, int n_panels, int 
 static inline void plot_free(PlotCanvas *c) { free(c->rgb), free(c->mask), free(c->busy); }
 
 #ifdef HAVE_STB
+enum { PLOT_BUILT_IN = 1 };
 static inline void plot_bytes(void *out, void *data, int size) { out_write((Out *)out, data, (size_t)size); }
 
 static inline int plot_png(const char *path, const PlotPanel *panels, int n_panels, int width, int height) {
@@ -662,6 +663,7 @@ static inline int plot_png(const char *path, const PlotPanel *panels, int n_pane
     return 1;
 }
 #else
+enum { PLOT_BUILT_IN = 0 };
 static inline int plot_png(const char *path, const PlotPanel *panels, int n_panels, int width, int height) {
     (void)path, (void)panels, (void)n_panels, (void)width, (void)height;
     return 0;
