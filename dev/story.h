@@ -138,7 +138,8 @@ static inline int verb_demo(const Options *user) {
         snprintf(other[1], sizeof other[1], "%s/labels_%s.bin", dir, sets[i]);
         snprintf(other[2], sizeof other[2], "%s/queries_%s.bin", dir, sets[i]);
         // 100 reviews more than queries to hold out: one that is shorter than query and response gives none
-        story_data(&t, i ? STORY_TRAIN : 0, i ? STORY_HELD + 100 : STORY_TRAIN, i ? NULL : other[0], other[1], other[2], i ? STORY_HELD : 1024);
+        if (i) story_data(&t, STORY_TRAIN, STORY_HELD + 100, NULL, other[1], other[2], STORY_HELD);
+        else story_data(&t, 0, STORY_TRAIN, other[0], other[1], other[2], 1024);
     }
     tokenizer_free(&t);
     static const char *const commands[] = {
