@@ -53,7 +53,8 @@ dev/table: dev/table.c $(HEADERS)
 
 # Tests: each is one program (or script) that prints a line per check and ends with "N passed, N failed".
 TEST_BUILD = $(CC) $(CFLAGS) -O2 $(OPTIONS) -DNO_MAIN -o $@ $< $(BLAS) $(ONEDNN) $(LDLIBS)
-TESTS = $(addprefix test/test_,tokenizer plot rrhf gradients model model_double model_vector16 model_vector64 reference sampler policies $(if $(CJSON),convert))
+TESTS = $(addprefix test/test_,tokenizer plot eval rrhf gradients model model_double model_vector16 model_vector64 reference sampler policies \
+          $(if $(CJSON),convert))
 test/test_%: test/test_%.c train_rrhf.c test/test.h $(HEADERS)
 	$(TEST_BUILD)
 test/test_model_vector%: test/test_model.c train_rrhf.c test/test.h $(HEADERS) # a vector width that this machine may lack
@@ -96,9 +97,19 @@ test/test_cuda_gpu_%: test/cpu_layers.o $(CUDA_PARTS)
 test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS)
 	@$(if $(CJSON),,echo "not tested: dev/convert (no cJSON; Debian: libcjson-dev)")
 	@$(if $(shell command -v $(CXX)),,echo "not tested: the CUDA kernels (no $(CXX))")
-	@bash test/run.sh $(TESTS) $(patsubst test/test_cuda_races_%,"bash test/races.sh test/test_cuda_races_%",$(CUDA_TESTS)) "bash test/test_cli.sh"
+	@bash test/run.sh $(TESTS) $(patsubst test/test_cuda_races_%,"bash test/races.sh test/test_cuda_races_%",$(CUDA_TESTS)) \
+	    "bash test/test_cli.sh" "bash test/test_scripts.sh" "bash test/test_demo.sh$(if $(STB), plots)"
+
+# A build with another compiler or other options starts afresh, as after installing a library: the name of a file in dev/
+# is their checksum, and the file says which they are.
+BUILD := $(CC) $(CFLAGS) $(OPTIONS) $(BLAS) $(ONEDNN)
+STAMP := dev/.options-$(shell echo '$(BUILD)' | cksum | tr -d ' ')
+train_rrhf train_rrhfcu dev/convert dev/imdb dev/table $(TESTS) $(CUDA_TESTS) test/cpu_layers.o: $(STAMP)
+dev/.options-%:
+	@rm -f dev/.options-*; echo '$(BUILD)' > $@
 
 clean:
-	rm -f train_rrhf train_rrhfcu dev/convert dev/imdb dev/table dev/.precision-* $(TESTS) $(CUDA_TESTS) test/cpu_layers.o
+	rm -f train_rrhf train_rrhfcu dev/convert dev/imdb dev/table dev/bench/bench_cuda dev/.precision-* dev/.options-*
+	rm -f $(TESTS) $(CUDA_TESTS) test/cpu_layers.o
 
 .PHONY: test clean

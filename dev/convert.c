@@ -11,9 +11,11 @@ convert.c: this program's files from and to the formats that others use.
 
 Ranked responses as JSON lines, the format of the RRHF authors: UTF-8, one object per query,
     {"query": "x", "responses": ["y1", "y2"], "scores": [0.5, -1]}
-Two more keys are optional, with an entry per response each: "sources" (0 = the data set, 1.. = a sampling
-policy) and "eos" (1: end-of-text ends the response, 0: it does not; stronger than --eos). `jsonl` writes them
-only where they say something: a source that is not 0, a response without end-of-text. Other keys are ignored.
+Without "scores" all are 0; without "responses", or with none in it, the query gets one of nothing but end-of-text:
+data whose responses `train_rrhf sample`, and whose scores `train_rrhf score`, are still to make. Two more keys are
+optional, with an entry per response each: "sources" (0 = the data set, 1.. = a sampling policy) and "eos" (1:
+end-of-text ends the response, 0: it does not; stronger than --eos). `jsonl` writes them only where they say
+something: a source that is not 0, a response without end-of-text. Other keys are ignored.
 A text has no zero character: \u0000 is refused.
     ranked -> jsonl -> ranked gives the same file if nothing was cut. Not every run of tokens is what its text
 encodes to, so a file of sampled responses may come back in other tokens. Bytes that JSON cannot hold, those
@@ -205,27 +207,35 @@ static int option_value(Where w, const cJSON *v, const char *key, int i, int hi,
     return (int)n;
 }
 
-// The array `key`, which has k entries: one per response.
-static const cJSON *line_array(Where w, const cJSON *j, const char *key, int k, int optional) {
-    const cJSON *v = json_get(w, j, key, cJSON_Array, optional);
+// The array `key`, which has k entries: one per response. NULL if it is missing.
+static const cJSON *line_array(Where w, const cJSON *j, const char *key, int k) {
+    const cJSON *v = json_get(w, j, key, cJSON_Array, 1);
     if (v && cJSON_GetArraySize(v) != k)
         die_at(w, "%d responses but %d entries in \"%s\", expected as many", k, cJSON_GetArraySize(v), key);
     return v ? v->child : NULL;
 }
 
+typedef struct { long responses, scores; } Missing; // lines without them
+
 // Appends one line's query and responses.
-static void line_append(Where w, const cJSON *j, Ranked *d, Tokenizer *t, Tokens *ids, int eos_default) {
+static void line_append(Where w, const cJSON *j, Ranked *d, Tokenizer *t, Tokens *ids, int eos_default, Missing *missing) {
     const cJSON *query = json_get(w, j, "query", cJSON_String, 0);
-    const cJSON *y = json_get(w, j, "responses", cJSON_Array, 0);
-    int k = cJSON_GetArraySize(y);
-    if (k < 1) die_at(w, "\"responses\" is empty, expected at least one");
-    const cJSON *score = line_array(w, j, "scores", k, 0);
-    const cJSON *source = line_array(w, j, "sources", k, 1), *eos = line_array(w, j, "eos", k, 1);
+    const cJSON *y = json_get(w, j, "responses", cJSON_Array, 1);
+    int k = y ? cJSON_GetArraySize(y) : 0;
+    const cJSON *score = line_array(w, j, "scores", k);
+    const cJSON *source = line_array(w, j, "sources", k), *eos = line_array(w, j, "eos", k);
     text_encode(w, t, query->valuestring, ids, "query", -1);
     if (ids->n == 0) die_at(w, "the query is empty, expected at least one token");
     ranked_query(d, ids->id, (int)ids->n);
+    missing->scores += k && !score;
+    missing->responses += !k;
+    if (!k) {
+        if (!eos_default) die_at(w, "no responses; one must have a token: use --eos 1, which makes one of end-of-text alone");
+        ranked_response(d, (const uint16_t[]){(uint16_t)t->eot}, 1, 0, 0);
+        return;
+    }
     y = y->child;
-    for (int i = 0; i < k; i++, y = y->next, score = score->next) {
+    for (int i = 0; i < k; i++, y = y->next) {
         if (!cJSON_IsString(y)) die_at(w, "response %d is %s, expected a string", i, json_kind(y));
         text_encode(w, t, y->valuestring, ids, "response", i);
         if (option_value(w, eos, "eos", i, 1, eos_default)) {
@@ -234,7 +244,8 @@ static void line_append(Where w, const cJSON *j, Ranked *d, Tokenizer *t, Tokens
         }
         if (ids->n == 0) die_at(w, "response %d is empty, expected a token; --eos 1 gives it one", i);
         int from = option_value(w, source, "sources", i, INT32_MAX, 0);
-        ranked_response(d, ids->id, (int)ids->n, score_value(w, score, i), from);
+        ranked_response(d, ids->id, (int)ids->n, score ? score_value(w, score, i) : 0, from);
+        if (score) score = score->next;
         if (source) source = source->next;
         if (eos) eos = eos->next;
     }
@@ -248,6 +259,7 @@ static void convert_ranked(const Args *a) {
     Ranked d = {.V = t.V};
     Where w = {a->path[0], 0};
     Tokens ids = {0, 0, 0};
+    Missing missing = {0, 0};
     char *line = NULL;
     size_t cap = 0;
     for (ssize_t n; (n = getline(&line, &cap, in.f)) >= 0;) {
@@ -255,7 +267,7 @@ static void convert_ranked(const Args *a) {
         line_check(w, &t, line, (size_t)n);
         if (strspn(line, " \t\r\n") == (size_t)n) continue;
         cJSON *j = json_object(w, line);
-        line_append(w, j, &d, &t, &ids, a->eos);
+        line_append(w, j, &d, &t, &ids, a->eos, &missing);
         cJSON_Delete(j);
     }
     if (!feof(in.f)) die("%s: cannot read: %s", w.path, strerror(errno));
@@ -264,6 +276,12 @@ static void convert_ranked(const Args *a) {
     ranked_limit(&d, a->max_query, a->max_response);
     ranked_write(a->path[1], &d);
     printf("%s: %d queries, %d responses\n", a->path[1], d.Q, d.R);
+    if (missing.responses)
+        fprintf(stderr, "note: %s: %ld queries without \"responses\" got one of end-of-text alone; make them: train_rrhf "
+                "sample\n", w.path, missing.responses);
+    if (missing.scores)
+        fprintf(stderr, "note: %s: %ld queries without \"scores\" got 0 for all; make them: train_rrhf score\n",
+                w.path, missing.scores);
     free(line);
     tokens_free(&ids);
     ranked_free(&d);
@@ -475,8 +493,8 @@ static void config_check(Where w, const cJSON *j, int C) {
         die_at(w, "\"activation_function\" is '%s', expected 'gelu_new': no other is implemented",
                excerpt(v->valuestring));
     v = json_get(w, j, "layer_norm_epsilon", cJSON_Number, 1);
-    if (v && fabs(v->valuedouble - 1e-5) > 1e-11)
-        die_at(w, "\"layer_norm_epsilon\" is %g, expected 1e-05: no other is implemented", v->valuedouble);
+    if (v && fabs(v->valuedouble - LAYERNORM_EPS) > 1e-6 * LAYERNORM_EPS)
+        die_at(w, "\"layer_norm_epsilon\" is %g, expected %g: no other is implemented", v->valuedouble, LAYERNORM_EPS);
     v = cJSON_GetObjectItemCaseSensitive(j, "n_inner");
     if (v && !cJSON_IsNull(v) && json_whole(v, 1, INT32_MAX) != 4 * (int64_t)C)
         die_at(w, "\"n_inner\" is not 4 * n_embd = %d: no other width is implemented", 4 * C);
@@ -829,7 +847,7 @@ static void config_write(const char *path, Config c, int eot) {
     if (eot >= 0) snprintf(id, sizeof id, "%d", eot);
     Out out = out_open(path);
     out_printf(&out, "{\n  \"architectures\": [\"GPT2LMHeadModel\"],\n  \"model_type\": \"gpt2\",\n"
-               "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": 1e-05,\n");
+               "  \"activation_function\": \"gelu_new\",\n  \"layer_norm_epsilon\": %g,\n", LAYERNORM_EPS);
     out_printf(&out, "  \"n_positions\": %d,\n  \"n_ctx\": %d,\n  \"vocab_size\": %d,\n", c.T, c.T, c.V);
     out_printf(&out, "  \"n_layer\": %d,\n  \"n_head\": %d,\n  \"n_embd\": %d,\n", c.L, c.NH, c.C);
     out_printf(&out, "  \"n_inner\": null,\n  \"bos_token_id\": %s,\n  \"eos_token_id\": %s,\n", id, id);
@@ -899,6 +917,7 @@ static const char usage[] =
     "usage: dev/convert COMMAND ...\n"
     "  ranked IN.jsonl OUT.bin --tokenizer T   JSON lines to ranked responses; a line is\n"
     "                         {\"query\": \"x\", \"responses\": [\"y1\", \"y2\"], \"scores\": [0.5, -1]}\n"
+    "                         without scores all are 0, without responses there is one of end-of-text alone\n"
     "      --eos 0|1                  end each response with end-of-text (1)\n"
     "      --max-query-tokens N       cut longer queries on the left, 0 = never (0)\n"
     "      --max-response-tokens N    cut longer responses on the right, end-of-text first, 0 = never (0)\n"

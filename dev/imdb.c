@@ -1,16 +1,17 @@
 /*
 imdb.c: the IMDB reviews (Maas et al. 2011) as this program's files. Called by dev/imdb.sh.
 
-  dev/imdb ACLIMDB_DIR GPT2_TOKENIZER OUT_DIR [vocabulary stream_tokens labelled queries test_queries]
+  dev/imdb ACLIMDB_DIR GPT2_TOKENIZER OUT_DIR VOCABULARY STREAM_TOKENS LABELLED QUERIES TEST_QUERIES
 
 writes to OUT_DIR
-  tokenizer.bin     the first `vocabulary` - 1 GPT-2 tokens and end-of-text
-  stream.bin        training reviews (unlabelled ones too, where present), shuffled, joined by end-of-text
-  labels.bin        `labelled` training reviews as k = 1 responses with score 0 (negative) or 1: of each its first and
+  tokenizer.bin     the first VOCABULARY - 1 GPT-2 tokens and end-of-text
+  stream.bin        STREAM_TOKENS tokens of training reviews (unlabelled ones too, where present), shuffled, joined by
+                    end-of-text; the last review is whole
+  labels.bin        LABELLED training reviews as k = 1 responses with score 0 (negative) or 1: of each its first and
                     its last SNIPPET tokens, the length that the reward model will judge
-  labels_test.bin   the same of test reviews
-  queries.bin       training reviews: the first QUERY tokens, and the next RESPONSE as the data set's own response
-  queries_test.bin  the same of test reviews: held out from everything above
+  labels_test.bin   the same of test reviews, at most 5,000 of them
+  queries.bin       QUERIES training reviews: the first QUERY tokens, and the next RESPONSE as the data set's own response
+  queries_test.bin  the same of TEST_QUERIES test reviews: held out from everything above
 */
 #include "../util.h"          // defines: die, In, Rng, xalloc; first, for _GNU_SOURCE
 #include <dirent.h>           // defines: scandir, alphasort
@@ -47,12 +48,13 @@ static int reviews_add(Reviews *all, const char *dir, const char *sub, int label
 
 static void reviews_shuffle(Reviews *a, uint64_t index) {
     Rng r = rng_make(1337, RNG_DEMO, index);
-    for (int i = a->n - 1; i > 0; i--) {
-        int j = rng_below(&r, i + 1);
-        Review t = a->r[i];
-        a->r[i] = a->r[j];
-        a->r[j] = t;
-    }
+    int *order = (int *)xalloc((size_t)a->n, sizeof *order);
+    Review *was = (Review *)xalloc((size_t)a->n, sizeof *was);
+    memcpy(was, a->r, (size_t)a->n * sizeof *was);
+    rng_shuffle(&r, order, a->n);
+    for (int i = 0; i < a->n; i++) a->r[i] = was[order[i]];
+    free(order);
+    free(was);
 }
 
 // A review's tokens; its HTML line breaks become one space.
@@ -131,18 +133,20 @@ static void write_stream(Tokenizer *t, const Reviews *a, const char *out, size_t
     free(stream);
 }
 
-static int number(char **argv, int argc, int i, int def) {
-    if (i >= argc) return def;
+static int number(const char *name, const char *value) {
     char *end;
-    long v = strtol(argv[i], &end, 10);
-    if (*end || v < 1 || v > 1000000000) die_usage("dev/imdb: '%s': expected a whole number from 1", argv[i]);
+    long v = strtol(value, &end, 10);
+    if (end == value || *end || v < 1 || v > 1000000000)
+        die_usage("dev/imdb: %s '%s': expected a whole number from 1 to 1e9", name, value);
     return (int)v;
 }
 
 int main(int argc, char **argv) {
-    if (argc < 4) die_usage("usage: dev/imdb ACLIMDB_DIR GPT2_TOKENIZER OUT_DIR [vocabulary stream_tokens labelled queries test_queries]");
-    int vocabulary = number(argv, argc, 4, 8192), stream = number(argv, argc, 5, 9000000), labelled = number(argv, argc, 6, 25000);
-    int queries = number(argv, argc, 7, 768), test = number(argv, argc, 8, 512);
+    if (argc != 9)
+        die_usage("usage: dev/imdb ACLIMDB_DIR GPT2_TOKENIZER OUT_DIR VOCABULARY STREAM_TOKENS LABELLED QUERIES TEST_QUERIES");
+    int vocabulary = number("VOCABULARY", argv[4]), stream = number("STREAM_TOKENS", argv[5]);
+    int labelled = number("LABELLED", argv[6]);
+    int queries = number("QUERIES", argv[7]), test = number("TEST_QUERIES", argv[8]);
     char path[RRHF_PATH_MAX];
     Reviews train = {0, 0, 0}, held = {0, 0, 0}, all = {0, 0, 0};
     Tokenizer full = tokenizer_read(argv[2]), t = tokenizer_truncate(&full, vocabulary);

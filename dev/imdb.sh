@@ -10,29 +10,33 @@
 # (default): about an hour. Results go to out/imdb-SIZE; a step whose result is there is not done again.
 # table: 18 more runs, --jobs N (all cores) at a time with one thread each, and table.md, table.csv, table.png.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 ARCHIVE=https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz
 ARCHIVE_SHA256=c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe
 TOKENIZER_URL=https://huggingface.co/datasets/karpathy/llmc-starter-pack/resolve/main/gpt2_tokenizer.bin
 
 die() { echo "error: $*" >&2; exit 1; }
+usage() { echo "error: $*" >&2; exit 2; }
 size=large tokenizer='' paths=() table='' jobs=$(getconf _NPROCESSORS_ONLN)
 if [ "${1:-}" = table ]; then table=1; shift; fi
 while [ $# -gt 0 ]; do
+    case $1 in --size|--tokenizer|--jobs) [ $# -ge 2 ] || usage "$1: expected a value after it; see --help";; esac
     case $1 in
-        --size) size=${2:?--size: expected small or large}; shift 2;;
-        --tokenizer) tokenizer=${2:?--tokenizer: expected a file}; shift 2;;
-        --jobs) jobs=${2:?--jobs: expected a number}; shift 2;;
+        --size) size=$2; shift 2;;
+        --tokenizer) [ -f "$2" ] || die "--tokenizer $2: no such file; leave it out to have one fetched"
+            tokenizer=$(realpath "$2"); shift 2;;
+        --jobs) jobs=$2; shift 2;;
         --help|-h) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0;;
-        -*) echo "error: '$1': no such option; see --help" >&2; exit 2;;
+        -*) usage "'$1': no such option; see --help";;
         *) [ -e "$1" ] || die "$1: no such file or folder"; paths+=("$(realpath "$1")"); shift;;
     esac
 done
+[[ $jobs =~ ^[1-9][0-9]*$ ]] || usage "--jobs $jobs: expected a whole number from 1"
 case $size in # pretraining tokens, labelled reviews, queries to train on, to test on; the model; RRHF's steps
     small) data="1200000 4000 768 256"; model="--layers 3 --heads 4 --channels 128"; rrhf="--epochs 3";;
     large) data="6000000 15000 2048 512"; model="--layers 4 --heads 4 --channels 256"; rrhf="--epochs 2";;
-    *) echo "error: --size $size: expected small or large" >&2; exit 2;;
+    *) usage "--size $size: expected small or large";;
 esac
+cd "$(dirname "$0")/.." # not before: paths are given from where the caller stands
 out=out/imdb-$size
 mkdir -p "$out"
 
@@ -71,10 +75,7 @@ find_reviews() { # prints the folder aclImdb, unpacking what was given into out/
 
 find_tokenizer() {
     local p f
-    if [ -n "$tokenizer" ]; then
-        [ -f "$tokenizer" ] || die "--tokenizer $tokenizer: no such file"
-        echo "$tokenizer"; return
-    fi
+    if [ -n "$tokenizer" ]; then echo "$tokenizer"; return; fi
     for p in "${paths[@]}"; do # beside what was given, or one folder up
         [ -d "$p" ] || p=$(dirname "$p")
         f=$(find "$p" "$p/.." -maxdepth 2 -name gpt2_tokenizer.bin -print -quit 2>/dev/null || true)
@@ -112,15 +113,15 @@ touch "$out/reward/done"
 }
 
 # shellcheck disable=SC2046,SC2086
-# A row of the table: name, seed, options of train. 2,048 queries once, 512 steps of 4; one completion of 128 held-out
-# queries every 64 steps; then 2 completions each of 512, and the accuracy of p_i on pairs of the start's completions.
-# SFT has no training, but 8 completions for best-of-n.
+# A row of the table: name, seed, options of train. Every training query once, 4 a step; one completion of 128 held-out
+# queries every 64 steps; then 2 completions of every held-out query, and the accuracy of p_i on pairs of the start's
+# completions. SFT has no training, but 8 completions for best-of-n.
 row() {
     local dir=$out/rows/$1-$2 model=$out/rows/$1-$2/policy.bin start=0 seed=$2 name=$1; shift 2
     if [ -e "$dir/eval/eval.csv" ]; then echo "have     $dir" >&2; return; fi
     mkdir -p "$dir"
     if [ "$name" = SFT ]; then model=$out/sft/policy.bin start=8; fi
-    {
+    ( # a subshell, since a step that fails ends it
         if [ "$name" != SFT ] && [ ! -e "$dir/done" ]; then
             step "$dir/done" ./train_rrhf train --model "$out/sft/policy.bin" --data "$out/queries.bin" $tok --reward "$out/reward/policy.bin" \
                 "$@" $ask --batch 4 --epochs 1 --lr 5e-5 --eval-data "$out/queries_test.bin" --eval-queries 128 --eval-every 64 --draw sample \
@@ -129,7 +130,7 @@ row() {
         fi
         step "$dir/eval/eval.csv" ./train_rrhf eval --model "$model" --reference "$out/sft/policy.bin" --start-return $start \
             --reward "$out/reward/policy.bin" --data "$out/pairs/scored.bin" --num-return 2 $tok $ask --threads 1 --out "$dir/eval"
-    } > "$dir/run.txt" 2>&1 || die "$dir: failed; see $dir/run.txt"
+    ) > "$dir/run.txt" 2>&1 || die "$dir: failed; see $dir/run.txt"
     echo "done     $dir" >&2
 }
 rows=("SFT 0"
@@ -143,15 +144,15 @@ if [ -n "$table" ]; then
     step "$out/pairs/sampled.bin" ./train_rrhf sample --model "$out/sft/policy.bin" --data "$out/queries_test.bin" $tok --policy SP \
         --num-return 2 $ask --out "$out/pairs"
     step "$out/pairs/scored.bin" ./train_rrhf score --reward "$out/reward/policy.bin" --data "$out/pairs/sampled.bin" --out "$out/pairs"
-    dirs=() failed=0
+    dirs=()
     for r in "${rows[@]}"; do
         set -- $r
         dirs+=("$out/rows/$1-$2")
-        while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || failed=1; done
+        while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || true; done
         row $r &
     done
-    for j in $(jobs -p); do wait "$j" || failed=1; done
-    [ $failed = 0 ] || exit 1
+    wait
+    for d in "${dirs[@]}"; do [ -e "$d/eval/eval.csv" ] || die "$d: this row failed; the same command goes on from here"; done
     dev/table "$out" "${dirs[@]}"
     cat "$out/table.md"
     exit
@@ -172,4 +173,5 @@ step "$out/table.txt" evaluate ./train_rrhf eval --model "$out/rrhf/policy.bin" 
 }
 cat "$out/table.txt"
 sed -n 's/^reward model,accuracy,\([^,]*\),\([^,]*\),\(.*\)/reward model: accuracy \1 +- \2 on \3 test snippets/p' "$out/reward/eval.csv"
-echo "$out/rrhf/curves.png  $out/rrhf/samples.txt  $out/rrhf/policy.bin  $out/eval/eval.csv"
+if [ -f "$out/rrhf/curves.png" ]; then printf '%s  ' "$out/rrhf/curves.png"; fi
+echo "$out/rrhf/samples.txt  $out/rrhf/policy.bin  $out/eval/eval.csv"

@@ -2,7 +2,7 @@
 plot.h: line charts and scatter plots into a PNG: curves.png, reward against perplexity.
 
   PlotSeries plot_series(name, x, y, n, style, color)            the rest zero: set .yerr, .label, .right, ...
-  void       plot_smooth(dst, src, n, window)                    centred moving average, gaps (NaN) left out
+  void       plot_smooth(dst, src, n, window)                    centred moving average, narrower towards the ends
   int        plot_png(path, panels, n_panels, width, height)     side by side; 1 = written, 0 = not built in
 
   PlotSeries s = plot_series("held out", step, reward, n, PLOT_LINE | PLOT_POINTS, 0);
@@ -65,11 +65,12 @@ static inline PlotSeries plot_series(const char *name, const double *x, const do
     return s;
 }
 
+// A window cut off on one side alone would drag the ends towards the middle. Gaps (NaN) stay, and are left out of the sums.
 static inline void plot_smooth(double *dst, const double *src, int n, int window) {
     for (int i = 0; i < n; i++) {
-        int from = i > window / 2 ? i - window / 2 : 0, to = i + window / 2, count = 0;
+        int nearest = i < n - 1 - i ? i : n - 1 - i, half = window / 2 < nearest ? window / 2 : nearest, count = 0;
         double sum = 0;
-        for (int j = from; j <= to && j < n; j++) if (isfinite(src[j])) sum += src[j], count++;
+        for (int j = i - half; j <= i + half; j++) if (isfinite(src[j])) sum += src[j], count++;
         dst[i] = isfinite(src[i]) ? sum / count : NAN;
     }
 }
@@ -266,12 +267,13 @@ static inline const char *plot_fit(char dst[128], const char *s, double size, do
 }
 
 // ----------------------------------------------------------------------------
-// Axes: round numbers (1, 2 or 5 times a power of ten) that cover the data
+// Axes: round numbers (1, 2 or 5 times a power of ten) that cover the data, or on the x axis of lines lie within them
 
 typedef struct {
-    double lo, hi, step; // ticks at lo, lo + step, ... hi
+    double lo, hi;
+    double first, step;  // ticks at first, first + step, ... first + n * step
     double from, to;     // pixels of lo and hi
-    int n;               // steps
+    int n;
 } PlotAxis;
 
 static inline int plot_usable(double v) { return isfinite(v) && fabs(v) < 1e300; }
@@ -294,12 +296,23 @@ static inline double plot_step(double lo, double hi, int n, double *start) {
 static inline double plot_round(PlotAxis *a, int n) {
     double range = a->hi - a->lo, start;
     a->step = plot_step(a->lo, a->hi, n, &start);
-    a->lo = start, a->hi = start + n * a->step, a->n = n;
+    a->lo = a->first = start, a->hi = start + n * a->step, a->n = n;
     return range / (a->hi - a->lo);
 }
 
+// Leaves the axis as long as the data: ticks inside, at most n steps of them, whole numbers where the data are.
+static inline void plot_inside(PlotAxis *a, int n, int whole) {
+    double start;
+    a->step = plot_step(0, a->hi - a->lo, n, &start);
+    if (whole && a->step < 1) a->step = 1;
+    a->first = ceil(a->lo / a->step - 1e-6) * a->step;
+    a->n = (int)floor((a->hi - a->first) / a->step + 1e-6);
+}
+
+static inline double plot_tick(const PlotAxis *a, int i) { return a->first + i * a->step; }
+
 static inline const char *plot_number(const PlotAxis *a, int i, char s[32]) {
-    double v = a->lo + i * a->step, big = fmax(fabs(a->lo), fabs(a->hi));
+    double v = plot_tick(a, i), big = fmax(fabs(a->lo), fabs(a->hi));
     double place = floor(log10(a->step) + 1e-9); // decimal place of the step
     if (fabs(v) < a->step * 1e-6) v = 0; // no -0, no 1e-17
     int exponent = big >= 1e7 || big < 1e-3 || place < -12;
@@ -316,6 +329,8 @@ static inline double plot_widest(const PlotAxis *a, double size) {
     for (int i = 0; i <= a->n; i++) w = fmax(w, plot_text_width(plot_number(a, i, s), size));
     return w;
 }
+
+static inline int plot_is_line(const PlotSeries *s) { return (s->style & PLOT_LINE) || !(s->style & PLOT_POINTS); }
 
 static inline int plot_vertical(const PlotSeries *s) { return s->right ? PLOT_RIGHT : PLOT_LEFT; }
 
@@ -368,6 +383,21 @@ static inline int plot_legend_width(const PlotArea *a, double max) {
     return (int)(widest + 44 * a->u);
 }
 
+// Under lines, which end where their data end: as many ticks as fit into `room` pixels, up to 8 steps.
+static inline void plot_ticks_inside(PlotArea *a, double room) {
+    PlotAxis *x = &a->ax[PLOT_X];
+    int whole = 1;
+    for (int k = 0; k < a->p->n_series; k++)
+        for (int i = 0; i < a->p->series[k].n; i++) {
+            double v = a->p->series[k].x[i];
+            whole = whole && (!plot_usable(v) || v == floor(v));
+        }
+    for (int n = 8; n >= 2; n--) {
+        plot_inside(x, n, whole);
+        if ((plot_widest(x, a->size) + 14 * a->u) * (x->n + 1) <= room) return;
+    }
+}
+
 // Gives axes first..last one number of steps, so that one grid serves both vertical ones: near `ideal`, so
 // that the data fill the axes, and no more than fit into `room` pixels.
 static inline void plot_ticks(PlotArea *a, int first, int last, int ideal, double room) {
@@ -389,6 +419,7 @@ static inline void plot_ticks(PlotArea *a, int first, int last, int ideal, doubl
 static inline void plot_layout(PlotArea *a, int left, int width, int height) {
     const PlotPanel *p = a->p;
     double u = a->u, inset = 9 * u;
+    int lines = 0;
     a->left = left, a->right = left + width;
     for (int k = 0; k < PLOT_AXES; k++) if (plot_range(p, k, &a->ax[k]) && k) a->vertical = k;
     if (!a->vertical) a->vertical = PLOT_LEFT;
@@ -397,13 +428,14 @@ static inline void plot_layout(PlotArea *a, int left, int width, int height) {
     plot_ticks(a, PLOT_LEFT, a->vertical, 5, a->y1 - a->y0);
     a->x0 = left + (int)(plot_widest(&a->ax[PLOT_LEFT], a->size) + (p->label[PLOT_LEFT] ? 38 : 20) * u);
     a->x1 = left + width - (int)(14 * u);
-    for (int k = 0; k < p->n_series; k++) a->names += p->series[k].name != NULL;
+    for (int k = 0; k < p->n_series; k++) a->names += p->series[k].name != NULL, lines |= plot_is_line(&p->series[k]);
     if (a->names >= PLOT_BESIDE) a->beside = a->x1 -= plot_legend_width(a, width * 0.25);
     if (a->beside) a->x1 -= (int)(7 * u);
     if (a->vertical == PLOT_RIGHT)
         a->x1 -= (int)(plot_widest(&a->ax[PLOT_RIGHT], a->size) + (p->label[PLOT_RIGHT] ? 24 : 8) * u);
     if (a->x1 < a->x0 + 8) a->x0 = left + width / 4, a->x1 = left + width - width / 4; // hopeless: be safe
-    plot_ticks(a, PLOT_X, PLOT_X, 7, a->x1 - a->x0);
+    if (lines) plot_ticks_inside(a, a->x1 - a->x0);
+    else plot_ticks(a, PLOT_X, PLOT_X, 7, a->x1 - a->x0);
     a->ax[PLOT_X].from = a->x0 + inset, a->ax[PLOT_X].to = a->x1 - inset;
     for (int k = PLOT_LEFT; k < PLOT_AXES; k++) a->ax[k].from = a->y1 - inset, a->ax[k].to = a->y0 + inset;
 }
@@ -427,7 +459,7 @@ static inline void plot_frame(const PlotArea *a) {
     plot_rect(c, x0 - t, y0 - t, x1 + t, y1 + t, PLOT_FRAME);
     plot_rect(c, x0, y0, x1, y1, PLOT_WHITE);
     for (int k = 0; k <= a->vertical; k++) for (int i = 0; i <= a->ax[k].n; i++) {
-        int at = (int)(plot_pixel(&a->ax[k], a->ax[k].lo + i * a->ax[k].step) - t / 2.0 + 0.5);
+        int at = (int)(plot_pixel(&a->ax[k], plot_tick(&a->ax[k], i)) - t / 2.0 + 0.5);
         if (k == PLOT_X) plot_rect(c, at, y0, at + t, y1, PLOT_GRID);
         if (k == PLOT_X) plot_rect(c, at, y1, at + t, y1 + len, PLOT_FRAME);
         if (k == PLOT_LEFT) plot_rect(c, x0, at, x1, at + t, PLOT_GRID);
@@ -446,7 +478,7 @@ static inline void plot_names(const PlotArea *a) {
         unsigned color = plot_axis_color(a, k);
         double numbers = plot_widest(axis, h) + 8 * u, side = numbers + 8 * u;
         for (int i = 0; i <= axis->n; i++) {
-            double at = plot_pixel(axis, axis->lo + i * axis->step);
+            double at = plot_pixel(axis, plot_tick(axis, i));
             const char *number = plot_number(axis, i, s);
             double x = k == PLOT_LEFT ? a->x0 - 7 * u : a->x1 + numbers;
             if (k == PLOT_X) plot_text(a->c, at, a->y1 + 8 * u + h, h, 0.5, 0, color, number);
@@ -511,15 +543,21 @@ static inline void plot_error_bars(const PlotArea *a, const PlotSeries *s, int i
     }
 }
 
+// A point of a line without a neighbour to join it to, as a run of one step has: drawn as a point.
+static inline int plot_alone(const PlotArea *a, const PlotSeries *s, int i) {
+    double p[2];
+    return !(i > 0 && plot_point(a, s, i - 1, p)) && !(i + 1 < s->n && plot_point(a, s, i + 1, p));
+}
+
 static inline void plot_draw(const PlotArea *a, const PlotSeries *s) {
     unsigned color = plot_palette(s->color);
     int faint = s->style & PLOT_FAINT;
     double u = a->u, alpha = faint ? 0.3 : 1, p[2];
-    if ((s->style & PLOT_LINE) || !(s->style & PLOT_POINTS)) plot_lines(a, s, (faint ? 0.55 : 0.85) * u);
+    if (plot_is_line(s)) plot_lines(a, s, (faint ? 0.55 : 0.85) * u);
     for (int i = 0; i < s->n; i++) plot_error_bars(a, s, i);
     plot_ink(a->c, color, alpha, 1);
     double dot = s->xerr || s->yerr ? 2.6 * u : 3.2 * u;
-    for (int i = 0; i < s->n; i++) if ((s->style & PLOT_POINTS) && plot_point(a, s, i, p)) {
+    for (int i = 0; i < s->n; i++) if (((s->style & PLOT_POINTS) || plot_alone(a, s, i)) && plot_point(a, s, i, p)) {
         plot_segment(a->c, p[0], p[1], p[0], p[1], dot + 0.8 * u); // a white rim keeps neighbours apart
         plot_ink(a->c, PLOT_WHITE, 1, 1);
         plot_segment(a->c, p[0], p[1], p[0], p[1], dot);
@@ -581,8 +619,8 @@ static inline void plot_emptiest(const PlotArea *a, int w, int h, int *x, int *y
 static inline void plot_legend_row(const PlotArea *a, const PlotSeries *s, double x, double mid,
                                    const char *text) {
     double u = a->u, from[2] = {x + 9 * u, mid}, to[2] = {x + 29 * u, mid}, at = 0;
-    int points = s->style & PLOT_POINTS, line = (s->style & PLOT_LINE) || !points;
-    if (line) plot_dashes(a->c, from, to, 0.85 * u, s->style & PLOT_DASHED ? 5 * u : 0, &at);
+    int points = s->style & PLOT_POINTS;
+    if (plot_is_line(s)) plot_dashes(a->c, from, to, 0.85 * u, s->style & PLOT_DASHED ? 5 * u : 0, &at);
     if (points) plot_segment(a->c, x + 19 * u, mid, x + 19 * u, mid, 3.2 * u);
     plot_ink(a->c, plot_palette(s->color), s->style & PLOT_FAINT ? 0.4 : 1, 0);
     plot_text(a->c, x + 36 * u, mid + a->size / 2, a->size, 0, 0, PLOT_INK, text);
@@ -648,6 +686,7 @@ static inline PlotCanvas plot_render(const PlotPanel *panels, int n_panels, int 
 static inline void plot_free(PlotCanvas *c) { free(c->rgb), free(c->mask), free(c->busy); }
 
 #ifdef HAVE_STB
+enum { PLOT_BUILT_IN = 1 };
 static inline void plot_bytes(void *out, void *data, int size) { out_write((Out *)out, data, (size_t)size); }
 
 static inline int plot_png(const char *path, const PlotPanel *panels, int n_panels, int width, int height) {
@@ -662,6 +701,7 @@ static inline int plot_png(const char *path, const PlotPanel *panels, int n_pane
     return 1;
 }
 #else
+enum { PLOT_BUILT_IN = 0 };
 static inline int plot_png(const char *path, const PlotPanel *panels, int n_panels, int width, int height) {
     (void)path, (void)panels, (void)n_panels, (void)width, (void)height;
     return 0;

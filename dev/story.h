@@ -1,5 +1,5 @@
 /*
-story.h: the demo, `./train_rrhf` without a verb. The paper's workflow (its Figure 2) from nothing: made-up reviews,
+story.h: the demo, `./train_rrhf` without a verb. The paper's workflow (its Figure 1) from nothing: made-up reviews,
 a small GPT-2 from random weights, a reward model, four completions per query, their rewards, RRHF, and the question
 whether fresh completions of held-out queries have become kinder. Every step is a verb, run with the options that it
 would be given on the command line; the command is printed first, so that it can be run again, or otherwise.
@@ -47,7 +47,7 @@ static inline void story_snippet(Ranked *d, const Tokens *ids, Rng *rng, int lab
     ranked_response(d, ids->id + at + 1, len - 1, (float)label, 0);
 }
 
-// Reviews first .. first+n-1 as a token stream (path_stream may be NULL), as labelled snippets, and as queries with
+// Reviews first .. first+n-1 as a token stream (stream: its path, may be NULL), as labelled snippets, and as queries with
 // the review's own continuation.
 static inline void story_data(Tokenizer *t, int first, int n, const char *stream, const char *labels, const char *queries, int n_queries) {
     Review r = {NULL, 0, 0};
@@ -81,18 +81,28 @@ static inline void story_data(Tokenizer *t, int first, int n, const char *stream
     free(r.text);
 }
 
-// Runs one command line, "verb --option value ...", with the user's own --seed and --threads.
+// A command of the demo, "verb --option value ...", as it is typed: @ stands for the directory, and the user's own --seed,
+// --threads and --dtype follow.
+enum { STORY_LINE = 8192 };
+
+static inline void story_line(char line[STORY_LINE], const Options *user, const char *dir, const char *command) {
+    char *to = line;
+    for (const char *s = command; *s; s++)
+        if (*s != '@') *to++ = *s;
+        else to = strcpy(to, dir) + strlen(dir);
+    if (user->seed_given) to += sprintf(to, " --seed %d", user->seed);
+    if (user->threads_given) to += sprintf(to, " --threads %d", user->threads);
+    if (user->dtype_given) to += sprintf(to, " --dtype %s", user->dtype ? "bf16" : "fp32");
+    *to = 0;
+}
+
 static inline int story_run(const Options *user, const char *line) {
-    char copy[8192], seed[16], threads[16], *argv[64];
+    char copy[STORY_LINE], *argv[64];
     int argc = 0;
     argv[argc++] = (char *)user->program;
-    strcpy(copy, line); // both of them hold a command
+    strcpy(copy, line);
     fprintf(stderr, "\n$ %s %s\n", user->program, copy);
     for (char *s = strtok(copy, " "); s; s = strtok(NULL, " ")) argv[argc++] = s;
-    snprintf(seed, sizeof seed, "%d", user->seed);
-    snprintf(threads, sizeof threads, "%d", user->threads);
-    char *extra[] = {(char *)"--seed", seed, (char *)"--threads", threads};
-    for (int i = 0; i < 4; i++) argv[argc++] = extra[i];
     Options o;
     int verb = options_parse(&o, argc, argv);
     o.names[0] = "SFT", o.names[1] = "RRHF";
@@ -113,7 +123,7 @@ static inline void story_show(const char *path) {
 }
 
 static inline int verb_demo(const Options *user) {
-    char dir[RRHF_PATH_MAX], path[RRHF_PATH_MAX + 64], other[3][RRHF_PATH_MAX + 64], line[8192];
+    char dir[RRHF_PATH_MAX], path[RRHF_PATH_MAX + 64], other[3][RRHF_PATH_MAX + 64], line[STORY_LINE];
     double start = now_s();
     snprintf(dir, sizeof dir, "%s", user->out);
     if (strlen(dir) > 200 || strchr(dir, ' ')) die_usage("--out '%.60s': the demo takes a short name without spaces", dir);
@@ -127,7 +137,9 @@ static inline int verb_demo(const Options *user) {
         snprintf(other[0], sizeof other[0], "%s/stream.bin", dir);
         snprintf(other[1], sizeof other[1], "%s/labels_%s.bin", dir, sets[i]);
         snprintf(other[2], sizeof other[2], "%s/queries_%s.bin", dir, sets[i]);
-        story_data(&t, i ? STORY_TRAIN : 0, i ? STORY_HELD + 100 : STORY_TRAIN, i ? NULL : other[0], other[1], other[2], i ? STORY_HELD : 1024);
+        // 100 reviews more than queries to hold out: one that is shorter than query and response gives none
+        if (i) story_data(&t, STORY_TRAIN, STORY_HELD + 100, NULL, other[1], other[2], STORY_HELD);
+        else story_data(&t, 0, STORY_TRAIN, other[0], other[1], other[2], 1024);
     }
     tokenizer_free(&t);
     static const char *const commands[] = {
@@ -143,19 +155,26 @@ static inline int verb_demo(const Options *user) {
         "--reward @/reward/policy.bin --eval-data @/queries_held.bin --eval-queries 150 --top-k 50 --max-new-tokens 32 --out @",
         "eval --model @/policy.bin --reference @/sft/policy.bin --reward @/reward/policy.bin --data @/queries_held.bin "
         "--tokenizer @/tokenizer.bin --num-return 4 --top-k 50 --max-new-tokens 32 --out @/eval"};
-    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
-        char *to = line;
-        for (const char *s = commands[i]; *s; s++) // @ stands for the directory
-            if (*s != '@') *to++ = *s;
-            else to = strcpy(to, dir) + strlen(dir);
-        *to = 0;
-        int rc = story_run(user, line);
-        if (rc) return rc;
+    const size_t n = sizeof commands / sizeof *commands;
+    for (size_t i = 0; i < n; i++) {
+        story_line(line, user, dir, commands[i]);
+        if (!story_run(user, line)) continue;
+        fprintf(stderr, "The demo starts over when it is run again. To go on by hand instead, the rest of it is\n");
+        for (size_t j = i; j < n; j++) {
+            story_line(line, user, dir, commands[j]);
+            const char *out = strstr(line, "--out ") + 6;
+            fprintf(stderr, "$ %s %s", user->program, line);
+            if (j == i) fprintf(stderr, " --resume %.*s", (int)strcspn(out, " "), out); // the one that was stopped
+            fprintf(stderr, "\n");
+        }
+        return EXIT_WORK;
     }
     snprintf(path, sizeof path, "%s/eval/samples.txt", dir);
     printf("\nThree completions of a held-out query before and after RRHF (reward in brackets):\n");
     story_show(path);
-    printf("\n%s/curves.png  %s/log.csv  %s/samples.txt  %s/policy.bin   (%.0f s)\n", dir, dir, dir, dir, now_s() - start);
+    printf("\n");
+    if (PLOT_BUILT_IN) printf("%s/curves.png  ", dir);
+    printf("%s/log.csv  %s/samples.txt  %s/policy.bin   (%.0f s)\n", dir, dir, dir, now_s() - start);
     return 0;
 }
 

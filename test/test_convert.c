@@ -171,6 +171,30 @@ static void test_round_trip(void) {
     check(same_files("b.jsonl", "want.jsonl"), "jsonl: as expected, to the byte");
 }
 
+// Queries whose responses or scores are still to be made.
+static void test_missing(void) {
+    static const char *const note[2] = {": 2 queries without \"responses\"", ": 1 queries without \"scores\""};
+    put_json("a.jsonl", "{'query':'a','responses':['b','c']}\n{'query':'d'}\n{'query':'e','responses':[],'scores':[],'eos':[]}\n"
+             "{'query':'f','responses':['g'],'scores':[2]}\n");
+    if (!check_runs("missing responses and scores", "ranked a.jsonl a.bin --tokenizer tok")) return;
+    char *said = get("stderr", NULL);
+    check(strstr(said, note[0]) && strstr(said, note[1]), "missing responses and scores: counted on stderr");
+    free(said);
+    Ranked d = ranked_read(at("a.bin"));
+    check(d.Q == 4 && d.R == 5 && is_text(&d, 0, 1, "c", 1) && d.score[0] == 0 && d.score[1] == 0,
+          "no scores: 0 for each response");
+    check(is_text(&d, 1, 0, "", 1) && is_text(&d, 2, 0, "", 1) && d.score[2] == 0 && d.source[3] == 0,
+          "no responses: one of end-of-text alone");
+    check(is_text(&d, 3, 0, "g", 1) && d.score[4] == 2, "the line after them is whole");
+    ranked_free(&d);
+    check_runs("missing responses: jsonl", "jsonl a.bin b.jsonl --tokenizer tok");
+    check_runs("missing responses: back", "ranked b.jsonl b.bin --tokenizer tok");
+    check(same_files("a.bin", "b.bin"), "missing responses: there and back, the same bytes");
+    check_fails("no responses, --eos 0", "ranked a.jsonl out --tokenizer tok --eos 0", 1, "a.jsonl:2: no responses");
+    put_json("a.jsonl", "{'query':'a','responses':['b']}\n");
+    check_runs("no scores, --eos 0", "ranked a.jsonl a.bin --tokenizer tok --eos 0");
+}
+
 // Random finite floats of all sizes must come back to the bit.
 static void test_scores(void) {
     Ranked d = {.V = tok.V};
@@ -246,8 +270,9 @@ static void test_bad_lines(void) {
         {"junk after the object", "{'query':'a','responses':['b'],'scores':[1]} x", "at 'x'"},
         {"no query", "{'responses':['b'],'scores':[1]}", "no \"query\""},
         {"a key in capitals", "{'Query':'a','responses':['b'],'scores':[1]}", "no \"query\""},
-        {"no responses", "{'query':'a','scores':[1]}", "no \"responses\""},
-        {"no scores", "{'query':'a','responses':['b']}", "no \"scores\""},
+        {"a score of no response", "{'query':'a','scores':[1]}", "0 responses but 1 entries in \"scores\""},
+        {"no score of a response", "{'query':'a','responses':['b'],'scores':[]}", "1 responses but 0 entries in \"scores\""},
+        {"responses is null", "{'query':'a','responses':null}", "\"responses\" is null"},
         {"query is a number", "{'query':1,'responses':['b'],'scores':[1]}", "\"query\" is a number"},
         {"responses is a string", "{'query':'a','responses':'b','scores':[1]}", "\"responses\" is a string"},
         {"scores is null", "{'query':'a','responses':['b'],'scores':null}", "\"scores\" is null"},
@@ -256,7 +281,6 @@ static void test_bad_lines(void) {
          "score 1 is a string"},
         {"k differs", "{'query':'a','responses':['b'],'scores':[1,2]}",
          "1 responses but 2 entries in \"scores\""},
-        {"k is 0", "{'query':'a','responses':[],'scores':[]}", "\"responses\" is empty"},
         {"an empty query", "{'query':'','responses':['b'],'scores':[1]}", "the query is empty"},
         {"an empty response", "{'query':'a','responses':[''],'scores':[1],'eos':[0]}", "response 0 is empty"},
         {"NaN", "{'query':'a','responses':['b'],'scores':[NaN]}", "JSON has no NaN"},
@@ -691,6 +715,7 @@ int main(int argc, char **argv) {
     make_tokenizers();
     test_ranked();
     test_round_trip();
+    test_missing();
     test_scores();
     test_cuts();
     test_lost();

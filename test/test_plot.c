@@ -8,7 +8,7 @@ the file itself (signature, size, nothing left behind). Best under -fsanitize=ad
 #include "../dev/plot.h"  // defines: plot_png
 #include "test.h"         // defines: check, check_dies, test_summary
 
-#define PATH "/tmp/test_plot.png"
+static char dir[] = "/tmp/rrhf_plot_XXXXXX", file[64]; // file: curves.png in it
 
 // ----------------------------------------------------------------------------
 // Ticks
@@ -39,13 +39,28 @@ static void test_ticks(void) {
     }
 }
 
+// Under lines the axis ends with the data. Columns: the data, the steps asked for, whole numbers?, the ticks.
+static void test_inside(void) {
+    static const struct { double lo, hi; int n, whole; double first, step; int steps; } want[8] = {
+        {0, 128, 7, 1, 0, 20, 6}, {1, 1250, 8, 1, 200, 200, 5}, {1, 3, 8, 1, 1, 1, 2}, {1, 3, 8, 0, 1, 0.5, 4},
+        {0.9, 1.1, 8, 1, 1, 1, 0}, {-3, 7, 5, 0, -2, 2, 4}, {10, 10000, 5, 1, 2000, 2000, 4}, {0, 64, 8, 1, 0, 10, 6}
+    };
+    for (int k = 0; k < 8; k++) {
+        PlotAxis a = {want[k].lo, want[k].hi, 0, 0, 0, 1, 0};
+        plot_inside(&a, want[k].n, want[k].whole);
+        check(a.lo == want[k].lo && a.hi == want[k].hi && fabs(a.first - want[k].first) < 1e-9 &&
+              fabs(a.step - want[k].step) < 1e-9 && a.n == want[k].steps, "ticks within %g .. %g%s: %d steps of %g from %g",
+              a.lo, a.hi, want[k].whole ? ", whole" : "", a.n, a.step, a.first);
+    }
+}
+
 static void test_numbers(void) {
     static const struct { double lo, step; int i; const char *text; } want[8] = {
         {0, 0.2, 3, "0.6"}, {-0.2, 0.1, 2, "0.0"}, {0, 50, 8, "400"}, {-3e-5, 1e-5, 5, "2e-5"},
         {-1e9, 1e9, 1, "0"}, {0, 5e6, 3, "1.5e7"}, {31, 1, 5, "36"}, {0.535, 0.005, 1, "0.540"}
     };
     for (int k = 0; k < 8; k++) {
-        PlotAxis a = {want[k].lo, want[k].lo + 8 * want[k].step, want[k].step, 0, 1, 8};
+        PlotAxis a = {want[k].lo, want[k].lo + 8 * want[k].step, want[k].lo, want[k].step, 0, 1, 8};
         char s[32];
         const char *got = plot_number(&a, want[k].i, s), *expected = want[k].text;
         check(!strcmp(got, expected), "tick %g + %d x %g reads %s", a.lo, want[k].i, a.step, got);
@@ -157,9 +172,23 @@ static void test_gap(void) { // the line is not drawn across a NaN
     s.y = whole;
     PlotCanvas without = plot_render(&p, 1, 400, 300);
     long a = count(&with, RED), b = count(&without, RED);
-    check(a > 0 && a < 20 && b > 300, "a gap breaks the line: %ld pixels, %ld without the gap", a, b);
+    check(a > 0 && a < 80 && b > 300, "a gap breaks the line: %ld pixels, %ld without the gap", a, b);
     plot_free(&with);
     plot_free(&without);
+}
+
+static void test_one_step(void) { // a run of one step, its loss faint and smooth: a point one can see, over a whole number
+    static const double x[1] = {1}, y[1] = {3.5};
+    PlotSeries s[2] = {plot_series(NULL, x, y, 1, PLOT_LINE, 1), plot_series(NULL, x, y, 1, PLOT_LINE | PLOT_FAINT, 1)};
+    PlotPanel p = panel(s, 2);
+    PlotCanvas c = plot_render(&p, 1, 400, 300);
+    PlotSeries dot = plot_series(NULL, x, y, 1, PLOT_POINTS, 1);
+    p.series = &dot, p.n_series = 1;
+    PlotCanvas want = plot_render(&p, 1, 400, 300);
+    long a = count(&c, RED), b = count(&want, RED);
+    check(a > 15 && a == b, "one step: %ld pixels, as a point has: %ld", a, b);
+    plot_free(&c);
+    plot_free(&want);
 }
 
 static void test_labels(void) { // a second label leaves the first one whole
@@ -252,6 +281,19 @@ static int frame_end(const PlotCanvas *c) {
     return end;
 }
 
+static void test_axis_end(void) { // the line goes from side to side, and its highest column is the last
+    enum { STEPS = 129 };
+    double x[STEPS], y[STEPS];
+    for (int i = 0; i < STEPS; i++) x[i] = i, y[i] = i;
+    PlotSeries s = plot_series(NULL, x, y, STEPS, PLOT_LINE, 1);
+    PlotPanel p = panel(&s, 1);
+    PlotCanvas c = plot_render(&p, 1, 400, 300);
+    int end = frame_end(&c), last = 0;
+    for (int k = 0; k < 400; k++) if (count_in(&c, RED, k, 0, k + 1, 300)) last = k;
+    check(end > 300 && end - last < 10, "129 steps: the line ends at column %d, the frame at %d", last, end);
+    plot_free(&c);
+}
+
 static void test_legend_beside(void) { // of many names: beside the frame, however long they are
     static const double x[2] = {0, 1}, y[2] = {1, 0};
     static const struct { const char *name; int n, beside; } cases[] = {
@@ -286,11 +328,17 @@ static void test_legend(void) { // a falling line leaves it the top right corner
 }
 
 static void test_smooth(void) {
-    static const double v[6] = {1, 3, NAN, 5, 7, 9};
+    static const double v[6] = {1, 3, NAN, 5, 7, 9}, fall[6] = {10, 8, 6, 4, 2, 0};
     double s[6];
+    int same = 1;
     plot_smooth(s, v, 6, 3);
-    check(s[0] == 2 && s[1] == 2 && isnan(s[2]) && s[3] == 6 && s[4] == 7 && s[5] == 8,
+    check(s[0] == 1 && s[1] == 2 && isnan(s[2]) && s[3] == 6 && s[4] == 7 && s[5] == 9,
           "moving average of 3: %g %g %g %g %g %g", s[0], s[1], s[2], s[3], s[4], s[5]);
+    for (int window = 1; window <= 9; window++) {
+        plot_smooth(s, fall, 6, window);
+        for (int i = 0; i < 6; i++) same = same && s[i] == fall[i];
+    }
+    check(same, "moving averages of 1 to 9: a straight line stays as it is, to its ends");
 }
 
 // ----------------------------------------------------------------------------
@@ -298,7 +346,7 @@ static void test_smooth(void) {
 
 #ifdef HAVE_STB
 static size_t slurp(unsigned char *buf, size_t max) {
-    FILE *f = fopen(PATH, "rb");
+    FILE *f = fopen(file, "rb");
     size_t n = f ? fread(buf, 1, max, f) : 0;
     if (f) fclose(f);
     return n;
@@ -325,40 +373,47 @@ static void test_file(void) {
     PlotSeries s[2] = {plot_series("a", x, y, 3, PLOT_LINE, 0), plot_series("b", x, x, 3, PLOT_DASHED, 1)};
     s[1].right = 1;
     PlotPanel p[2] = {panel(s, 2), panel(s, 1)};
-    int made = plot_png(PATH, p, 2, 650, 320);
+    char tmp[80];
+    int made = plot_png(file, p, 2, 650, 320);
     size_t n = slurp(a, MAX);
     check(made == 1 && n > 2000, "plot_png: returns %d, %zu bytes", made, n);
     int ends = n > 38 && !memcmp(a, start, 26) && !memcmp(a + n - 8, "IEND", 4);
     check(ends, "PNG: signature, 650 x 320 RGB, its end");
-    plot_png(PATH, p, 2, 650, 320);
+    plot_png(file, p, 2, 650, 320);
     check(slurp(b, MAX) == n && !memcmp(a, b, n), "PNG: drawn again, the same bytes");
-    check(access(PATH ".tmp", F_OK) != 0, "PNG: no temporary file is left");
-    unlink(PATH);
+    check(access(strcat(strcpy(tmp, file), ".tmp"), F_OK) != 0, "PNG: no temporary file is left");
+    unlink(file);
     check_dies("unwritable path", to_nowhere, "/no/such/dir/curves.png", "/no/such/dir/curves.png");
-    check_dies("too large", too_large, PATH, "100000 x 100");
-    check(access(PATH, F_OK) != 0, "a refused plot leaves no file");
+    check_dies("too large", too_large, file, "100000 x 100");
+    check(access(file, F_OK) != 0, "a refused plot leaves no file");
     free(a);
     free(b);
 }
 #else
 static void test_file(void) {
     PlotPanel p = panel(NULL, 0);
-    check(plot_png(PATH, &p, 1, 100, 100) == 0, "plot_png: returns 0 without stb_image_write");
+    check(plot_png(file, &p, 1, 100, 100) == 0, "plot_png: returns 0 without stb_image_write");
 }
 #endif
 
 int main(void) {
+    if (!mkdtemp(dir)) die("%s: cannot make it", dir);
+    snprintf(file, sizeof file, "%s/curves.png", dir);
     test_ticks();
+    test_inside();
     test_numbers();
     test_text();
     test_awkward();
     test_gap();
+    test_one_step();
     test_labels();
     test_label_places();
     test_error_bars();
+    test_axis_end();
     test_legend();
     test_legend_beside();
     test_smooth();
     test_file();
+    rmdir(dir);
     return test_summary();
 }

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# test_scripts.sh: when make builds again, and dev/imdb.sh: its arguments, and what becomes of a step that fails. The
+# script runs in a copy, where a few lines of shell stand for the programs: nothing is fetched, nothing is trained.
+# Run from the repository root after `make train_rrhf`.
+export LC_ALL=C
+passed=0 failed=0 T=$(mktemp -d)
+trap 'rm -rf "$T"' EXIT
+check() { # WHAT COMMAND...: the command must succeed
+    local what=$1
+    shift
+    if "$@"; then passed=$((passed + 1)); echo "ok   $what"; else failed=$((failed + 1)); echo "FAIL $what"; fi
+}
+
+# ----------------------------------------------------------------------------
+# make
+
+rebuilds() { make -n train_rrhf "$@" 2> /dev/null | grep -q -e '-o train_rrhf '; }
+not() { ! "$@"; }
+check "make: train_rrhf is up to date" not rebuilds
+check "make: other options build it again" rebuilds CFLAGS_EXTRA=-DANOTHER
+check "make: another compiler builds it again" rebuilds CC="gcc -DANOTHER"
+
+# ----------------------------------------------------------------------------
+# dev/imdb.sh. The made-up programs note their arguments, and write what the script waits for.
+
+mkdir -p "$T/copy/dev" "$T/elsewhere/aclImdb/train/pos"
+touch "$T/elsewhere/tok.bin" "$T/commands"
+cp dev/imdb.sh "$T/copy/dev"
+printf '%s:\n\t@:\n' "train_rrhf dev/imdb dev/table" > "$T/copy/Makefile"
+cat > "$T/copy/train_rrhf" <<'END'
+#!/bin/bash
+echo "$*" >> "$COMMANDS"
+[[ -n $FAIL && "$*" == *$FAIL* ]] && { echo "error: as asked" >&2; exit 1; }
+while [ $# -gt 1 ]; do [ "$1" = --out ] && out=$2; shift; done
+mkdir -p "$out"
+touch "$out"/{policy,sampled,scored}.bin "$out/eval.csv"
+END
+cat > "$T/copy/dev/imdb" <<'END'
+#!/bin/bash
+echo "imdb $*" >> "$COMMANDS"
+touch "$3/queries_test.bin"
+END
+cat > "$T/copy/dev/table" <<'END'
+#!/bin/bash
+shift
+echo "table of $# rows" >> "$COMMANDS"
+touch out/imdb-small/table.md
+END
+chmod +x "$T/copy/train_rrhf" "$T/copy/dev/imdb" "$T/copy/dev/table"
+export COMMANDS=$T/commands FAIL=
+
+imdb() { # ARGS...: from another folder, as a user might; the exit code
+    (cd "$T/elsewhere" && timeout 60 ../copy/dev/imdb.sh "$@" > "$T/out" 2> "$T/err" < /dev/null)
+    code=$?
+}
+refuses() { # CODE NEEDLE ARGS...: one line, before anything is done
+    local want=$1 needle=$2
+    shift 2
+    imdb "$@"
+    check "imdb.sh $*: exit code $code, $(head -n 1 "$T/err")" \
+        [ "$code $(grep -c . "$T/err") $(grep -c "^error: .*$needle" "$T/err")" = "$want 1 1" ]
+}
+refuses 2 "--size: expected a value" --size
+refuses 2 "--size medium: expected small or large" --size medium
+refuses 2 "'--fast': no such option" --fast
+for jobs in 0 x -1 1.5 ''; do refuses 2 "--jobs $jobs: expected a whole number" table --jobs "$jobs"; done
+refuses 1 "--tokenizer /nope: no such file" --tokenizer /nope
+refuses 1 "nope: no such file or folder" nope
+check "imdb.sh: what it refused, it had not begun" not test -e "$T/copy/out"
+imdb --help
+check "imdb.sh --help from elsewhere: $(head -n 1 "$T/out")" grep -q -e '--size small|large' "$T/out"
+
+imdb --size small --tokenizer tok.bin aclImdb
+check "imdb.sh: relative paths from elsewhere: exit code $code, $(head -n 1 "$T/commands")" \
+    grep -q "^imdb $T/elsewhere/aclImdb $T/elsewhere/tok.bin out/imdb-small 8192 " "$T/commands"
+check "imdb.sh: names no curves.png where none was drawn: $(tail -n 1 "$T/out")" not grep -q curves.png "$T/out"
+
+FAIL="train *--policy DP"
+imdb table --size small --jobs 2
+check "imdb.sh table: a row that fails ends it: exit code $code" [ $code = 1 ]
+check "imdb.sh table: and is named: $(grep -m 1 DP "$T/err")" grep -q '^error: .*rows/DP-1: failed; see .*/run.txt' "$T/err"
+check "imdb.sh table: the other rows are done: $(grep -c '^done' "$T/err")" [ "$(grep -c '^done' "$T/err")" = 18 ]
+check "imdb.sh table: no table without it" not grep -q '^table' "$T/commands"
+FAIL=
+imdb table --size small --jobs 2
+check "imdb.sh table: goes on from there: exit code $code, $(tail -n 1 "$T/commands")" \
+    [ "$code $(grep -c '^done' "$T/err") $(tail -n 1 "$T/commands")" = "0 1 table of 19 rows" ]
+
+echo "$passed passed, $failed failed"
+[ $failed = 0 ]
