@@ -215,16 +215,18 @@ static inline uint64_t ranked_hash(const Ranked *d) { // of the tokens in use an
     return h;
 }
 
-static inline uint64_t gpt2_hash(GPT2 *m) { // of the parameters
-    float *part = (float *)xalloc(GPT2_PART, sizeof *part);
+// Of the parameters, a sample from all over: to hash all of a large model would take as long as to load it, and models that
+// were trained otherwise differ everywhere.
+static inline uint64_t gpt2_hash(GPT2 *m) {
+    enum { SAMPLE = 4096 };
+    float part[SAMPLE];
     size_t n = gpt2_count(gpt2_config(m));
     uint64_t h = HASH64;
-    for (size_t at = 0, k; at < n; at += k) {
-        k = gpt2_part(at, n);
+    for (size_t at = 0; at < n; at += GPT2_PART) {
+        size_t k = n - at < SAMPLE ? n - at : SAMPLE;
         gpt2_get_part(m, COPY_PARAMS, at, k, part);
         h = hash64(h, part, k * sizeof *part);
     }
-    free(part);
     return h;
 }
 
