@@ -15,7 +15,7 @@ check() { # WHAT COMMAND...: the command must succeed
 # Interrupted while it pretrains: the hint must work as it stands, and what is left must not be in the way of the next run.
 ./train_rrhf --out "$T/demo" --seed 1 > "$T/out" 2> "$T/err" &
 demo=$!
-for ((i = 0; i < 600; i++)); do grep -qE '^sft +[0-9]+/' "$T/err" && break; sleep 0.1; done
+for ((i = 0; i < 600; i++)); do grep -sqE '^sft +[0-9]+/' "$T/err" && break; sleep 0.1; done
 kill -INT $demo
 wait $demo
 code=$?
