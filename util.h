@@ -188,7 +188,7 @@ static inline Out out_open(const char *path) {
     if (out.f) return out;
     tmp[0] = 0; // not ours to remove
     if (fd >= 0 && !ours) die("%s: another run is writing here; choose another --out", path);
-    die("%s: cannot write: %s; check --out and its permissions", path, strerror(errno));
+    die("%s: cannot write: %s; check the folder and its permissions", path, strerror(errno));
 }
 
 static inline void out_write(Out *out, const void *src, size_t bytes) {

@@ -462,7 +462,7 @@ static inline void curve_point(void *context, int step) {
 }
 
 // curves.png: the paper's Figure 3, losses and reward over optimizer steps. A reward model has one loss and no curve.
-static inline int curves_draw(const char *out, const Log *log, const Curve *curve, int reward_model) {
+static inline int curves_draw(const Train *t, const Log *log, const Curve *curve, int reward_model) {
     char path[RRHF_PATH_MAX];
     int n = log->n, points = curve ? curve->n : 0;
     double *x = (double *)xalloc((size_t)n * 5 + (size_t)points * 3, sizeof *x), *rank = x + n, *ft = rank + n, *rank_s = ft + n,
@@ -485,12 +485,12 @@ static inline int curves_draw(const char *out, const Log *log, const Curve *curv
     PlotPanel p[2];
     memset(p, 0, sizeof p);
     p[0].title = "Losses", p[0].label[PLOT_X] = p[1].label[PLOT_X] = "optimizer step";
-    p[0].label[PLOT_LEFT] = reward_model ? name : "fine-tuning loss, per response";
+    p[0].label[PLOT_LEFT] = reward_model ? name : t->objective.ft_mean ? "fine-tuning loss, per token" : "fine-tuning loss, per response";
     p[0].label[PLOT_RIGHT] = has_rank ? "ranking loss" : NULL;
     p[0].series = loss, p[0].n_series = has_rank ? 4 : 2;
     p[1].title = "Reward of fresh completions", p[1].label[PLOT_LEFT] = "mean reward, one standard error";
     p[1].series = &reward, p[1].n_series = 1;
-    int drawn = plot_png(path_join(path, out, "curves.png"), p, points ? 2 : 1, points ? 1400 : 800, 520);
+    int drawn = plot_png(path_join(path, t->out, "curves.png"), p, points ? 2 : 1, points ? 1400 : 800, 520);
     free(x);
     return drawn;
 }
@@ -511,6 +511,7 @@ static inline void samples_write(const char *dir, const Tokenizer *t, const Rank
                 if (!before) what = after->source[r] == SOURCE_DATA ? "data:  " : "sample:";
                 out_printf(&out, "%s", what);
                 if (scored) out_printf(&out, " [%.3f]", both[i]->score[r]);
+                out_printf(&out, " |"); // the text may begin in the middle of a word
                 print_text(&out, t, both[i]->tokens + both[i]->resp_at[r], both[i]->resp_len[r]);
             }
     }
@@ -544,7 +545,7 @@ static inline int train_plain(const Options *o, GPT2 *m, Ranked *d, Train *t) {
     if (!train_finished(m, d, t)) {
         banner(o, m, d, t->label, 1);
         stopped = train_loop(m, d, t, &log);
-        curves_draw(t->out, &log, NULL, gpt2_config(m).reward);
+        curves_draw(t, &log, NULL, gpt2_config(m).reward);
     }
     free(log.row);
     gpt2_free(m);
@@ -741,7 +742,7 @@ static inline int train_run(Trainee *a, Train *t, const Ranked *d) {
         ranked_free(&before);
         ranked_free(&after);
     }
-    if (!curves_draw(t->out, &log, curve.n ? &curve : NULL, 0))
+    if (!curves_draw(t, &log, curve.n ? &curve : NULL, 0))
         fprintf(stderr, "curves.png: not drawn; install stb_image_write (Debian: libstb-dev) and make again\n");
     free(log.row);
     free(curve.point);

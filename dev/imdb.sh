@@ -101,7 +101,7 @@ if [ ! -f "$out/queries_test.bin" ]; then
 fi
 tok="--tokenizer $out/tokenizer.bin"
 ask="--top-k 50 --max-new-tokens 48"
-resume() { if [ -f "$1/state.bin" ] || [ -d "$1/round-1" ]; then echo "--resume $1"; fi; } # an interrupted step goes on
+resume() { if [ -f "$1/state.bin" ] || [ -f "$1/settings.txt" ] || [ -d "$1/round-1" ]; then echo "--resume $1"; fi; } # an interrupted step goes on
 # shellcheck disable=SC2046,SC2086
 {
 step "$out/sft/done" ./train_rrhf sft --data "$out/stream.bin" $tok $model --context 128 --ft-reduction mean --batch 16 \
