@@ -32,6 +32,7 @@ test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one o
 #include <type_traits>   // defines: conditional
 namespace wmma = nvcuda::wmma;
 #define LAUNCH_(kernel, grid, block, shared, ...) (kernel<<<grid, block, shared, device.stream>>>(__VA_ARGS__))
+#define WIDE(type, p) (*(type *)(p)) // one access of sizeof(type) bytes, where p must be aligned: the emulation checks that
 #define SHARED(type, name) extern __shared__ __align__(128) unsigned char shared_room[]; type *name = (type *)(void *)shared_room
 #endif
 
@@ -140,7 +141,7 @@ inline __device__ void put(__nv_bfloat16 *to, float x) { *to = __float2bfloat16_
 template <int W> __device__ void load(float *to, const float *from) {
     if (W == 1) to[0] = from[0];
     for (int i = 0; i + 4 <= W; i += 4) {
-        float4 v = *(const float4 *)(from + i);
+        float4 v = WIDE(const float4, from + i);
         to[i] = v.x, to[i + 1] = v.y, to[i + 2] = v.z, to[i + 3] = v.w;
     }
 }
@@ -153,11 +154,11 @@ inline __device__ void unpack(float *to, unsigned two) { // a bfloat16 is the up
 template <int W> __device__ void load(float *to, const __nv_bfloat16 *from) {
     if (W == 1) to[0] = __bfloat162float(from[0]);
     if (W == 4) {
-        uint2 v = *(const uint2 *)from;
+        uint2 v = WIDE(const uint2, from);
         unpack(to, v.x), unpack(to + 2 % W, v.y);
     }
     if (W == 8) {
-        uint4 v = *(const uint4 *)from;
+        uint4 v = WIDE(const uint4, from);
         unpack(to, v.x), unpack(to + 2 % W, v.y), unpack(to + 4 % W, v.z), unpack(to + 6 % W, v.w);
     }
 }
@@ -166,7 +167,7 @@ template <int W> __device__ void store(float *to, const float *from) {
     if (W == 1) to[0] = from[0];
     for (int i = 0; i + 4 <= W; i += 4) {
         float4 v = {from[i], from[i + 1], from[i + 2], from[i + 3]};
-        *(float4 *)(to + i) = v;
+        WIDE(float4, to + i) = v;
     }
 }
 
@@ -178,11 +179,11 @@ template <int W> __device__ void store(__nv_bfloat16 *to, const float *from) {
     if (W == 1) *to = __float2bfloat16_rn(from[0]);
     if (W == 4) {
         uint2 v = {pack(from), pack(from + 2 % W)};
-        *(uint2 *)to = v;
+        WIDE(uint2, to) = v;
     }
     if (W == 8) {
         uint4 v = {pack(from), pack(from + 2 % W), pack(from + 4 % W), pack(from + 6 % W)};
-        *(uint4 *)to = v;
+        WIDE(uint4, to) = v;
     }
 }
 
@@ -615,8 +616,8 @@ inline __device__ void tile_load(elem *to, const elem *from, int stride, int n0,
         for (int i = threadIdx.x; i < TILE * H / V; i += ATTENTION_BLOCK) {
             int r = i / (H / V), c = i % (H / V) * V;
             uint4 v = {0, 0, 0, 0};
-            if (n0 + r < n1 && c < hs) v = *(const uint4 *)(from + (size_t)(n0 + r) * stride + c);
-            *(uint4 *)(to + r * ld + c) = v;
+            if (n0 + r < n1 && c < hs) v = WIDE(const uint4, from + (size_t)(n0 + r) * stride + c);
+            WIDE(uint4, to + r * ld + c) = v;
         }
     else
         for (int i = threadIdx.x; i < TILE * H; i += ATTENTION_BLOCK) {
@@ -885,7 +886,8 @@ template <int W> __global__ void gelu_forward_kernel(elem *out, const elem *x, s
 
 static void gelu_forward(elem *out, const elem *x, int N, int C) {
     size_t n = (size_t)N * (size_t)C;
-    LAUNCH_WIDE(n % 8 == 0, 8, gelu_forward_kernel, div_up(n, BLOCK * (n % 8 == 0 ? 8 : 1)), BLOCK, 0, out, x, n);
+    int wide = C % 8 == 0; // not n: a layer starts after a planned number of rows, which may be odd
+    LAUNCH_WIDE(wide, 8, gelu_forward_kernel, div_up(n, BLOCK * (wide ? 8 : 1)), BLOCK, 0, out, x, n);
 }
 
 // dx = dout ((1 + t)/2 + x/2 (1 - t^2) du/dx), t = tanh(u); in place: d is dout, then dx.
@@ -905,7 +907,8 @@ template <int W> __global__ void gelu_backward_kernel(elem *d, const elem *x, si
 
 static void gelu_backward(elem *d, const elem *x, int N, int C) {
     size_t n = (size_t)N * (size_t)C;
-    LAUNCH_WIDE(n % 8 == 0, 8, gelu_backward_kernel, div_up(n, BLOCK * (n % 8 == 0 ? 8 : 1)), BLOCK, 0, d, x, n);
+    int wide = C % 8 == 0;
+    LAUNCH_WIDE(wide, 8, gelu_backward_kernel, div_up(n, BLOCK * (wide ? 8 : 1)), BLOCK, 0, d, x, n);
 }
 
 // Classifier: logits = x wte^T, log P(v) = logit_v - log sum exp(logits), for the U predicting rows.

@@ -178,6 +178,12 @@ EMULATOR static void emu_fiber_start(int i) {
     _exit(1);
 }
 
+EMULATOR static void *emu_aligned(const void *p, size_t bytes, int line) {
+    if ((uintptr_t)p % bytes) emu_fail("a wide access at an address that is no multiple of its size; remainder", line, (int)((uintptr_t)p % bytes));
+    return (void *)p;
+}
+#define WIDE(type, p) (*(type *)emu_aligned(p, sizeof(type), __LINE__))
+
 // ----------------------------------------------------------------------------
 // Barriers and shuffles
 
