@@ -22,6 +22,9 @@ test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one o
 #include "model.h"       // defines: Config, Params, Batch, Decode, the backend contract
 #include "rrhf.h"        // defines: the objective and the training loop
 #include "verbs.h"       // defines: the command line and the six verbs
+#ifdef _OPENMP
+#include <omp.h>         // defines: omp_set_num_threads
+#endif
 #ifdef CUDA_EMULATION
 #include "test/cuda_emulation.h" // defines: all of the below, on the CPU
 #else
@@ -233,13 +236,15 @@ inline __device__ float block_max(float x, float *room) {
 // on what was asked before. That keeps runs equal to the bit. Where cuBLASLt has no algorithm (odd sizes that no tensor
 // core reads), a plain kernel does it.
 
-typedef struct { int transa, transb, bias, type, m, n, k, align[4]; size_t lda, ldb, ldc; } GemmKey;
+// Compared as bytes: all are int, so that there are none between them. bias, align[A, B, C]: the pointers' alignment, for
+// an algorithm may rely on that of those it was chosen for; 0: no bias.
+typedef struct { int transa, transb, m, n, k, lda, ldb, ldc, type, bias, align[3]; } GemmKey;
 typedef struct { GemmKey key; int found; cublasLtMatmulAlgo_t algo; } GemmAlgo;
 
 static struct { GemmAlgo *at; int n; size_t cap; } gemm_algos;
 // The last shapes and which of gemm_algos they took: a decoding step asks for the same five in every layer, and
 // checking that an algorithm fits takes the host longer than the product takes the device.
-enum { RECENT = 64 };
+enum { RECENT_BITS = 8, RECENT = 1 << RECENT_BITS };
 static struct { GemmKey key; int algo; } gemm_recent[RECENT];
 
 typedef struct { cublasLtMatmulDesc_t desc; cublasLtMatrixLayout_t a, b, c; } GemmCall;
@@ -254,9 +259,9 @@ static GemmCall gemm_call(const GemmKey *key, const elem *bias) {
     CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb));
     CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
     if (key->bias) CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
-    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.a, ELEM_TYPE, key->transb ? k : n, key->transb ? n : k, (int64_t)key->ldb));
-    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.b, ELEM_TYPE, key->transa ? m : k, key->transa ? k : m, (int64_t)key->lda));
-    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.c, (cudaDataType_t)key->type, n, m, (int64_t)key->ldc));
+    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.a, ELEM_TYPE, key->transb ? k : n, key->transb ? n : k, key->ldb));
+    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.b, ELEM_TYPE, key->transa ? m : k, key->transa ? k : m, key->lda));
+    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.c, (cudaDataType_t)key->type, n, m, key->ldc));
     return g;
 }
 
@@ -279,10 +284,10 @@ static GemmAlgo gemm_ask(const GemmKey *key, const elem *bias) {
     CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room));
     CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &ordered, sizeof ordered));
     cublasLtMatmulPreferenceAttributes_t of[4] = {
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, // the operands change places
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     for (int i = 0; i < 4; i++) {
-        uint32_t align = (uint32_t)key->align[i];
+        uint32_t align = (uint32_t)key->align[min_int(i, 2)]; // D is C
         CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, of[i], &align, sizeof align));
     }
     cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(device.blas, g.desc, g.a, g.b, g.c, g.c, want, 1, &best, &found);
@@ -290,7 +295,7 @@ static GemmAlgo gemm_ask(const GemmKey *key, const elem *bias) {
     CHECK_BLAS(cublasLtMatmulPreferenceDestroy(want));
     gemm_call_free(&g);
     a.key = *key;
-    a.found = s == CUBLAS_STATUS_SUCCESS && found > 0;
+    a.found = s == CUBLAS_STATUS_SUCCESS && found > 0 && best.state == CUBLAS_STATUS_SUCCESS;
     if (a.found) a.algo = best.algo;
     else if ((double)key->m * key->n * key->k > 1e8)
         fprintf(stderr, "note: cuBLASLt has no algorithm for a %d x %d x %d product: a plain kernel computes it, slowly; is the driver older than the toolkit?\n",
@@ -320,16 +325,17 @@ template <typename T> __global__ void gemm_plain_kernel(T *c, const elem *a, con
 
 static void gemm_plain(const GemmKey *key, const elem *a, const elem *b, float beta, void *c, const elem *bias) {
     int blocks = div_up((size_t)key->m * (size_t)key->n, BLOCK);
-    size_t am = key->transa ? 1 : key->lda, ak = key->transa ? key->lda : 1, bk = key->transb ? 1 : key->ldb, bn = key->transb ? key->ldb : 1;
+    size_t lda = (size_t)key->lda, ldb = (size_t)key->ldb, ldc = (size_t)key->ldc;
+    size_t am = key->transa ? 1 : lda, ak = key->transa ? lda : 1, bk = key->transb ? 1 : ldb, bn = key->transb ? ldb : 1;
     if (key->type == (int)CUDA_R_32F)
-        LAUNCH(gemm_plain_kernel<float>, blocks, BLOCK, 0, (float *)c, a, b, bias, key->m, key->n, key->k, am, ak, bk, bn, key->ldc, beta);
+        LAUNCH(gemm_plain_kernel<float>, blocks, BLOCK, 0, (float *)c, a, b, bias, key->m, key->n, key->k, am, ak, bk, bn, ldc, beta);
     else
-        LAUNCH(gemm_plain_kernel<elem>, blocks, BLOCK, 0, (elem *)c, a, b, bias, key->m, key->n, key->k, am, ak, bk, bn, key->ldc, beta);
+        LAUNCH(gemm_plain_kernel<elem>, blocks, BLOCK, 0, (elem *)c, a, b, bias, key->m, key->n, key->k, am, ak, bk, bn, ldc, beta);
 }
 
-static int alignment(const void *p) { // in bytes, as far as cuBLASLt cares
+static int alignment(const void *p) { // in bytes, up to the widest access: what lies beyond must not choose another algorithm
     int a = 1;
-    while (a < 256 && (uintptr_t)p % (uintptr_t)(2 * a) == 0) a *= 2;
+    while (a < 16 && (uintptr_t)p % (uintptr_t)(2 * a) == 0) a *= 2;
     return a;
 }
 
@@ -339,18 +345,20 @@ static int round_tokens(int n) { // up, keeping four leading bits
     return div_up((size_t)n, (size_t)grain) * grain;
 }
 
-static void gemm(int transa, int transb, int M, int N, int K, const elem *a, size_t lda, const elem *b, size_t ldb,
-                 float beta, void *c, cudaDataType_t type, size_t ldc, const elem *bias) {
-    GemmKey key, similar;
+static unsigned gemm_slot(const GemmKey *k) { // in gemm_recent: sizes are often multiples of 64, their lower bits equal
+    unsigned shape = ((unsigned)k->m * 31u + (unsigned)k->n) * 31u + (unsigned)k->k;
+    unsigned kind = (unsigned)k->transa + 2u * (unsigned)k->transb + 4u * (k->bias != 0) + 8u * (k->type == (int)CUDA_R_32F);
+    return (shape * 16u + kind) * 2654435761u >> (32 - RECENT_BITS);
+}
+
+static void gemm(int transa, int transb, int M, int N, int K, const elem *a, int lda, const elem *b, int ldb,
+                 float beta, void *c, cudaDataType_t type, int ldc, const elem *bias) {
     const float one = 1;
-    memset(&key, 0, sizeof key); // padding too: keys are compared as bytes
-    key.transa = transa, key.transb = transb, key.bias = bias != NULL, key.type = (int)type;
-    key.m = M, key.n = N, key.k = K, key.lda = lda, key.ldb = ldb, key.ldc = ldc;
-    key.align[0] = alignment(b), key.align[1] = alignment(a), key.align[2] = key.align[3] = alignment(c);
-    memcpy(&similar, &key, sizeof key);
+    GemmKey key = {transa, transb, M, N, K, lda, ldb, ldc, (int)type, bias ? alignment(bias) : 0, {alignment(a), alignment(b), alignment(c)}};
+    GemmKey similar = key;
     if (transa) similar.k = round_tokens(K);
     else similar.m = round_tokens(M);
-    unsigned recent = ((unsigned)M * 31u + (unsigned)N * 7u + (unsigned)K + (unsigned)transa + 2u * (unsigned)transb) % RECENT;
+    unsigned recent = gemm_slot(&key);
     LAUNCHED("gemm");
     GemmCall g = gemm_call(&key, bias);
     int at = gemm_recent[recent].algo;
@@ -552,7 +560,7 @@ static void layernorm_backward(float *dx, elem *half, float *dw, float *db, floa
 // Matmul with bias: out = x W^T + bias.   out (N,OC), x (N,C), W (OC,C), bias (OC), all elem
 // The residual is added by the LayerNorm that follows.
 static void matmul_forward(elem *out, const elem *x, const elem *w, const elem *bias, int N, int C, int OC) {
-    gemm(0, 1, N, OC, C, x, (size_t)C, w, (size_t)C, 0, out, ELEM_TYPE, (size_t)OC, bias);
+    gemm(0, 1, N, OC, C, x, C, w, C, 0, out, ELEM_TYPE, OC, bias);
 }
 
 // dbias += sum_N dout: a block owns 32 W columns and `span` rows, a lane W columns, a warp every eighth row.
@@ -580,8 +588,8 @@ template <int W> __global__ void bias_backward_kernel(float *part, const elem *d
 // element of dout, beside the two products' 4 and their 4 C operations per element.
 static void matmul_backward(elem *dx, float *dw, float *dbias, float *part, const elem *dout, const elem *x, const elem *w, int N, int C, int OC) {
     int wide = OC % 8 == 0, span = div_up((size_t)N, PARTS * WARPS) * WARPS, spans = div_up((size_t)N, (size_t)span);
-    gemm(0, 0, N, C, OC, dout, (size_t)OC, w, (size_t)C, 0, dx, ELEM_TYPE, (size_t)C, NULL);
-    gemm(1, 0, OC, C, N, dout, (size_t)OC, x, (size_t)C, 1, dw, CUDA_R_32F, (size_t)C, NULL);
+    gemm(0, 0, N, C, OC, dout, OC, w, C, 0, dx, ELEM_TYPE, C, NULL);
+    gemm(1, 0, OC, C, N, dout, OC, x, C, 1, dw, CUDA_R_32F, C, NULL);
     LAUNCH_WIDE(wide, 8, bias_backward_kernel, dim3(div_up((size_t)OC, wide ? 256 : 32), spans), BLOCK, 0, part, dout, N, OC, span);
     LAUNCH(add_partials_kernel, div_up((size_t)OC, 32), BLOCK, 0, dbias, dbias, part, spans, OC, OC);
 }
@@ -935,7 +943,7 @@ template <int W> __global__ void classifier_forward_kernel(float *logp, float *l
 
 static void classifier_forward(float *logp, float *logits, float *lse, const elem *x, const elem *wte, const int *pred, const int *target,
                                int U, int C, int V, int Vp) {
-    gemm(0, 1, U, Vp, C, x, (size_t)C, wte, (size_t)C, 0, logits, CUDA_R_32F, (size_t)Vp, NULL);
+    gemm(0, 1, U, Vp, C, x, C, wte, C, 0, logits, CUDA_R_32F, Vp, NULL);
     LAUNCH_WIDE(Vp % 4 == 0, 4, classifier_forward_kernel, U, BLOCK, 0, logp, lse, logits, pred, target, V, Vp);
 }
 
@@ -975,10 +983,10 @@ template <int W> __global__ void classifier_backward_kernel(float *logits, const
 static void classifier_backward(elem *dx, float *dwte, float *logits, const float *logp, const float *lse, const float *c, const elem *x, const elem *wte,
                                 const int *pred, const int *target, const int *resp, int U, int C, int V, int Vp) {
     const elem *d = (const elem *)logits;
-    size_t ld = (size_t)Vp * (sizeof(float) / sizeof(elem));
+    int ld = Vp * (int)(sizeof(float) / sizeof(elem));
     LAUNCH_WIDE(Vp % 4 == 0, 4, classifier_backward_kernel, U, BLOCK, 0, logits, logp, lse, c, pred, target, resp, V, Vp);
-    gemm(0, 0, U, C, Vp, d, ld, wte, (size_t)C, 0, dx, ELEM_TYPE, (size_t)C, NULL);
-    gemm(1, 0, Vp, C, U, d, ld, x, (size_t)C, 1, dwte, CUDA_R_32F, (size_t)C, NULL);
+    gemm(0, 0, U, C, Vp, d, ld, wte, C, 0, dx, ELEM_TYPE, C, NULL);
+    gemm(1, 0, Vp, C, U, d, ld, x, C, 1, dwte, CUDA_R_32F, C, NULL);
 }
 
 // Scalar head of a reward model: out_r = x_r . w + b.   out (R), x (R,C) elem, w (C), b (1). A warp owns a response.
@@ -1673,7 +1681,7 @@ static void decode_logits(GPT2 *m, const Decode *d) {
     }
     if (!d->n_rows) return;
     layernorm_forward(norm, NULL, NULL, NULL, x, branch, in[5], m->w.lnfw, m->w.lnfb, d->n_rows, C);
-    gemm(0, 1, d->n_rows, c.Vp, C, norm, (size_t)C, m->h.wte, (size_t)C, 0, m->dec_logits, CUDA_R_32F, (size_t)c.Vp, NULL);
+    gemm(0, 1, d->n_rows, c.Vp, C, norm, C, m->h.wte, C, 0, m->dec_logits, CUDA_R_32F, (size_t)c.Vp, NULL);
 }
 
 const float *gpt2_decode(GPT2 *m, const Decode *d) {
@@ -1750,9 +1758,10 @@ double gpt2_grad_norm(GPT2 *m) {
 // AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
 // w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), on the float32 weights; half (n), if wanted, gets them as elem.
 // gs scales the gradient; where `end` is given it says by how much, and whether at all.
+// a1, a2: 1-b1 and 1-b2, formed before rounding: 1 - 0.999f is off by 1e-5.
 // A thread owns W elements. Bytes: 4 (g) + 8 (m) + 8 (v) + 8 (w) + 2 (half) per element.
 template <int W> __global__ void adamw_kernel(float *w, elem *half, float *m, float *v, const float *g, size_t n, float lr, float b1, float b2,
-                                              float vs, float eps, float decay, float gs, const StepEnd *end) {
+                                              float a1, float a2, float vs, float eps, float decay, float gs, const StepEnd *end) {
     size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * W;
     if (end) gs = end->scale;
     if (i >= n || (end && gs == 0)) return;
@@ -1763,8 +1772,8 @@ template <int W> __global__ void adamw_kernel(float *w, elem *half, float *m, fl
     load<W>(gi, g + i);
     for (int k = 0; k < W; k++) {
         float x = gs * gi[k];
-        mi[k] = b1 * mi[k] + (1 - b1) * x;
-        vi[k] = b2 * vi[k] + (1 - b2) * x * x;
+        mi[k] = b1 * mi[k] + a1 * x;
+        vi[k] = b2 * vi[k] + a2 * x * x;
         wi[k] -= lr * mi[k] / (sqrtf(vi[k] * vs) + eps) + decay * wi[k];
     }
     store<W>(m + i, mi);
@@ -1782,7 +1791,7 @@ static void update(GPT2 *m, AdamW o, double grad_scale, const StepEnd *end, int 
         int wide = at % 4 == 0 && n % 4 == 0;
         if (!n) continue;
         LAUNCH_WIDE(wide, 4, adamw_kernel, div_up(n, BLOCK * (wide ? 4 : 1)), BLOCK, 0, m->params + at, HALF ? m->copies + at : NULL, m->m + at,
-                    m->v + at, m->grads + at, n, lr, (float)o.beta1, (float)o.beta2, vs, (float)o.eps,
+                    m->v + at, m->grads + at, n, lr, (float)o.beta1, (float)o.beta2, (float)(1 - o.beta1), (float)(1 - o.beta2), vs, (float)o.eps,
                     t[k].decay ? (float)(o.lr * o.weight_decay) : 0.0f, (float)grad_scale, end);
     }
 }
@@ -1806,7 +1815,11 @@ Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
 
 const char *backend_start(int threads) {
     static char line[512];
+#ifdef _OPENMP // the host's loops: choosing tokens
+    if (threads > 0) omp_set_num_threads(threads);
+#else
     (void)threads;
+#endif
     device_start();
     snprintf(line, sizeof line, "GPU, %s, %.0f GiB, %s, matrix products: cuBLASLt", device.prop.name,
              (double)device.prop.totalGlobalMem / 1073741824, HALF ? "bfloat16" : "float32");

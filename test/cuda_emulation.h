@@ -438,7 +438,7 @@ struct emu_preference { uint64_t at_least[6]; };
 typedef emu_desc *cublasLtMatmulDesc_t;
 typedef emu_layout *cublasLtMatrixLayout_t;
 typedef emu_preference *cublasLtMatmulPreference_t;
-struct cublasLtMatmulAlgo_t { uint32_t align[4]; };
+struct cublasLtMatmulAlgo_t { uint32_t align[4], bias; };
 struct cublasLtMatmulHeuristicResult_t { cublasLtMatmulAlgo_t algo; size_t workspaceSize; cublasStatus_t state; };
 
 static inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *h) { return *h = NULL, CUBLAS_STATUS_SUCCESS; }
@@ -467,11 +467,12 @@ static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmul
     memcpy(&p->at_least[a], v, n);
     return CUBLAS_STATUS_SUCCESS;
 }
-static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
+static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
         cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t p, int, cublasLtMatmulHeuristicResult_t *r, int *found) {
     *found = 0;
     if ((a->ld | b->ld | c->ld) % 2) return CUBLAS_STATUS_NOT_SUPPORTED; // as a library may refuse odd sizes
     for (int i = 0; i < 4; i++) r->algo.align[i] = (uint32_t)p->at_least[2 + i];
+    for (r->algo.bias = 1; d->bias && r->algo.bias < 16 && (uintptr_t)d->bias % (2 * r->algo.bias) == 0;) r->algo.bias *= 2; // it is taken as a promise
     r->workspaceSize = 0;
     r->state = CUBLAS_STATUS_SUCCESS;
     *found = 1;
@@ -493,6 +494,7 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
         const cublasLtMatmulAlgo_t *algo, void *, size_t, cudaStream_t) {
     const void *p[4] = {A, B, C, D};
     for (int i = 0; i < 4; i++) if ((uintptr_t)p[i] % algo->align[i]) return CUBLAS_STATUS_INVALID_VALUE; // a promise not kept
+    if ((uintptr_t)d->bias % algo->bias) return CUBLAS_STATUS_INVALID_VALUE;
     uint64_t m = dl->rows, n = dl->cols, k = d->ta == CUBLAS_OP_N ? a->cols : a->rows;
     if ((d->ta == CUBLAS_OP_N ? a->rows : a->cols) != m || (d->tb == CUBLAS_OP_N ? b->cols : b->rows) != n ||
         (d->tb == CUBLAS_OP_N ? b->rows : b->cols) != k || c->rows != m || c->cols != n || c->ld != dl->ld || c->type != dl->type)
