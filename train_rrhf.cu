@@ -31,12 +31,31 @@ test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one o
 #include <cuda_bf16.h>   // defines: __nv_bfloat16
 #include <cuda_runtime.h>
 #include <cublasLt.h>    // defines: cublasLtMatmul
-#include <mma.h>         // defines: wmma
-#include <type_traits>   // defines: conditional
-namespace wmma = nvcuda::wmma;
 #define LAUNCH_(kernel, grid, block, shared, ...) (kernel<<<grid, block, shared, device.stream>>>(__VA_ARGS__))
 #define WIDE(type, p) (*(type *)(p)) // one access of sizeof(type) bytes, where p must be aligned: the emulation checks that
 #define SHARED(type, name) extern __shared__ __align__(128) unsigned char shared_room[]; type *name = (type *)(void *)shared_room
+
+// Two operations of a warp's tensor cores, by their names in the PTX ISA, which says which lane holds what. A register
+// holds two bfloat16, the first one in its lower half.
+// ldmatrix: four 8 x 8 matrices from shared memory. Row i of matrix j lies at the address that lane 8j + i gives, a
+// multiple of 16. to[j] of lane l: columns 2 (l%4) and the next of row l/4 of matrix j, or, with TRANS, of its transpose.
+template <bool TRANS> __device__ inline void ldmatrix(unsigned to[4], const __nv_bfloat16 *row) {
+    unsigned at = (unsigned)__cvta_generic_to_shared(row);
+    if (TRANS)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+}
+
+// mma: c (16,8) += a (16,16) b (16,8). Lane l holds, with r = l/4 and i = 2 (l%4): of a, columns i, i+1 of row r, of row
+// r+8, and columns i+8, i+9 of row r, of row r+8; of b, rows i, i+1 of column r, and rows i+8, i+9; of c, columns i, i+1
+// of row r, and of row r+8.
+inline __device__ void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 #endif
 
 #ifdef PRECISION_FP32
@@ -44,6 +63,9 @@ typedef float elem;
 #define ELEM_TYPE CUDA_R_32F
 enum { HALF = 0 };       // is elem narrower than float?
 #else
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "bfloat16 needs compute capability 8.0 or more: make train_rrhfcu PRECISION=FP32"
+#endif
 typedef __nv_bfloat16 elem;
 #define ELEM_TYPE CUDA_R_16BF
 enum { HALF = 1 };
@@ -86,6 +108,13 @@ static void check_blas(cublasStatus_t s, const char *call, const char *file, int
     do {                                                           \
         if (wide) LAUNCH(kernel<W>, __VA_ARGS__);                  \
         else LAUNCH(kernel<1>, __VA_ARGS__);                       \
+    } while (0)
+
+// The kernel for heads of 64 channels, GPT-2's, whose loops are then of known lengths, or else that for any.
+#define LAUNCH_HEAD(hs, kernel, ...)                               \
+    do {                                                           \
+        if ((hs) == 64) LAUNCH(kernel<64>, __VA_ARGS__);           \
+        else LAUNCH(kernel<0>, __VA_ARGS__);                       \
     } while (0)
 
 static void device_start(void) {
@@ -200,6 +229,17 @@ inline __device__ float warp_sum(float x) { // every lane gets the sum, formed i
 inline __device__ float warp_max(float x) {
     for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(FULL, x, i));
     return x;
+}
+
+// The same over four neighbouring lanes.
+inline __device__ float quad_sum(float x) {
+    x += __shfl_xor_sync(FULL, x, 1);
+    return x + __shfl_xor_sync(FULL, x, 2);
+}
+
+inline __device__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(FULL, x, 1));
+    return fmaxf(x, __shfl_xor_sync(FULL, x, 2));
 }
 
 // The same over a block of 8 warps; room (8) in shared memory.
@@ -602,8 +642,9 @@ static void matmul_backward(elem *dx, float *dw, float *dbias, float *part, cons
 // Read the other way round, the same tile taken as keys is seen by the rows from itself to `seen`: the end of its
 // response, or, for a query's keys, the end of the last response, for the responses follow one another.
 
-enum { TILE = 32, ATTENTION_BLOCK = 128, ROWS_PER_WARP = TILE / (ATTENTION_BLOCK / 32), HEAD_MAX = 256 };
-enum { LDS = TILE + 4, LDP = TILE + 8 }; // row lengths of a score tile as float and as elem: padded against bank conflicts
+enum { TILE = 32, ATTENTION_BLOCK = 4 * TILE, HEAD_MAX = 256 }; // where a row is one's own, four threads share it
+// Row lengths in shared memory, padded against bank conflicts: of a score tile as float and as elem; a head's has 8 more.
+enum { LDS = TILE + 4, LDP = TILE + 8 };
 
 typedef struct { int n0, n1, a0, a1, b0, seen; } Tile; // rows n0 .. n1-1
 
@@ -616,7 +657,7 @@ inline __device__ void key_tile(Tile t, int i, int *j0, int *j1) { // keys *j0 .
     *j1 = min(*j0 + TILE, i < prefix ? t.a1 : t.n1);
 }
 
-// Rows n0 .. n1-1 of one head, `stride` apart, as a tile (TILE, padded(hs) + 8); what is missing is zero.
+// Rows n0 .. n1-1 of one head, `stride` apart, as a tile (TILE, padded(hs) + 8), and back; what is missing is zero.
 inline __device__ void tile_load(elem *to, const elem *from, int stride, int n0, int n1, int hs) {
     const int V = 16 / sizeof(elem);
     int H = padded(hs), ld = H + 8;
@@ -634,6 +675,19 @@ inline __device__ void tile_load(elem *to, const elem *from, int stride, int n0,
         }
 }
 
+inline __device__ void tile_store(elem *to, const float *from, int stride, int n0, int n1, int hs) {
+    int ld = padded(hs) + 8;
+    float a[8];
+    if (hs % 8 == 0)
+        for (int i = threadIdx.x; i < (n1 - n0) * (hs / 8); i += ATTENTION_BLOCK) {
+            int r = i / (hs / 8), c = i % (hs / 8) * 8;
+            load<8>(a, from + r * ld + c);
+            store<8>(to + (size_t)(n0 + r) * stride + c, a);
+        }
+    else
+        for (int i = threadIdx.x; i < (n1 - n0) * hs; i += ATTENTION_BLOCK) put(to + (size_t)(n0 + i / hs) * stride + i % hs, from[i / hs * ld + i % hs]);
+}
+
 // c (M,N) = op(A) op(B), or += with ADD, in shared memory; M, N, K are multiples of 16. TA: A is stored (K,M).
 // TB: B is stored (N,K). In bfloat16 a warp computes 16 x 16 tiles of c on the tensor cores; in float32 a thread
 // computes 2 x 4 of its elements.
@@ -649,19 +703,30 @@ template <bool TA, bool TB, bool ADD> __device__ void tile_product(float *c, int
         for (int x = 0; x < 8; x++) c[(r + x / 4) * ldc + s + x % 4] = sum[x / 4][x % 4];
     }
 #else
+    // Where a lane's row of an 8 x 8 matrix starts in a 16 x 16 tile: matrices 0 .. 3 go down first, or to the right first.
+    int lane = threadIdx.x % 32, down = lane % 16, down_col = lane / 16 * 8, right = lane / 16 * 8 + lane % 8, right_col = lane / 8 % 2 * 8;
     for (int i = threadIdx.x / 32; i < M * N / 256; i += ATTENTION_BLOCK / 32) {
         int r = i / (N / 16) * 16, s = i % (N / 16) * 16;
-        wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum;
-        wmma::fragment<wmma::matrix_a, 16, 16, 16, elem, typename std::conditional<TA, wmma::col_major, wmma::row_major>::type> fa;
-        wmma::fragment<wmma::matrix_b, 16, 16, 16, elem, typename std::conditional<TB, wmma::col_major, wmma::row_major>::type> fb;
-        if (ADD) wmma::load_matrix_sync(sum, c + r * ldc + s, ldc, wmma::mem_row_major);
-        else wmma::fill_fragment(sum, 0.0f);
-        for (int k = 0; k < K; k += 16) {
-            wmma::load_matrix_sync(fa, a + (TA ? k * lda + r : r * lda + k), lda);
-            wmma::load_matrix_sync(fb, b + (TB ? s * ldb + k : k * ldb + s), ldb);
-            wmma::mma_sync(sum, fa, fb, sum);
+        float sum[2][4], *to = c + (r + lane / 4) * ldc + s + lane % 4 * 2; // [left or right half]
+        unsigned fa[4], fb[4];
+#pragma unroll
+        for (int x = 0; x < 4; x++) { // left and right of the upper rows, then of the lower
+            float2 v = {0, 0};
+            if (ADD) v = WIDE(float2, to + x / 2 * 8 * ldc + x % 2 * 8);
+            sum[x % 2][x / 2 * 2] = v.x, sum[x % 2][x / 2 * 2 + 1] = v.y;
         }
-        wmma::store_matrix_sync(c + r * ldc + s, sum, ldc, wmma::mem_row_major);
+#pragma unroll
+        for (int k = 0; k < K; k += 16) {
+            ldmatrix<TA>(fa, TA ? a + (k + right) * lda + r + right_col : a + (r + down) * lda + k + down_col);
+            ldmatrix<!TB>(fb, TB ? b + (s + right) * ldb + k + right_col : b + (k + down) * ldb + s + down_col);
+            mma_16x8x16(sum[0], fa, fb);
+            mma_16x8x16(sum[1], fa, fb + 2);
+        }
+#pragma unroll
+        for (int x = 0; x < 4; x++) {
+            float2 v = {sum[x % 2][x / 2 * 2], sum[x % 2][x / 2 * 2 + 1]};
+            WIDE(float2, to + x / 2 * 8 * ldc + x % 2 * 8) = v;
+        }
     }
 #endif
 }
@@ -669,23 +734,23 @@ template <bool TA, bool TB, bool ADD> __device__ void tile_product(float *c, int
 // Shared memory in bytes: tiles of a head's columns and of scores, as elem and as float.
 static size_t attention_room(int hs, int elem_heads, int elem_scores, int float_heads, int float_scores) {
     size_t H = (size_t)padded(hs);
-    return TILE * (sizeof(elem) * (elem_heads * (H + 8) + elem_scores * LDP) + sizeof(float) * (float_heads * (H + 4) + float_scores * LDS));
+    return TILE * (sizeof(elem) * (elem_heads * (H + 8) + elem_scores * LDP) + sizeof(float) * (float_heads * (H + 8) + float_scores * LDS));
 }
 
 // Per head: with s_j = q_n . k_j / sqrt(hs) for every j that n sees, out_n = sum_j softmax(s)_j v_j. The softmax is
 // formed as the keys pass by: max and sum so far, and out scaled down when the max grows. Saves lse_n = log sum_j exp(s_j).
-// out (N,C), lse (N,NH), qkv (N,3C). A block owns a tile of rows of one head; a warp the softmax of eight of them.
+// out (N,C), lse (N,NH), qkv (N,3C). A block owns a tile of rows of one head; four threads the softmax of a row.
 // Operations: 4 hs per row and key that it sees; bytes: 2 (3 hs + hs) per row, and keys again for each tile.
-__global__ void __launch_bounds__(ATTENTION_BLOCK) attention_forward_kernel(elem *out, float *lse, const elem *qkv, const Tile *tiles, int C, int hs) {
+template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_forward_kernel(elem *out, float *lse, const elem *qkv, const Tile *tiles,
+                                                                                              int C, int any_hs) {
     SHARED(elem, q);
-    int H = padded(hs), ldh = H + 8, ldo = H + 4, warp = threadIdx.x / 32, lane = threadIdx.x % 32, h = blockIdx.y, NH = gridDim.y;
+    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, row = threadIdx.x / 4, part = threadIdx.x % 4, h = blockIdx.y, NH = gridDim.y;
     elem *k = q + TILE * ldh, *v = k + TILE * ldh, *p = v + TILE * ldh;
-    float *o = (float *)(p + TILE * LDP), *s = o + TILE * ldo, top[ROWS_PER_WARP], sum[ROWS_PER_WARP], scale = 1 / sqrtf((float)hs);
+    float *o = (float *)(p + TILE * LDP), *s = o + TILE * ldh, *own = o + row * ldh, top = 0, sum = 0, scale = 1 / sqrtf((float)hs), a[4], z[8];
     Tile t = tiles[blockIdx.x];
     const elem *head = qkv + h * hs;
     tile_load(q, head, 3 * C, t.n0, t.n1, hs);
-    for (int i = threadIdx.x; i < TILE * ldo; i += ATTENTION_BLOCK) o[i] = 0;
-    for (int r = 0; r < ROWS_PER_WARP; r++) top[r] = sum[r] = 0;
+    for (int i = threadIdx.x; i < TILE * ldh; i += ATTENTION_BLOCK) o[i] = 0;
     for (int i = 0; i < key_tiles(t); i++) {
         int j0, j1;
         key_tile(t, i, &j0, &j1);
@@ -695,31 +760,41 @@ __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_forward_kernel(elem
         __syncthreads();
         tile_product<false, true, false>(s, LDS, q, ldh, k, ldh, TILE, TILE, H);
         __syncthreads();
-        for (int r = 0; r < ROWS_PER_WARP; r++) {
-            int row = warp * ROWS_PER_WARP + r, sees = j0 + lane < j1 && j0 + lane <= t.n0 + row;
-            float z = scale * s[row * LDS + lane], before = i ? top[r] : __shfl_sync(FULL, z, 0); // every row sees the first key
-            float now = fmaxf(before, warp_max(sees ? z : before));
-            float e = sees ? expf(z - now) : 0, keep = i ? expf(before - now) : 0;
-            sum[r] = sum[r] * keep + warp_sum(e);
-            top[r] = now;
-            put(p + row * LDP + lane, e);
-            if (i && keep != 1) for (int c = lane; c < H; c += 32) o[row * ldo + c] *= keep;
+        float most = -INFINITY, e = 0;
+        int last = min(j1, t.n0 + row + 1) - j0 - part * 8; // of the eight keys z, those before it are seen
+        load<8>(z, s + row * LDS + part * 8);
+        for (int x = 0; x < 8; x++) {
+            z[x] = x < last ? scale * z[x] : -INFINITY;
+            most = fmaxf(most, z[x]);
+        }
+        most = quad_max(most); // finite at first: every row sees the first key
+        float now = i ? fmaxf(top, most) : most, keep = i ? __expf(top - now) : 0;
+        for (int x = 0; x < 8; x++) e += z[x] = __expf(z[x] - now);
+        sum = sum * keep + quad_sum(e);
+        top = now;
+        store<8>(p + row * LDP + part * 8, z);
+        for (int c = part * 4; i && keep != 1 && c < H; c += 16) {
+            load<4>(a, own + c);
+            for (int x = 0; x < 4; x++) a[x] *= keep;
+            store<4>(own + c, a);
         }
         __syncthreads();
-        tile_product<false, false, true>(o, ldo, p, LDP, v, ldh, TILE, H, TILE);
+        tile_product<false, false, true>(o, ldh, p, LDP, v, ldh, TILE, H, TILE);
     }
     __syncthreads();
-    for (int r = 0; r < ROWS_PER_WARP; r++) {
-        int row = warp * ROWS_PER_WARP + r, n = t.n0 + row;
-        if (n >= t.n1) break;
-        for (int c = lane; c < hs; c += 32) put(out + (size_t)n * C + h * hs + c, o[row * ldo + c] / sum[r]);
-        if (lane == 0) lse[(size_t)n * NH + h] = top[r] + logf(sum[r]);
+    for (int c = part * 4; c < H; c += 16) {
+        load<4>(a, own + c);
+        for (int x = 0; x < 4; x++) a[x] /= sum;
+        store<4>(own + c, a);
     }
+    if (part == 0 && t.n0 + row < t.n1) lse[(size_t)(t.n0 + row) * NH + h] = top + logf(sum);
+    __syncthreads();
+    tile_store(out + h * hs, o, C, t.n0, t.n1, hs);
 }
 
 static void attention_forward(elem *out, float *lse, const elem *qkv, const Tile *tiles, int n_tiles, int C, int NH) {
-    size_t room = attention_room(C / NH, 3, 1, 1, 1);
-    LAUNCH(attention_forward_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, room, out, lse, qkv, tiles, C, C / NH);
+    int hs = C / NH;
+    LAUNCH_HEAD(hs, attention_forward_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, attention_room(hs, 3, 1, 1, 1), out, lse, qkv, tiles, C, hs);
 }
 
 // With p_j = exp(s_j - lse), dp_j = dout . v_j and D = dout . out = sum_j p_j dp_j:
@@ -728,36 +803,49 @@ static void attention_forward(elem *out, float *lse, const elem *qkv, const Tile
 // Operations: 6 hs per row and key for the first, 8 hs for the second.
 
 // One tile of p and ds: scores s and dp are given; ds as elem, and p too if wanted. Row r of the tile is row n0 + r.
+// A thread owns eight keys of a row. What is not seen may be NaN: it is left out, not multiplied by zero.
 inline __device__ void attention_ds(elem *ds, elem *p, const float *s, const float *dp, const float *lse, const float *D, int n0, int n1, int j0, int j1, float scale) {
-    for (int i = threadIdx.x; i < TILE * TILE; i += ATTENTION_BLOCK) {
-        int r = i / TILE, j = i % TILE, sees = n0 + r < n1 && j0 + j < j1 && j0 + j <= n0 + r;
-        float prob = sees ? expf(scale * s[r * LDS + j] - lse[r]) : 0;
-        put(ds + r * LDP + j, sees ? scale * prob * (dp[r * LDS + j] - D[r]) : 0);
-        if (p) put(p + r * LDP + j, prob);
+    int r = threadIdx.x / 4, j = threadIdx.x % 4 * 8, last = n0 + r < n1 ? min(j1, n0 + r + 1) - j0 - j : 0;
+    float prob[8], d[8];
+    load<8>(prob, s + r * LDS + j);
+    load<8>(d, dp + r * LDS + j);
+    for (int x = 0; x < 8; x++) {
+        prob[x] = x < last ? __expf(scale * prob[x] - lse[r]) : 0;
+        d[x] = x < last ? scale * prob[x] * (d[x] - D[r]) : 0;
     }
+    store<8>(ds + r * LDP + j, d);
+    if (p) store<8>(p + r * LDP + j, prob);
 }
 
-__global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_q_kernel(elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse,
-                                                                               const elem *qkv, const Tile *tiles, int C, int hs) {
+template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_q_kernel(elem *dqkv, float *delta, const elem *dout, const elem *out,
+        const float *lse, const elem *qkv, const Tile *tiles, int C, int any_hs) {
     SHARED(elem, q);
     __shared__ float row_lse[TILE], row_D[TILE];
-    int H = padded(hs), ldh = H + 8, ldo = H + 4, warp = threadIdx.x / 32, lane = threadIdx.x % 32, h = blockIdx.y, NH = gridDim.y;
+    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, row = threadIdx.x / 4, part = threadIdx.x % 4, h = blockIdx.y, NH = gridDim.y;
     elem *g = q + TILE * ldh, *k = g + TILE * ldh, *v = k + TILE * ldh, *ds = v + TILE * ldh;
-    float *dq = (float *)(ds + TILE * LDP), *s = dq + TILE * ldo, *dp = s + TILE * LDS, scale = 1 / sqrtf((float)hs);
+    float *dq = (float *)(ds + TILE * LDP), *s = dq + TILE * ldh, *dp = s + TILE * LDS, scale = 1 / sqrtf((float)hs), D = 0;
     Tile t = tiles[blockIdx.x];
     const elem *head = qkv + h * hs;
     tile_load(q, head, 3 * C, t.n0, t.n1, hs);
     tile_load(g, dout + h * hs, C, t.n0, t.n1, hs);
-    for (int i = threadIdx.x; i < TILE * ldo; i += ATTENTION_BLOCK) dq[i] = 0;
-    for (int r = 0; r < ROWS_PER_WARP; r++) {
-        int row = warp * ROWS_PER_WARP + r, n = t.n0 + row;
-        float D = 0;
-        for (int c = lane; n < t.n1 && c < hs; c += 32)
-            D += to_float(dout[(size_t)n * C + h * hs + c]) * to_float(out[(size_t)n * C + h * hs + c]);
-        D = warp_sum(D);
-        if (lane || n >= t.n1) continue;
-        row_D[row] = delta[(size_t)n * NH + h] = D;
-        row_lse[row] = lse[(size_t)n * NH + h];
+    for (int i = threadIdx.x; i < TILE * ldh; i += ATTENTION_BLOCK) dq[i] = 0;
+    if (t.n0 + row < t.n1) {
+        size_t n = (size_t)(t.n0 + row), at = n * C + h * hs;
+        float a[8], b[8];
+        if (hs % 8 == 0)
+            for (int c = part * 8; c < hs; c += 32) {
+                load<8>(a, dout + at + c);
+                load<8>(b, out + at + c);
+                for (int x = 0; x < 8; x++) D += a[x] * b[x];
+            }
+        else
+            for (int c = part; c < hs; c += 4) D += to_float(dout[at + c]) * to_float(out[at + c]);
+    }
+    D = quad_sum(D);
+    if (part == 0 && t.n0 + row < t.n1) {
+        size_t n = (size_t)(t.n0 + row) * NH + h;
+        row_D[row] = delta[n] = D;
+        row_lse[row] = lse[n];
     }
     for (int i = 0; i < key_tiles(t); i++) {
         int j0, j1;
@@ -771,25 +859,24 @@ __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_q_kernel(e
         __syncthreads();
         attention_ds(ds, NULL, s, dp, row_lse, row_D, t.n0, t.n1, j0, j1, scale);
         __syncthreads();
-        tile_product<false, false, true>(dq, ldo, ds, LDP, k, ldh, TILE, H, TILE);
+        tile_product<false, false, true>(dq, ldh, ds, LDP, k, ldh, TILE, H, TILE);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < (t.n1 - t.n0) * hs; i += ATTENTION_BLOCK)
-        put(dqkv + (size_t)(t.n0 + i / hs) * 3 * C + h * hs + i % hs, dq[i / hs * ldo + i % hs]);
+    tile_store(dqkv + h * hs, dq, 3 * C, t.n0, t.n1, hs);
 }
 
-__global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_kv_kernel(elem *dqkv, const elem *dout, const float *lse, const float *delta,
-                                                                                const elem *qkv, const Tile *tiles, int C, int hs) {
+template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_kv_kernel(elem *dqkv, const elem *dout, const float *lse,
+        const float *delta, const elem *qkv, const Tile *tiles, int C, int any_hs) {
     SHARED(elem, q);
     __shared__ float row_lse[TILE], row_D[TILE];
-    int H = padded(hs), ldh = H + 8, ldo = H + 4, h = blockIdx.y, NH = gridDim.y;
+    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
     elem *g = q + TILE * ldh, *k = g + TILE * ldh, *v = k + TILE * ldh, *ds = v + TILE * ldh, *p = ds + TILE * LDP;
-    float *dk = (float *)(p + TILE * LDP), *dv = dk + TILE * ldo, *s = dv + TILE * ldo, *dp = s + TILE * LDS, scale = 1 / sqrtf((float)hs);
+    float *dk = (float *)(p + TILE * LDP), *dv = dk + TILE * ldh, *s = dv + TILE * ldh, *dp = s + TILE * LDS, scale = 1 / sqrtf((float)hs);
     Tile t = tiles[blockIdx.x]; // here the tile's rows are keys
     const elem *head = qkv + h * hs;
     tile_load(k, head + C, 3 * C, t.n0, t.n1, hs);
     tile_load(v, head + 2 * C, 3 * C, t.n0, t.n1, hs);
-    for (int i = threadIdx.x; i < TILE * ldo; i += ATTENTION_BLOCK) dk[i] = dv[i] = 0;
+    for (int i = threadIdx.x; i < TILE * ldh; i += ATTENTION_BLOCK) dk[i] = dv[i] = 0;
     for (int n0 = t.n0; n0 < t.seen; n0 += TILE) {
         int n1 = min(n0 + TILE, t.seen);
         __syncthreads();
@@ -805,22 +892,20 @@ __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_kv_kernel(
         __syncthreads();
         attention_ds(ds, p, s, dp, row_lse, row_D, n0, n1, t.n0, t.n1, scale);
         __syncthreads();
-        tile_product<true, false, true>(dv, ldo, p, LDP, g, ldh, TILE, H, TILE);
-        tile_product<true, false, true>(dk, ldo, ds, LDP, q, ldh, TILE, H, TILE);
+        tile_product<true, false, true>(dv, ldh, p, LDP, g, ldh, TILE, H, TILE);
+        tile_product<true, false, true>(dk, ldh, ds, LDP, q, ldh, TILE, H, TILE);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < (t.n1 - t.n0) * hs; i += ATTENTION_BLOCK) {
-        elem *to = dqkv + (size_t)(t.n0 + i / hs) * 3 * C + C + h * hs + i % hs;
-        put(to, dk[i / hs * ldo + i % hs]);
-        put(to + C, dv[i / hs * ldo + i % hs]);
-    }
+    tile_store(dqkv + C + h * hs, dk, 3 * C, t.n0, t.n1, hs);
+    tile_store(dqkv + 2 * C + h * hs, dv, 3 * C, t.n0, t.n1, hs);
 }
 
 static void attention_backward(elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv,
                                const Tile *tiles, int n_tiles, int C, int NH) {
     int hs = C / NH;
-    LAUNCH(attention_backward_q_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, attention_room(hs, 4, 1, 1, 2), dqkv, delta, dout, out, lse, qkv, tiles, C, hs);
-    LAUNCH(attention_backward_kv_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, attention_room(hs, 4, 2, 2, 2), dqkv, dout, lse, delta, qkv, tiles, C, hs);
+    dim3 grid(n_tiles, NH);
+    LAUNCH_HEAD(hs, attention_backward_q_kernel, grid, ATTENTION_BLOCK, attention_room(hs, 4, 1, 1, 2), dqkv, delta, dout, out, lse, qkv, tiles, C, hs);
+    LAUNCH_HEAD(hs, attention_backward_kv_kernel, grid, ATTENTION_BLOCK, attention_room(hs, 4, 2, 2, 2), dqkv, dout, lse, delta, qkv, tiles, C, hs);
 }
 
 // The same attention for one new token each, over a list of cache slots.
@@ -1291,9 +1376,13 @@ static void shared_memory(Config c) {
         die("GPU: %d channels in heads of %d: up to %d, in heads up to %d and as %s's shared memory allows (%zu of %d bytes); "
             "./train_rrhf does it on the CPU", c.C, hs, CHANNELS_MAX, HEAD_MAX, device.prop.name, kv, limit);
     // For all models: one with smaller heads, built later, must not take away what this one needs.
-    CHECK_CUDA(cudaFuncSetAttribute(attention_forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));
-    CHECK_CUDA(cudaFuncSetAttribute(attention_backward_q_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));
-    CHECK_CUDA(cudaFuncSetAttribute(attention_backward_kv_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));
+#define MORE_SHARED(kernel)                                                                                                  \
+    CHECK_CUDA(cudaFuncSetAttribute(kernel<0>, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));         \
+    CHECK_CUDA(cudaFuncSetAttribute(kernel<64>, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED))
+    MORE_SHARED(attention_forward_kernel);
+    MORE_SHARED(attention_backward_q_kernel);
+    MORE_SHARED(attention_backward_kv_kernel);
+#undef MORE_SHARED
 }
 
 static float *param_alloc(size_t n) {

@@ -13,8 +13,8 @@ Under -fsanitize=thread each of a block's threads is a thread to ThreadSanitizer
 barrier or a shuffle says so: it finds races for shared and device memory within a block, as compute-sanitizer's
 racecheck does on a device. Blocks follow each other; races between them are for emulation_reverse.
 
-Also here, as far as train_rrhf.cu uses them: the runtime's memory calls, bfloat16, warp matrix fragments (wmma) and
-cuBLASLt, whose matrix product is the plain loop.
+Also here, as far as train_rrhf.cu uses them: the runtime's memory calls, bfloat16, a warp's tensor cores (ldmatrix and
+mma, lane by lane) and cuBLASLt, whose matrix product is the plain loop.
 */
 #ifndef CUDA_EMULATION_H
 #define CUDA_EMULATION_H
@@ -25,7 +25,6 @@ cuBLASLt, whose matrix product is the plain loop.
 #include <stdlib.h>      // defines: malloc, exit
 #include <string.h>      // defines: memcpy
 #include <sys/mman.h>    // defines: mmap
-#include <type_traits>   // defines: conditional
 #if defined(__x86_64__) && defined(__linux__) && !defined(EMULATION_UCONTEXT)
 #define EMULATION_SWITCH // a stack switch of our own: swapcontext asks the kernel each time
 #else
@@ -63,6 +62,7 @@ struct dim3 {
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(8) float2 { float x, y; };
 
 static dim3 gridDim, blockDim;
 static uint3 blockIdx, threadIdx;
@@ -90,7 +90,7 @@ struct Fiber {
     ucontext_t context;
 #endif
 };
-struct WarpState { int arrived, line, generation; uint64_t value[2][WARP]; };
+struct WarpState { int arrived, line, generation; uint64_t value[2][WARP][3]; };
 
 static struct {
     const char *kernel;
@@ -202,13 +202,13 @@ EMULATOR static void emu_syncthreads(int line) {
 }
 #define __syncthreads() emu_syncthreads(__LINE__)
 
-// Every lane deposits a value and waits for the others; returns that of lane `from`.
-EMULATOR static uint64_t emu_exchange(uint64_t value, int from, int line) {
+// Every lane deposits up to three words and waits for the others; returns all lanes' (WARP,3), until the next time.
+EMULATOR static const uint64_t (*emu_gather(const uint64_t *words, int n, int line))[3] {
     WarpState *w = &emu.warp[emu.now / WARP];
     int g = w->generation & 1, first = emu.now / WARP * WARP;
     if (w->arrived == 0) w->line = line;
     if (w->line != line) emu_fail("warp operation here, while other lanes wait at that of another line", line, w->line);
-    w->value[g][emu.now - first] = value;
+    for (int i = 0; i < n; i++) w->value[g][emu.now - first][i] = words[i];
     emu.fiber[emu.now].line = line;
     __tsan_release(&w->value[g]);
     if (++w->arrived < WARP) emu_yield(FIBER_AT_WARP);
@@ -218,8 +218,9 @@ EMULATOR static uint64_t emu_exchange(uint64_t value, int from, int line) {
         w->generation++;
     }
     __tsan_acquire(&w->value[g]);
-    return w->value[g][from & (WARP - 1)];
+    return w->value[g];
 }
+EMULATOR static uint64_t emu_exchange(uint64_t value, int from, int line) { return emu_gather(&value, 1, line)[from & (WARP - 1)][0]; }
 
 template <typename T> EMULATOR static T emu_shuffle(unsigned mask, T v, int from, int line) {
     uint64_t bits = 0;
@@ -312,6 +313,7 @@ static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, v
 // ----------------------------------------------------------------------------
 // Arithmetic
 
+#define __expf expf // glibc declares that name too
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int atomicAdd(int *p, int v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 struct __nv_bfloat16 { uint16_t bits; };
@@ -326,53 +328,37 @@ static inline __nv_bfloat16 __float2bfloat16_rn(float f) { // to the nearest, ti
 static inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h) { return h.bits; }
 
 // ----------------------------------------------------------------------------
-// Warp matrix fragments. Lane 0 holds the whole 16 x 16 tile and does the work.
+// A warp's tensor cores, as the PTX ISA describes ldmatrix and mma.m16n8k16
 
-namespace wmma {
-struct row_major {};
-struct col_major {};
-struct matrix_a {};
-struct matrix_b {};
-struct accumulator {};
-enum layout_t { mem_row_major };
-template <typename Use, int M, int N, int K, typename T, typename Layout = row_major> struct fragment { float x[16][16]; };
+EMULATOR static uint64_t emu_word(const uint64_t (*all)[3], int lane, int i) { return all[lane][i]; }
+EMULATOR static const __nv_bfloat16 *emu_row(const uint64_t (*all)[3], int lane) { return (const __nv_bfloat16 *)(uintptr_t)all[lane][0]; }
 
-template <typename T> static void check(const T *p, unsigned ld) {
-    int aligned = (uintptr_t)p % 16 == 0 && ((const char *)p - emu.shared) % 32 == 0; // 32 from the start of shared memory
-    if (!aligned || ld * sizeof(T) % 16) emu_fail("wmma: a tile must start at 32 bytes, its rows at 16; leading dimension", 0, (int)ld);
-}
-static inline float value(__nv_bfloat16 h) { return __bfloat162float(h); }
-static inline float value(float f) { return f; }
-
-template <typename U, typename T, typename L> static void load_matrix_sync(fragment<U, 16, 16, 16, T, L> &f, const T *p, unsigned ld) {
-    check(p, ld);
-    __syncwarp();
-    for (int i = 0; threadIdx.x % WARP == 0 && i < 16; i++)
-        for (int j = 0; j < 16; j++) f.x[i][j] = value(std::is_same<L, row_major>::value ? p[i * ld + j] : p[j * ld + i]);
-}
-static inline void load_matrix_sync(fragment<accumulator, 16, 16, 16, float> &f, const float *p, unsigned ld, layout_t) {
-    load_matrix_sync(f, p, ld);
-}
-static inline void store_matrix_sync(float *p, const fragment<accumulator, 16, 16, 16, float> &f, unsigned ld, layout_t) {
-    check(p, ld);
-    __syncwarp();
-    for (int i = 0; threadIdx.x % WARP == 0 && i < 16; i++)
-        for (int j = 0; j < 16; j++) p[i * ld + j] = f.x[i][j];
-}
-static inline void fill_fragment(fragment<accumulator, 16, 16, 16, float> &f, float v) {
-    for (int i = 0; threadIdx.x % WARP == 0 && i < 256; i++) f.x[i / 16][i % 16] = v;
-}
-template <typename A, typename B> static void mma_sync(fragment<accumulator, 16, 16, 16, float> &d, const A &a, const B &b,
-                                                       const fragment<accumulator, 16, 16, 16, float> &c) {
-    __syncwarp();
-    for (int i = 0; threadIdx.x % WARP == 0 && i < 16; i++)
-        for (int j = 0; j < 16; j++) {
-            float s = c.x[i][j];
-            for (int k = 0; k < 16; k++) s += a.x[i][k] * b.x[k][j];
-            d.x[i][j] = s;
+template <bool TRANS> static void ldmatrix(unsigned to[4], const __nv_bfloat16 *row) {
+    int lane = (int)threadIdx.x % WARP;
+    uint64_t at = (uint64_t)(uintptr_t)emu_aligned(row, 16, __LINE__);
+    const uint64_t (*all)[3] = emu_gather(&at, 1, __LINE__);
+    for (int j = 0; j < 4; j++) {
+        to[j] = 0;
+        for (int x = 0; x < 2; x++) {
+            int i = lane / 4, k = lane % 4 * 2 + x; // of what the lane gets: row i, column k
+            to[j] |= (unsigned)(TRANS ? emu_row(all, 8 * j + k)[i] : emu_row(all, 8 * j + i)[k]).bits << 16 * x;
         }
+    }
 }
-} // namespace wmma
+
+static inline void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b[2]) {
+    int lane = (int)threadIdx.x % WARP;
+    uint64_t mine[3] = {a[0] | (uint64_t)a[1] << 32, a[2] | (uint64_t)a[3] << 32, b[0] | (uint64_t)b[1] << 32};
+    const uint64_t (*all)[3] = emu_gather(mine, 3, __LINE__);
+    for (int x = 0; x < 4; x++) {
+        int row = lane / 4 + x / 2 * 8, col = lane % 4 * 2 + x % 2;
+        for (int k = 0; k < 16; k++) { // the lane and the half of its words that hold a[row][k], and b[k][col]
+            uint64_t wa = emu_word(all, row % 8 * 4 + k % 8 / 2, k / 8), wb = emu_word(all, col * 4 + k % 8 / 2, 2);
+            __nv_bfloat16 va = {(uint16_t)(wa >> (row / 8 * 32 + k % 2 * 16))}, vb = {(uint16_t)(wb >> (k / 8 * 32 + k % 2 * 16))};
+            c[x] += __bfloat162float(va) * __bfloat162float(vb);
+        }
+    }
+}
 
 // ----------------------------------------------------------------------------
 // The runtime: device memory is the heap's, every call has finished when it returns
