@@ -533,25 +533,26 @@ static void layernorm_forward(elem *out, float *mean, float *rstd, float *sum, c
 // dw += sum_N dout xhat, db += sum_N dout. Adds to dx: the residual stream carries a gradient past the layer.
 // half (N,C), if wanted, gets dx as elem, for the matrix products. row (N): rows n of x and dout belong to row row[n] of dx.
 // A block owns `span` rows, eight at a time: first a warp owns a row and forms its two means, then a thread owns
-// channels and adds up their dw and db, in shared memory (2C). Bytes: 2 (dout) + 4 (x) + 8 (dx) + 2 (half) per element.
+// channels and adds up their dw and db, in shared memory (2C). Rows are few for so large a device: a thread asks for
+// AHEAD of them before it needs the first, which the compiler may not do on its own past the stores to dx. Bytes: 2 (dout) + 4 (x) + 8 (dx) + 2 (half) per element.
 template <int W> __global__ void layernorm_backward_kernel(float *dx, elem *half, float *part, const elem *dout, const float *x, const int *row,
                                                            const float *w, const float *mean, const float *rstd, int N, int C, int span) {
     SHARED(float, total); // (2,C): dw, db
     __shared__ float mean_g[WARPS], mean_gx[WARPS];
+    const int AHEAD = 4;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, end = min((int)(blockIdx.x + 1) * span, N);
-    float g[W], a[W], weight[W], d[W];
-    for (int i = threadIdx.x * W; i < C; i += BLOCK * W)
-        for (int k = 0; k < W; k++) total[i + k] = total[C + i + k] = 0;
+    float weight[W], dw[W], db[W], g[AHEAD][W], a[AHEAD][W], d[AHEAD][W];
+    for (int i = threadIdx.x; i < 2 * C; i += BLOCK) total[i] = 0;
     for (int n0 = blockIdx.x * span; n0 < end; n0 += WARPS) {
         int n = n0 + warp;
         float sum = 0, sumx = 0;
         for (int i = lane * W; n < end && i < C; i += 32 * W) {
-            load<W>(g, dout + (size_t)n * C + i);
-            load<W>(a, x + (size_t)n * C + i);
+            load<W>(g[0], dout + (size_t)n * C + i);
+            load<W>(a[0], x + (size_t)n * C + i);
             load<W>(weight, w + i);
             for (int k = 0; k < W; k++) {
-                sum += g[k] * weight[k];
-                sumx += g[k] * weight[k] * (a[k] - mean[n]);
+                sum += g[0][k] * weight[k];
+                sumx += g[0][k] * weight[k] * (a[0][k] - mean[n]);
             }
         }
         sum = warp_sum(sum), sumx = warp_sum(sumx);
@@ -561,33 +562,41 @@ template <int W> __global__ void layernorm_backward_kernel(float *dx, elem *half
         }
         __syncthreads();
         for (int i = threadIdx.x * W; i < C; i += BLOCK * W) {
-            float dw[W], db[W];
             load<W>(weight, w + i);
-            for (int k = 0; k < W; k++) dw[k] = db[k] = 0;
-            for (int r = 0; r < WARPS && n0 + r < end; r++) {
-                size_t from = (size_t)(n0 + r) * C + i, to = row ? (size_t)row[n0 + r] * C + i : from;
-                float mu = mean[n0 + r], rs = rstd[n0 + r];
-                load<W>(g, dout + from);
-                load<W>(a, x + from);
-                load<W>(d, dx + to);
-                for (int k = 0; k < W; k++) {
-                    float xhat = (a[k] - mu) * rs;
-                    d[k] += rs * (g[k] * weight[k] - mean_g[r] - xhat * mean_gx[r]);
-                    dw[k] += g[k] * xhat;
-                    db[k] += g[k];
+            load<W>(dw, total + i);
+            load<W>(db, total + C + i);
+            for (int r0 = 0; r0 < WARPS && n0 + r0 < end; r0 += AHEAD) {
+#pragma unroll
+                for (int r = 0; r < AHEAD; r++) { // past the end: the last row once more
+                    size_t from = (size_t)min(n0 + r0 + r, end - 1), to = row ? (size_t)row[from] : from;
+                    load<W>(g[r], dout + from * C + i);
+                    load<W>(a[r], x + from * C + i);
+                    load<W>(d[r], dx + to * C + i);
                 }
-                store<W>(dx + to, d);
-                if (half) store<W>(half + to, d);
+#pragma unroll
+                for (int r = 0; r < AHEAD; r++) {
+                    if (n0 + r0 + r >= end) continue;
+                    size_t from = (size_t)(n0 + r0 + r), to = row ? (size_t)row[from] : from;
+                    float mu = mean[from], rs = rstd[from];
+                    for (int k = 0; k < W; k++) {
+                        float xhat = (a[r][k] - mu) * rs;
+                        d[r][k] += rs * (g[r][k] * weight[k] - mean_g[r0 + r] - xhat * mean_gx[r0 + r]);
+                        dw[k] += g[r][k] * xhat;
+                        db[k] += g[r][k];
+                    }
+                    store<W>(dx + to * C + i, d[r]);
+                    if (half) store<W>(half + to * C + i, d[r]);
+                }
             }
-            for (int k = 0; k < W; k++) total[i + k] += dw[k], total[C + i + k] += db[k];
+            store<W>(total + i, dw);
+            store<W>(total + C + i, db);
         }
         __syncthreads();
     }
-    for (int i = threadIdx.x * W; i < C; i += BLOCK * W)
-        for (int k = 0; k < W; k++) {
-            part[(size_t)blockIdx.x * 2 * C + i + k] = total[i + k];
-            part[(size_t)blockIdx.x * 2 * C + C + i + k] = total[C + i + k];
-        }
+    for (int i = threadIdx.x * W; i < 2 * C; i += BLOCK * W) {
+        load<W>(dw, total + i);
+        store<W>(part + (size_t)blockIdx.x * 2 * C + i, dw);
+    }
 }
 
 static void layernorm_backward(float *dx, elem *half, float *dw, float *db, float *part, const elem *dout, const float *x, const int *row,
@@ -607,10 +616,12 @@ static void matmul_forward(elem *out, const elem *x, const elem *w, const elem *
 // Bytes: 2 per element.
 template <int W> __global__ void bias_backward_kernel(float *part, const elem *dout, int N, int OC, int span) {
     __shared__ float room[WARPS][32 * W];
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = (blockIdx.x * 32 + lane) * W, end = min((int)(blockIdx.y + 1) * span, N);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = (blockIdx.x * 32 + lane) * W;
+    int end = i < OC ? min((int)(blockIdx.y + 1) * span, N) : 0;
     float sum[W], a[W];
     for (int k = 0; k < W; k++) sum[k] = 0;
-    for (int n = blockIdx.y * span + warp; i < OC && n < end; n += WARPS) {
+#pragma unroll 4
+    for (int n = blockIdx.y * span + warp; n < end; n += WARPS) {
         load<W>(a, dout + (size_t)n * OC + i);
         for (int k = 0; k < W; k++) sum[k] += a[k];
     }
@@ -911,44 +922,49 @@ static void attention_backward(elem *dqkv, float *delta, const elem *dout, const
 // The same attention for one new token each, over a list of cache slots.
 // out (n,C), q in qkv (n,3C), cache (slots,2C): keys, then values. A warp owns one token's head: 32 slots at a time, a
 // lane first owns a slot (its score), then channels. Bytes: 4 hs per slot and head, mostly from the L2 cache.
-template <int W> __global__ void attention_decode_kernel(elem *out, const elem *qkv, const elem *cache, const int *list, const int *at, const int *len,
-                                                         int n, int C, int NH) {
+template <int HS> __global__ void attention_decode_kernel(elem *out, const elem *qkv, const elem *cache, const int *list, const int *at, const int *len,
+                                                          int n, int C, int NH) {
     SHARED(float, rows);
-    int hs = C / NH, warp = threadIdx.x / 32, lane = threadIdx.x % 32, task = blockIdx.x * (blockDim.x / 32) + warp, i = task / NH, h = task % NH;
+    const int OWN = (HS ? HS : HEAD_MAX) / 32; // channels of a lane: every 32nd
+    int hs = HS ? HS : C / NH, warp = threadIdx.x / 32, lane = threadIdx.x % 32, task = blockIdx.x * (blockDim.x / 32) + warp, i = task / NH, h = task % NH;
     if (i >= n) return;
-    float *q = rows + warp * hs, o[HEAD_MAX / 32], top = 0, sum = 0, scale = 1 / sqrtf((float)hs);
+    float *q = rows + warp * hs, o[OWN], top = 0, sum = 0, scale = 1 / sqrtf((float)hs);
     const int *slot = list + at[i];
     for (int c = lane; c < hs; c += 32) q[c] = scale * to_float(qkv[(size_t)i * 3 * C + h * hs + c]);
-    for (int c = 0; c < HEAD_MAX / 32; c++) o[c] = 0;
+    for (int c = 0; c < OWN; c++) o[c] = 0;
     __syncwarp();
     for (int j0 = 0; j0 < len[i]; j0 += 32) {
-        int mine = j0 + lane < len[i], s = slot[mine ? j0 + lane : j0]; // lanes past the end repeat the first slot
+        int mine = j0 + lane < len[i], s = slot[mine ? j0 + lane : j0], keys = min(32, len[i] - j0); // lanes past the end repeat the first slot
         const elem *k = cache + (size_t)s * 2 * C + h * hs;
-        float z = 0, a[W];
-        for (int c = 0; c < hs; c += W) {
-            load<W>(a, k + c);
-            for (int x = 0; x < W; x++) z += q[c + x] * a[x];
-        }
+        float z = 0, a[8];
+        if (hs % 8 == 0)
+            for (int c = 0; c < hs; c += 8) {
+                load<8>(a, k + c);
+                for (int x = 0; x < 8; x++) z += q[c + x] * a[x];
+            }
+        else
+            for (int c = 0; c < hs; c++) z += q[c] * to_float(k[c]);
         float most = warp_max(z), now = j0 ? fmaxf(top, most) : most, e = mine ? expf(z - now) : 0, keep = j0 ? expf(top - now) : 0;
         sum = sum * keep + warp_sum(e);
         top = now;
-        for (int c = 0; c < HEAD_MAX / 32; c++) o[c] *= keep;
-        for (int j = 0; j < min(32, len[i] - j0); j++) {
+        for (int c = 0; c < OWN; c++) o[c] *= keep;
+#pragma unroll 4
+        for (int j = 0; j < keys; j++) {
             const elem *v = cache + (size_t)__shfl_sync(FULL, s, j) * 2 * C + C + h * hs;
             float p = __shfl_sync(FULL, e, j);
 #pragma unroll
-            for (int c = 0; c < HEAD_MAX / 32; c++)
+            for (int c = 0; c < OWN; c++)
                 if (c * 32 + lane < hs) o[c] += p * to_float(v[c * 32 + lane]);
         }
     }
 #pragma unroll
-    for (int c = 0; c < HEAD_MAX / 32; c++)
+    for (int c = 0; c < OWN; c++)
         if (c * 32 + lane < hs) put(out + (size_t)i * C + h * hs + c * 32 + lane, o[c] / sum);
 }
 
 static void attention_decode(elem *out, const elem *qkv, const elem *cache, const int *list, const int *at, const int *len, int n, int C, int NH) {
-    LAUNCH_WIDE(C / NH % 8 == 0, 8, attention_decode_kernel, div_up((size_t)n * (size_t)NH, 4), 128, 4 * (C / NH) * sizeof(float), out, qkv, cache,
-                list, at, len, n, C, NH);
+    int hs = C / NH;
+    LAUNCH_HEAD(hs, attention_decode_kernel, div_up((size_t)n * (size_t)NH, 4), 128, 4 * hs * sizeof(float), out, qkv, cache, list, at, len, n, C, NH);
 }
 
 // Keys and values of the new tokens into their slots: cache[slot[i]] = qkv[i][C..3C). A block owns a token.
@@ -964,16 +980,19 @@ static void cache_write(elem *cache, const elem *qkv, const int *slot, int n, in
 // ----------------------------------------------------------------------------
 // GELU, classifier, scalar head
 
-// GELU, tanh form: out = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3). A thread owns W elements.
+// GELU, tanh form: out = x/2 (1 + tanh(u)) = x s with s = 1 / (1 + exp(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3). Where
+// exp overflows, s is 0. A thread owns W elements.
 // Bytes: 2 (x) + 2 (out) per element. cuBLASLt's GELU epilogue would save the 2 of x in the forward (the backward needs
 // x stored, and so does its epilogue), 1.7 GB of a step of 22,528 tokens of GPT-2 124M, and binds the product to the few
 // algorithms that have it, on leading dimensions that are multiples of 8. The pass is kept.
+inline __device__ float gelu_s(float x) { return __fdividef(1, 1 + __expf(-2 * (float)GELU_S * (x + (float)GELU_A * x * x * x))); }
+
 template <int W> __global__ void gelu_forward_kernel(elem *out, const elem *x, size_t n) {
     size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * W;
     if (i >= n) return;
     float a[W];
     load<W>(a, x + i);
-    for (int k = 0; k < W; k++) a[k] = 0.5f * a[k] * (1 + tanhf((float)GELU_S * (a[k] + (float)GELU_A * a[k] * a[k] * a[k])));
+    for (int k = 0; k < W; k++) a[k] *= gelu_s(a[k]);
     store<W>(out + i, a);
 }
 
@@ -983,7 +1002,7 @@ static void gelu_forward(elem *out, const elem *x, int N, int C) {
     LAUNCH_WIDE(wide, 8, gelu_forward_kernel, div_up(n, BLOCK * (wide ? 8 : 1)), BLOCK, 0, out, x, n);
 }
 
-// dx = dout ((1 + t)/2 + x/2 (1 - t^2) du/dx), t = tanh(u); in place: d is dout, then dx.
+// dx = dout (s + 2 x s (1 - s) du/dx); in place: d is dout, then dx.
 // Bytes: 2 (x) + 4 (d) per element.
 template <int W> __global__ void gelu_backward_kernel(elem *d, const elem *x, size_t n) {
     size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * W;
@@ -992,8 +1011,8 @@ template <int W> __global__ void gelu_backward_kernel(elem *d, const elem *x, si
     load<W>(a, x + i);
     load<W>(g, d + i);
     for (int k = 0; k < W; k++) {
-        float t = tanhf((float)GELU_S * (a[k] + (float)GELU_A * a[k] * a[k] * a[k]));
-        g[k] *= 0.5f * (1 + t) + 0.5f * a[k] * (1 - t * t) * (float)GELU_S * (1 + 3 * (float)GELU_A * a[k] * a[k]);
+        float s = gelu_s(a[k]);
+        g[k] *= s + 2 * a[k] * s * (1 - s) * (float)GELU_S * (1 + 3 * (float)GELU_A * a[k] * a[k]);
     }
     store<W>(d + i, g);
 }

@@ -314,6 +314,7 @@ static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, v
 // Arithmetic
 
 #define __expf expf // glibc declares that name too
+#define __fdividef(a, b) ((float)(a) / (float)(b))
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int atomicAdd(int *p, int v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 struct __nv_bfloat16 { uint16_t bits; };
