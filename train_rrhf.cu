@@ -368,9 +368,11 @@ static void gemm_plain(const GemmKey *key, const elem *a, const elem *b, float b
     size_t lda = (size_t)key->lda, ldb = (size_t)key->ldb, ldc = (size_t)key->ldc;
     size_t am = key->transa ? 1 : lda, ak = key->transa ? lda : 1, bk = key->transb ? 1 : ldb, bn = key->transb ? ldb : 1;
     if (key->type == (int)CUDA_R_32F)
-        LAUNCH(gemm_plain_kernel<float>, blocks, BLOCK, 0, (float *)c, a, b, bias, key->m, key->n, key->k, am, ak, bk, bn, ldc, beta);
+        LAUNCH(gemm_plain_kernel<float>, blocks, BLOCK, 0, (float *)c, a, b, bias, key->m, key->n, key->k,
+               am, ak, bk, bn, ldc, beta);
     else
-        LAUNCH(gemm_plain_kernel<elem>, blocks, BLOCK, 0, (elem *)c, a, b, bias, key->m, key->n, key->k, am, ak, bk, bn, ldc, beta);
+        LAUNCH(gemm_plain_kernel<elem>, blocks, BLOCK, 0, (elem *)c, a, b, bias, key->m, key->n, key->k,
+               am, ak, bk, bn, ldc, beta);
 }
 
 static int alignment(const void *p) { // in bytes, up to the widest access: what lies beyond must not choose another algorithm
@@ -394,7 +396,8 @@ static unsigned gemm_slot(const GemmKey *k) { // in gemm_recent: sizes are often
 static void gemm(int transa, int transb, int M, int N, int K, const elem *a, int lda, const elem *b, int ldb,
                  float beta, void *c, cudaDataType_t type, int ldc, const elem *bias) {
     const float one = 1;
-    GemmKey key = {transa, transb, M, N, K, lda, ldb, ldc, (int)type, bias ? alignment(bias) : 0, {alignment(a), alignment(b), alignment(c)}};
+    GemmKey key = {transa, transb, M, N, K, lda, ldb, ldc, (int)type, bias ? alignment(bias) : 0,
+                   {alignment(a), alignment(b), alignment(c)}};
     GemmKey similar = key;
     if (transa) similar.k = round_tokens(K);
     else similar.m = round_tokens(M);
@@ -534,7 +537,8 @@ static void layernorm_forward(elem *out, float *mean, float *rstd, float *sum, c
 // half (N,C), if wanted, gets dx as elem, for the matrix products. row (N): rows n of x and dout belong to row row[n] of dx.
 // A block owns `span` rows, eight at a time: first a warp owns a row and forms its two means, then a thread owns
 // channels and adds up their dw and db, in shared memory (2C). Rows are few for so large a device: a thread asks for
-// AHEAD of them before it needs the first, which the compiler may not do on its own past the stores to dx. Bytes: 2 (dout) + 4 (x) + 8 (dx) + 2 (half) per element.
+// AHEAD of them before it needs the first, which the compiler may not do on its own past the stores to dx.
+// Bytes: 2 (dout) + 4 (x) + 8 (dx) + 2 (half) per element.
 template <int W> __global__ void layernorm_backward_kernel(float *dx, elem *half, float *part, const elem *dout, const float *x, const int *row,
                                                            const float *w, const float *mean, const float *rstd, int N, int C, int span) {
     SHARED(float, total); // (2,C): dw, db
@@ -696,7 +700,8 @@ inline __device__ void tile_store(elem *to, const float *from, int stride, int n
             store<8>(to + (size_t)(n0 + r) * stride + c, a);
         }
     else
-        for (int i = threadIdx.x; i < (n1 - n0) * hs; i += ATTENTION_BLOCK) put(to + (size_t)(n0 + i / hs) * stride + i % hs, from[i / hs * ld + i % hs]);
+        for (int i = threadIdx.x; i < (n1 - n0) * hs; i += ATTENTION_BLOCK)
+            put(to + (size_t)(n0 + i / hs) * stride + i % hs, from[i / hs * ld + i % hs]);
 }
 
 // c (M,N) = op(A) op(B), or += with ADD, in shared memory; M, N, K are multiples of 16. TA: A is stored (K,M).
@@ -715,7 +720,8 @@ template <bool TA, bool TB, bool ADD> __device__ void tile_product(float *c, int
     }
 #else
     // Where a lane's row of an 8 x 8 matrix starts in a 16 x 16 tile: matrices 0 .. 3 go down first, or to the right first.
-    int lane = threadIdx.x % 32, down = lane % 16, down_col = lane / 16 * 8, right = lane / 16 * 8 + lane % 8, right_col = lane / 8 % 2 * 8;
+    int lane = threadIdx.x % 32, down = lane % 16, down_col = lane / 16 * 8;
+    int right = lane / 16 * 8 + lane % 8, right_col = lane / 8 % 2 * 8;
     for (int i = threadIdx.x / 32; i < M * N / 256; i += ATTENTION_BLOCK / 32) {
         int r = i / (N / 16) * 16, s = i % (N / 16) * 16;
         float sum[2][4], *to = c + (r + lane / 4) * ldc + s + lane % 4 * 2; // [left or right half]
@@ -745,19 +751,22 @@ template <bool TA, bool TB, bool ADD> __device__ void tile_product(float *c, int
 // Shared memory in bytes: tiles of a head's columns and of scores, as elem and as float.
 static size_t attention_room(int hs, int elem_heads, int elem_scores, int float_heads, int float_scores) {
     size_t H = (size_t)padded(hs);
-    return TILE * (sizeof(elem) * (elem_heads * (H + 8) + elem_scores * LDP) + sizeof(float) * (float_heads * (H + 8) + float_scores * LDS));
+    return TILE * (sizeof(elem) * (elem_heads * (H + 8) + elem_scores * LDP) +
+                   sizeof(float) * (float_heads * (H + 8) + float_scores * LDS));
 }
 
 // Per head: with s_j = q_n . k_j / sqrt(hs) for every j that n sees, out_n = sum_j softmax(s)_j v_j. The softmax is
 // formed as the keys pass by: max and sum so far, and out scaled down when the max grows. Saves lse_n = log sum_j exp(s_j).
 // out (N,C), lse (N,NH), qkv (N,3C). A block owns a tile of rows of one head; four threads the softmax of a row.
 // Operations: 4 hs per row and key that it sees; bytes: 2 (3 hs + hs) per row, and keys again for each tile.
-template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_forward_kernel(elem *out, float *lse, const elem *qkv, const Tile *tiles,
-                                                                                              int C, int any_hs) {
+template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_forward_kernel(
+        elem *out, float *lse, const elem *qkv, const Tile *tiles, int C, int any_hs) {
     SHARED(elem, q);
-    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, row = threadIdx.x / 4, part = threadIdx.x % 4, h = blockIdx.y, NH = gridDim.y;
+    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
+    int row = threadIdx.x / 4, part = threadIdx.x % 4; // a row's four threads
     elem *k = q + TILE * ldh, *v = k + TILE * ldh, *p = v + TILE * ldh;
-    float *o = (float *)(p + TILE * LDP), *s = o + TILE * ldh, *own = o + row * ldh, top = 0, sum = 0, scale = 1 / sqrtf((float)hs), a[4], z[8];
+    float *o = (float *)(p + TILE * LDP), *s = o + TILE * ldh, *own = o + row * ldh;
+    float top = 0, sum = 0, scale = 1 / sqrtf((float)hs), a[4], z[8];
     Tile t = tiles[blockIdx.x];
     const elem *head = qkv + h * hs;
     tile_load(q, head, 3 * C, t.n0, t.n1, hs);
@@ -805,7 +814,8 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_f
 
 static void attention_forward(elem *out, float *lse, const elem *qkv, const Tile *tiles, int n_tiles, int C, int NH) {
     int hs = C / NH;
-    LAUNCH_HEAD(hs, attention_forward_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, attention_room(hs, 3, 1, 1, 1), out, lse, qkv, tiles, C, hs);
+    LAUNCH_HEAD(hs, attention_forward_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, attention_room(hs, 3, 1, 1, 1),
+                out, lse, qkv, tiles, C, hs);
 }
 
 // With p_j = exp(s_j - lse), dp_j = dout . v_j and D = dout . out = sum_j p_j dp_j:
@@ -828,11 +838,12 @@ inline __device__ void attention_ds(elem *ds, elem *p, const float *s, const flo
     if (p) store<8>(p + r * LDP + j, prob);
 }
 
-template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_q_kernel(elem *dqkv, float *delta, const elem *dout, const elem *out,
-        const float *lse, const elem *qkv, const Tile *tiles, int C, int any_hs) {
+template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_q_kernel(
+        elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv, const Tile *tiles, int C, int any_hs) {
     SHARED(elem, q);
     __shared__ float row_lse[TILE], row_D[TILE];
-    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, row = threadIdx.x / 4, part = threadIdx.x % 4, h = blockIdx.y, NH = gridDim.y;
+    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
+    int row = threadIdx.x / 4, part = threadIdx.x % 4; // a row's four threads
     elem *g = q + TILE * ldh, *k = g + TILE * ldh, *v = k + TILE * ldh, *ds = v + TILE * ldh;
     float *dq = (float *)(ds + TILE * LDP), *s = dq + TILE * ldh, *dp = s + TILE * LDS, scale = 1 / sqrtf((float)hs), D = 0;
     Tile t = tiles[blockIdx.x];
@@ -876,8 +887,8 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
     tile_store(dqkv + h * hs, dq, 3 * C, t.n0, t.n1, hs);
 }
 
-template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_kv_kernel(elem *dqkv, const elem *dout, const float *lse,
-        const float *delta, const elem *qkv, const Tile *tiles, int C, int any_hs) {
+template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_kv_kernel(
+        elem *dqkv, const elem *dout, const float *lse, const float *delta, const elem *qkv, const Tile *tiles, int C, int any_hs) {
     SHARED(elem, q);
     __shared__ float row_lse[TILE], row_D[TILE];
     int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
@@ -915,18 +926,21 @@ static void attention_backward(elem *dqkv, float *delta, const elem *dout, const
                                const Tile *tiles, int n_tiles, int C, int NH) {
     int hs = C / NH;
     dim3 grid(n_tiles, NH);
-    LAUNCH_HEAD(hs, attention_backward_q_kernel, grid, ATTENTION_BLOCK, attention_room(hs, 4, 1, 1, 2), dqkv, delta, dout, out, lse, qkv, tiles, C, hs);
-    LAUNCH_HEAD(hs, attention_backward_kv_kernel, grid, ATTENTION_BLOCK, attention_room(hs, 4, 2, 2, 2), dqkv, dout, lse, delta, qkv, tiles, C, hs);
+    LAUNCH_HEAD(hs, attention_backward_q_kernel, grid, ATTENTION_BLOCK, attention_room(hs, 4, 1, 1, 2),
+                dqkv, delta, dout, out, lse, qkv, tiles, C, hs);
+    LAUNCH_HEAD(hs, attention_backward_kv_kernel, grid, ATTENTION_BLOCK, attention_room(hs, 4, 2, 2, 2),
+                dqkv, dout, lse, delta, qkv, tiles, C, hs);
 }
 
 // The same attention for one new token each, over a list of cache slots.
 // out (n,C), q in qkv (n,3C), cache (slots,2C): keys, then values. A warp owns one token's head: 32 slots at a time, a
 // lane first owns a slot (its score), then channels. Bytes: 4 hs per slot and head, mostly from the L2 cache.
-template <int HS> __global__ void attention_decode_kernel(elem *out, const elem *qkv, const elem *cache, const int *list, const int *at, const int *len,
-                                                          int n, int C, int NH) {
+template <int HS> __global__ void attention_decode_kernel(elem *out, const elem *qkv, const elem *cache, const int *list,
+                                                          const int *at, const int *len, int n, int C, int NH) {
     SHARED(float, rows);
     const int OWN = (HS ? HS : HEAD_MAX) / 32; // channels of a lane: every 32nd
-    int hs = HS ? HS : C / NH, warp = threadIdx.x / 32, lane = threadIdx.x % 32, task = blockIdx.x * (blockDim.x / 32) + warp, i = task / NH, h = task % NH;
+    int hs = HS ? HS : C / NH, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int task = blockIdx.x * (blockDim.x / 32) + warp, i = task / NH, h = task % NH;
     if (i >= n) return;
     float *q = rows + warp * hs, o[OWN], top = 0, sum = 0, scale = 1 / sqrtf((float)hs);
     const int *slot = list + at[i];
@@ -934,7 +948,7 @@ template <int HS> __global__ void attention_decode_kernel(elem *out, const elem 
     for (int c = 0; c < OWN; c++) o[c] = 0;
     __syncwarp();
     for (int j0 = 0; j0 < len[i]; j0 += 32) {
-        int mine = j0 + lane < len[i], s = slot[mine ? j0 + lane : j0], keys = min(32, len[i] - j0); // lanes past the end repeat the first slot
+        int keys = min(32, len[i] - j0), mine = lane < keys, s = slot[mine ? j0 + lane : j0]; // others repeat the first slot
         const elem *k = cache + (size_t)s * 2 * C + h * hs;
         float z = 0, a[8];
         if (hs % 8 == 0)
@@ -964,7 +978,8 @@ template <int HS> __global__ void attention_decode_kernel(elem *out, const elem 
 
 static void attention_decode(elem *out, const elem *qkv, const elem *cache, const int *list, const int *at, const int *len, int n, int C, int NH) {
     int hs = C / NH;
-    LAUNCH_HEAD(hs, attention_decode_kernel, div_up((size_t)n * (size_t)NH, 4), 128, 4 * hs * sizeof(float), out, qkv, cache, list, at, len, n, C, NH);
+    LAUNCH_HEAD(hs, attention_decode_kernel, div_up((size_t)n * (size_t)NH, 4), 128, 4 * hs * sizeof(float),
+                out, qkv, cache, list, at, len, n, C, NH);
 }
 
 // Keys and values of the new tokens into their slots: cache[slot[i]] = qkv[i][C..3C). A block owns a token.
@@ -985,7 +1000,9 @@ static void cache_write(elem *cache, const elem *qkv, const int *slot, int n, in
 // Bytes: 2 (x) + 2 (out) per element. cuBLASLt's GELU epilogue would save the 2 of x in the forward (the backward needs
 // x stored, and so does its epilogue), 1.7 GB of a step of 22,528 tokens of GPT-2 124M, and binds the product to the few
 // algorithms that have it, on leading dimensions that are multiples of 8. The pass is kept.
-inline __device__ float gelu_s(float x) { return __fdividef(1, 1 + __expf(-2 * (float)GELU_S * (x + (float)GELU_A * x * x * x))); }
+inline __device__ float gelu_s(float x) {
+    return __fdividef(1, 1 + __expf(-2 * (float)GELU_S * (x + (float)GELU_A * x * x * x)));
+}
 
 template <int W> __global__ void gelu_forward_kernel(elem *out, const elem *x, size_t n) {
     size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * W;
@@ -1899,8 +1916,8 @@ static void update(GPT2 *m, AdamW o, double grad_scale, const StepEnd *end, int 
         int wide = at % 4 == 0 && n % 4 == 0;
         if (!n) continue;
         LAUNCH_WIDE(wide, 4, adamw_kernel, div_up(n, BLOCK * (wide ? 4 : 1)), BLOCK, 0, m->params + at, HALF ? m->copies + at : NULL, m->m + at,
-                    m->v + at, m->grads + at, n, lr, (float)o.beta1, (float)o.beta2, (float)(1 - o.beta1), (float)(1 - o.beta2), vs, (float)o.eps,
-                    t[k].decay ? (float)(o.lr * o.weight_decay) : 0.0f, (float)grad_scale, end);
+                    m->v + at, m->grads + at, n, lr, (float)o.beta1, (float)o.beta2, (float)(1 - o.beta1), (float)(1 - o.beta2),
+                    vs, (float)o.eps, t[k].decay ? (float)(o.lr * o.weight_decay) : 0.0f, (float)grad_scale, end);
     }
 }
 

@@ -179,7 +179,8 @@ EMULATOR static void emu_fiber_start(int i) {
 }
 
 EMULATOR static void *emu_aligned(const void *p, size_t bytes, int line) {
-    if ((uintptr_t)p % bytes) emu_fail("a wide access at an address that is no multiple of its size; remainder", line, (int)((uintptr_t)p % bytes));
+    int rest = (int)((uintptr_t)p % bytes);
+    if (rest) emu_fail("a wide access at an address that is no multiple of its size; remainder", line, rest);
     return (void *)p;
 }
 #define WIDE(type, p) (*(type *)emu_aligned(p, sizeof(type), __LINE__))
@@ -220,7 +221,9 @@ EMULATOR static const uint64_t (*emu_gather(const uint64_t *words, int n, int li
     __tsan_acquire(&w->value[g]);
     return w->value[g];
 }
-EMULATOR static uint64_t emu_exchange(uint64_t value, int from, int line) { return emu_gather(&value, 1, line)[from & (WARP - 1)][0]; }
+EMULATOR static uint64_t emu_exchange(uint64_t value, int from, int line) {
+    return emu_gather(&value, 1, line)[from & (WARP - 1)][0];
+}
 
 template <typename T> EMULATOR static T emu_shuffle(unsigned mask, T v, int from, int line) {
     uint64_t bits = 0;
@@ -332,7 +335,6 @@ static inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h) { return h.bi
 // A warp's tensor cores, as the PTX ISA describes ldmatrix and mma.m16n8k16
 
 EMULATOR static uint64_t emu_word(const uint64_t (*all)[3], int lane, int i) { return all[lane][i]; }
-EMULATOR static const __nv_bfloat16 *emu_row(const uint64_t (*all)[3], int lane) { return (const __nv_bfloat16 *)(uintptr_t)all[lane][0]; }
 
 template <bool TRANS> static void ldmatrix(unsigned to[4], const __nv_bfloat16 *row) {
     int lane = (int)threadIdx.x % WARP;
@@ -342,7 +344,8 @@ template <bool TRANS> static void ldmatrix(unsigned to[4], const __nv_bfloat16 *
         to[j] = 0;
         for (int x = 0; x < 2; x++) {
             int i = lane / 4, k = lane % 4 * 2 + x; // of what the lane gets: row i, column k
-            to[j] |= (unsigned)(TRANS ? emu_row(all, 8 * j + k)[i] : emu_row(all, 8 * j + i)[k]).bits << 16 * x;
+            const __nv_bfloat16 *from = (const __nv_bfloat16 *)(uintptr_t)emu_word(all, 8 * j + (TRANS ? k : i), 0);
+            to[j] |= (unsigned)from[TRANS ? i : k].bits << 16 * x;
         }
     }
 }
@@ -355,7 +358,8 @@ static inline void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b
         int row = lane / 4 + x / 2 * 8, col = lane % 4 * 2 + x % 2;
         for (int k = 0; k < 16; k++) { // the lane and the half of its words that hold a[row][k], and b[k][col]
             uint64_t wa = emu_word(all, row % 8 * 4 + k % 8 / 2, k / 8), wb = emu_word(all, col * 4 + k % 8 / 2, 2);
-            __nv_bfloat16 va = {(uint16_t)(wa >> (row / 8 * 32 + k % 2 * 16))}, vb = {(uint16_t)(wb >> (k / 8 * 32 + k % 2 * 16))};
+            __nv_bfloat16 va = {(uint16_t)(wa >> (row / 8 * 32 + k % 2 * 16))};
+            __nv_bfloat16 vb = {(uint16_t)(wb >> (k / 8 * 32 + k % 2 * 16))};
             c[x] += __bfloat162float(va) * __bfloat162float(vb);
         }
     }
@@ -454,12 +458,13 @@ static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmul
     memcpy(&p->at_least[a], v, n);
     return CUBLAS_STATUS_SUCCESS;
 }
-static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
-        cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t p, int, cublasLtMatmulHeuristicResult_t *r, int *found) {
+static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a,
+        cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t p, int, cublasLtMatmulHeuristicResult_t *r, int *found) {
     *found = 0;
     if ((a->ld | b->ld | c->ld) % 2) return CUBLAS_STATUS_NOT_SUPPORTED; // as a library may refuse odd sizes
     for (int i = 0; i < 4; i++) r->algo.align[i] = (uint32_t)p->at_least[2 + i];
-    for (r->algo.bias = 1; d->bias && r->algo.bias < 16 && (uintptr_t)d->bias % (2 * r->algo.bias) == 0;) r->algo.bias *= 2; // it is taken as a promise
+    r->algo.bias = 1; // its address is taken as a promise too
+    while (d->bias && r->algo.bias < 16 && (uintptr_t)d->bias % (2 * r->algo.bias) == 0) r->algo.bias *= 2;
     r->workspaceSize = 0;
     r->state = CUBLAS_STATUS_SUCCESS;
     *found = 1;

@@ -323,7 +323,8 @@ static void test_matmul(int N, int C, int OC) {
     matmul_forward(g_out, g_x, g_w, send_elem(bias, OC), N, C, OC);
     cpu.matmul_forward(out, x, w, bias, NULL, N, C, OC);
     check_elem("matmul out", g_out, out, NO);
-    GemmKey key = {0, 1, N, OC, C, C, C, OC, (int)ELEM_TYPE, 0, {0, 0, 0}}; // and by the kernel for what cuBLASLt has no algorithm for
+    // And by the kernel for what cuBLASLt has no algorithm for.
+    GemmKey key = {0, 1, N, OC, C, C, C, OC, (int)ELEM_TYPE, 0, {0, 0, 0}};
     elem *g_plain = fresh_elem(NO);
     gemm_plain(&key, g_x, g_w, 0, g_plain, send_elem(bias, OC));
     check_elem("plain product", g_plain, out, NO);
