@@ -839,7 +839,8 @@ inline __device__ void attention_ds(elem *ds, elem *p, const float *s, const flo
 }
 
 template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_q_kernel(
-        elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv, const Tile *tiles, int C, int any_hs) {
+        elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv, const Tile *tiles,
+        int C, int any_hs) {
     SHARED(elem, q);
     __shared__ float row_lse[TILE], row_D[TILE];
     int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
@@ -893,7 +894,8 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
     __shared__ float row_lse[TILE], row_D[TILE];
     int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
     elem *g = q + TILE * ldh, *k = g + TILE * ldh, *v = k + TILE * ldh, *ds = v + TILE * ldh, *p = ds + TILE * LDP;
-    float *dk = (float *)(p + TILE * LDP), *dv = dk + TILE * ldh, *s = dv + TILE * ldh, *dp = s + TILE * LDS, scale = 1 / sqrtf((float)hs);
+    float *dk = (float *)(p + TILE * LDP), *dv = dk + TILE * ldh, *s = dv + TILE * ldh, *dp = s + TILE * LDS;
+    float scale = 1 / sqrtf((float)hs);
     Tile t = tiles[blockIdx.x]; // here the tile's rows are keys
     const elem *head = qkv + h * hs;
     tile_load(k, head + C, 3 * C, t.n0, t.n1, hs);

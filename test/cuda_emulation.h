@@ -6,8 +6,9 @@ cuda_emulation.h: runs the kernels of train_rrhf.cu where there is no GPU. Test-
 Blocks run one after another. The threads of a block are fibers, stacks of their own on one CPU thread: a fiber runs
 until __syncthreads, __syncwarp or a warp shuffle, where it waits for the others. Found and reported, with the kernel,
 block and line: barriers that not every thread reaches, barriers reached on different lines, shuffles that not every
-lane of a warp reaches. Under -fsanitize=address,undefined also: accesses outside device memory, which is the heap's,
-and outside shared memory, whose dynamic part is a heap block of exactly the size asked for; misaligned wide accesses.
+lane of a warp reaches, wide accesses and ldmatrix's rows that are not aligned. Under -fsanitize=address,undefined also:
+accesses outside device memory, which is the heap's, and outside shared memory, whose dynamic part is a heap block of
+exactly the size asked for.
 emulation_reverse = 1 runs blocks and threads in the opposite order: a kernel without races gives the same bits.
 Under -fsanitize=thread each of a block's threads is a thread to ThreadSanitizer too, in step with others only where a
 barrier or a shuffle says so: it finds races for shared and device memory within a block, as compute-sanitizer's
