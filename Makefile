@@ -3,6 +3,7 @@
 # Optional libraries are used where they are found; the first line printed says which. Leave one out with NO_BLAS=1,
 # NO_ONEDNN=1, NO_OMP=1, NO_STB=1. CFLAGS_EXTRA=-DGEMM_DEFAULT=GEMM_CBLAS multiplies by the BLAS even where the built-in
 # product is the default. make CC=clang CFLAGS_EXTRA='-Wall -Wextra' builds without a warning.
+# NVCC_EXTRA='-I/elsewhere/include -L/elsewhere/lib' is given to nvcc, for a cuBLASLt that is not where the toolkit is.
 
 CC     = gcc
 CFLAGS = -std=c11 -O3 -march=native -ffp-contract=fast -fopenmp-simd -fno-math-errno -fno-trapping-math
@@ -66,9 +67,9 @@ test/test_model_double: test/test_model.c train_rrhf.c test/test.h $(HEADERS)
 
 NVCC ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 PRECISION = BF16 # or FP32
-GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | head -1 | tr -d .)
+GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -Eo '^[0-9]+\.[0-9]+' | head -1 | tr -d .)
 GPU_ARCH = $(if $(GPU),-arch=sm_$(GPU),-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90)
-GPU_BUILD = $(NVCC) -std=c++17 -O3 $(GPU_ARCH) $(if $(OMP),-Xcompiler -fopenmp) $(if $(STB),-DHAVE_STB -I$(STB))
+GPU_BUILD = $(NVCC) -std=c++17 -O3 $(GPU_ARCH) $(if $(OMP),-Xcompiler -fopenmp) $(if $(STB),-DHAVE_STB -I$(STB)) $(NVCC_EXTRA)
 
 train_rrhfcu: train_rrhf.cu dev/.precision-$(strip $(PRECISION)) $(HEADERS)
 	@test -n "$(NVCC)" || { echo "train_rrhfcu: no nvcc found; install the CUDA toolkit or set NVCC=. ./train_rrhf does the same on the CPU."; exit 1; }

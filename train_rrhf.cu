@@ -22,17 +22,40 @@ test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one o
 #include "model.h"       // defines: Config, Params, Batch, Decode, the backend contract
 #include "rrhf.h"        // defines: the objective and the training loop
 #include "verbs.h"       // defines: the command line and the six verbs
+#ifdef _OPENMP
+#include <omp.h>         // defines: omp_set_num_threads
+#endif
 #ifdef CUDA_EMULATION
 #include "test/cuda_emulation.h" // defines: all of the below, on the CPU
 #else
 #include <cuda_bf16.h>   // defines: __nv_bfloat16
 #include <cuda_runtime.h>
 #include <cublasLt.h>    // defines: cublasLtMatmul
-#include <mma.h>         // defines: wmma
-#include <type_traits>   // defines: conditional
-namespace wmma = nvcuda::wmma;
 #define LAUNCH_(kernel, grid, block, shared, ...) (kernel<<<grid, block, shared, device.stream>>>(__VA_ARGS__))
+#define WIDE(type, p) (*(type *)(p)) // one access of sizeof(type) bytes, where p must be aligned: the emulation checks that
 #define SHARED(type, name) extern __shared__ __align__(128) unsigned char shared_room[]; type *name = (type *)(void *)shared_room
+
+// Two operations of a warp's tensor cores, by their names in the PTX ISA, which says which lane holds what. A register
+// holds two bfloat16, the first one in its lower half.
+// ldmatrix: four 8 x 8 matrices from shared memory. Row i of matrix j lies at the address that lane 8j + i gives, a
+// multiple of 16. to[j] of lane l: columns 2 (l%4) and the next of row l/4 of matrix j, or, with TRANS, of its transpose.
+template <bool TRANS> __device__ inline void ldmatrix(unsigned to[4], const __nv_bfloat16 *row) {
+    unsigned at = (unsigned)__cvta_generic_to_shared(row);
+    if (TRANS)
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+    else
+        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+}
+
+// mma: c (16,8) += a (16,16) b (16,8). Lane l holds, with r = l/4 and i = 2 (l%4): of a, columns i, i+1 of row r, of row
+// r+8, and columns i+8, i+9 of row r, of row r+8; of b, rows i, i+1 of column r, and rows i+8, i+9; of c, columns i, i+1
+// of row r, and of row r+8.
+inline __device__ void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
 #endif
 
 #ifdef PRECISION_FP32
@@ -40,6 +63,9 @@ typedef float elem;
 #define ELEM_TYPE CUDA_R_32F
 enum { HALF = 0 };       // is elem narrower than float?
 #else
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "bfloat16 needs compute capability 8.0 or more: make train_rrhfcu PRECISION=FP32"
+#endif
 typedef __nv_bfloat16 elem;
 #define ELEM_TYPE CUDA_R_16BF
 enum { HALF = 1 };
@@ -82,6 +108,13 @@ static void check_blas(cublasStatus_t s, const char *call, const char *file, int
     do {                                                           \
         if (wide) LAUNCH(kernel<W>, __VA_ARGS__);                  \
         else LAUNCH(kernel<1>, __VA_ARGS__);                       \
+    } while (0)
+
+// The kernel for heads of 64 channels, GPT-2's, whose loops are then of known lengths, or else that for any.
+#define LAUNCH_HEAD(hs, kernel, ...)                               \
+    do {                                                           \
+        if ((hs) == 64) LAUNCH(kernel<64>, __VA_ARGS__);           \
+        else LAUNCH(kernel<0>, __VA_ARGS__);                       \
     } while (0)
 
 static void device_start(void) {
@@ -140,7 +173,7 @@ inline __device__ void put(__nv_bfloat16 *to, float x) { *to = __float2bfloat16_
 template <int W> __device__ void load(float *to, const float *from) {
     if (W == 1) to[0] = from[0];
     for (int i = 0; i + 4 <= W; i += 4) {
-        float4 v = *(const float4 *)(from + i);
+        float4 v = WIDE(const float4, from + i);
         to[i] = v.x, to[i + 1] = v.y, to[i + 2] = v.z, to[i + 3] = v.w;
     }
 }
@@ -153,11 +186,11 @@ inline __device__ void unpack(float *to, unsigned two) { // a bfloat16 is the up
 template <int W> __device__ void load(float *to, const __nv_bfloat16 *from) {
     if (W == 1) to[0] = __bfloat162float(from[0]);
     if (W == 4) {
-        uint2 v = *(const uint2 *)from;
+        uint2 v = WIDE(const uint2, from);
         unpack(to, v.x), unpack(to + 2 % W, v.y);
     }
     if (W == 8) {
-        uint4 v = *(const uint4 *)from;
+        uint4 v = WIDE(const uint4, from);
         unpack(to, v.x), unpack(to + 2 % W, v.y), unpack(to + 4 % W, v.z), unpack(to + 6 % W, v.w);
     }
 }
@@ -166,7 +199,7 @@ template <int W> __device__ void store(float *to, const float *from) {
     if (W == 1) to[0] = from[0];
     for (int i = 0; i + 4 <= W; i += 4) {
         float4 v = {from[i], from[i + 1], from[i + 2], from[i + 3]};
-        *(float4 *)(to + i) = v;
+        WIDE(float4, to + i) = v;
     }
 }
 
@@ -178,11 +211,11 @@ template <int W> __device__ void store(__nv_bfloat16 *to, const float *from) {
     if (W == 1) *to = __float2bfloat16_rn(from[0]);
     if (W == 4) {
         uint2 v = {pack(from), pack(from + 2 % W)};
-        *(uint2 *)to = v;
+        WIDE(uint2, to) = v;
     }
     if (W == 8) {
         uint4 v = {pack(from), pack(from + 2 % W), pack(from + 4 % W), pack(from + 6 % W)};
-        *(uint4 *)to = v;
+        WIDE(uint4, to) = v;
     }
 }
 
@@ -196,6 +229,17 @@ inline __device__ float warp_sum(float x) { // every lane gets the sum, formed i
 inline __device__ float warp_max(float x) {
     for (int i = 16; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(FULL, x, i));
     return x;
+}
+
+// The same over four neighbouring lanes.
+inline __device__ float quad_sum(float x) {
+    x += __shfl_xor_sync(FULL, x, 1);
+    return x + __shfl_xor_sync(FULL, x, 2);
+}
+
+inline __device__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(FULL, x, 1));
+    return fmaxf(x, __shfl_xor_sync(FULL, x, 2));
 }
 
 // The same over a block of 8 warps; room (8) in shared memory.
@@ -232,13 +276,15 @@ inline __device__ float block_max(float x, float *room) {
 // on what was asked before. That keeps runs equal to the bit. Where cuBLASLt has no algorithm (odd sizes that no tensor
 // core reads), a plain kernel does it.
 
-typedef struct { int transa, transb, bias, type, m, n, k, align[4]; size_t lda, ldb, ldc; } GemmKey;
+// Compared as bytes: all are int, so that there are none between them. bias, align[A, B, C]: the pointers' alignment, for
+// an algorithm may rely on that of those it was chosen for; 0: no bias.
+typedef struct { int transa, transb, m, n, k, lda, ldb, ldc, type, bias, align[3]; } GemmKey;
 typedef struct { GemmKey key; int found; cublasLtMatmulAlgo_t algo; } GemmAlgo;
 
 static struct { GemmAlgo *at; int n; size_t cap; } gemm_algos;
 // The last shapes and which of gemm_algos they took: a decoding step asks for the same five in every layer, and
 // checking that an algorithm fits takes the host longer than the product takes the device.
-enum { RECENT = 64 };
+enum { RECENT_BITS = 8, RECENT = 1 << RECENT_BITS };
 static struct { GemmKey key; int algo; } gemm_recent[RECENT];
 
 typedef struct { cublasLtMatmulDesc_t desc; cublasLtMatrixLayout_t a, b, c; } GemmCall;
@@ -253,9 +299,9 @@ static GemmCall gemm_call(const GemmKey *key, const elem *bias) {
     CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb));
     CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
     if (key->bias) CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
-    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.a, ELEM_TYPE, key->transb ? k : n, key->transb ? n : k, (int64_t)key->ldb));
-    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.b, ELEM_TYPE, key->transa ? m : k, key->transa ? k : m, (int64_t)key->lda));
-    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.c, (cudaDataType_t)key->type, n, m, (int64_t)key->ldc));
+    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.a, ELEM_TYPE, key->transb ? k : n, key->transb ? n : k, key->ldb));
+    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.b, ELEM_TYPE, key->transa ? m : k, key->transa ? k : m, key->lda));
+    CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.c, (cudaDataType_t)key->type, n, m, key->ldc));
     return g;
 }
 
@@ -278,10 +324,10 @@ static GemmAlgo gemm_ask(const GemmKey *key, const elem *bias) {
     CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room));
     CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &ordered, sizeof ordered));
     cublasLtMatmulPreferenceAttributes_t of[4] = {
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, // the operands change places
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     for (int i = 0; i < 4; i++) {
-        uint32_t align = (uint32_t)key->align[i];
+        uint32_t align = (uint32_t)key->align[min_int(i, 2)]; // D is C
         CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, of[i], &align, sizeof align));
     }
     cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(device.blas, g.desc, g.a, g.b, g.c, g.c, want, 1, &best, &found);
@@ -289,7 +335,7 @@ static GemmAlgo gemm_ask(const GemmKey *key, const elem *bias) {
     CHECK_BLAS(cublasLtMatmulPreferenceDestroy(want));
     gemm_call_free(&g);
     a.key = *key;
-    a.found = s == CUBLAS_STATUS_SUCCESS && found > 0;
+    a.found = s == CUBLAS_STATUS_SUCCESS && found > 0 && best.state == CUBLAS_STATUS_SUCCESS;
     if (a.found) a.algo = best.algo;
     else if ((double)key->m * key->n * key->k > 1e8)
         fprintf(stderr, "note: cuBLASLt has no algorithm for a %d x %d x %d product: a plain kernel computes it, slowly; is the driver older than the toolkit?\n",
@@ -319,16 +365,19 @@ template <typename T> __global__ void gemm_plain_kernel(T *c, const elem *a, con
 
 static void gemm_plain(const GemmKey *key, const elem *a, const elem *b, float beta, void *c, const elem *bias) {
     int blocks = div_up((size_t)key->m * (size_t)key->n, BLOCK);
-    size_t am = key->transa ? 1 : key->lda, ak = key->transa ? key->lda : 1, bk = key->transb ? 1 : key->ldb, bn = key->transb ? key->ldb : 1;
+    size_t lda = (size_t)key->lda, ldb = (size_t)key->ldb, ldc = (size_t)key->ldc;
+    size_t am = key->transa ? 1 : lda, ak = key->transa ? lda : 1, bk = key->transb ? 1 : ldb, bn = key->transb ? ldb : 1;
     if (key->type == (int)CUDA_R_32F)
-        LAUNCH(gemm_plain_kernel<float>, blocks, BLOCK, 0, (float *)c, a, b, bias, key->m, key->n, key->k, am, ak, bk, bn, key->ldc, beta);
+        LAUNCH(gemm_plain_kernel<float>, blocks, BLOCK, 0, (float *)c, a, b, bias, key->m, key->n, key->k,
+               am, ak, bk, bn, ldc, beta);
     else
-        LAUNCH(gemm_plain_kernel<elem>, blocks, BLOCK, 0, (elem *)c, a, b, bias, key->m, key->n, key->k, am, ak, bk, bn, key->ldc, beta);
+        LAUNCH(gemm_plain_kernel<elem>, blocks, BLOCK, 0, (elem *)c, a, b, bias, key->m, key->n, key->k,
+               am, ak, bk, bn, ldc, beta);
 }
 
-static int alignment(const void *p) { // in bytes, as far as cuBLASLt cares
+static int alignment(const void *p) { // in bytes, up to the widest access: what lies beyond must not choose another algorithm
     int a = 1;
-    while (a < 256 && (uintptr_t)p % (uintptr_t)(2 * a) == 0) a *= 2;
+    while (a < 16 && (uintptr_t)p % (uintptr_t)(2 * a) == 0) a *= 2;
     return a;
 }
 
@@ -338,18 +387,21 @@ static int round_tokens(int n) { // up, keeping four leading bits
     return div_up((size_t)n, (size_t)grain) * grain;
 }
 
-static void gemm(int transa, int transb, int M, int N, int K, const elem *a, size_t lda, const elem *b, size_t ldb,
-                 float beta, void *c, cudaDataType_t type, size_t ldc, const elem *bias) {
-    GemmKey key, similar;
+static unsigned gemm_slot(const GemmKey *k) { // in gemm_recent: sizes are often multiples of 64, their lower bits equal
+    unsigned shape = ((unsigned)k->m * 31u + (unsigned)k->n) * 31u + (unsigned)k->k;
+    unsigned kind = (unsigned)k->transa + 2u * (unsigned)k->transb + 4u * (k->bias != 0) + 8u * (k->type == (int)CUDA_R_32F);
+    return (shape * 16u + kind) * 2654435761u >> (32 - RECENT_BITS);
+}
+
+static void gemm(int transa, int transb, int M, int N, int K, const elem *a, int lda, const elem *b, int ldb,
+                 float beta, void *c, cudaDataType_t type, int ldc, const elem *bias) {
     const float one = 1;
-    memset(&key, 0, sizeof key); // padding too: keys are compared as bytes
-    key.transa = transa, key.transb = transb, key.bias = bias != NULL, key.type = (int)type;
-    key.m = M, key.n = N, key.k = K, key.lda = lda, key.ldb = ldb, key.ldc = ldc;
-    key.align[0] = alignment(b), key.align[1] = alignment(a), key.align[2] = key.align[3] = alignment(c);
-    memcpy(&similar, &key, sizeof key);
+    GemmKey key = {transa, transb, M, N, K, lda, ldb, ldc, (int)type, bias ? alignment(bias) : 0,
+                   {alignment(a), alignment(b), alignment(c)}};
+    GemmKey similar = key;
     if (transa) similar.k = round_tokens(K);
     else similar.m = round_tokens(M);
-    unsigned recent = ((unsigned)M * 31u + (unsigned)N * 7u + (unsigned)K + (unsigned)transa + 2u * (unsigned)transb) % RECENT;
+    unsigned recent = gemm_slot(&key);
     LAUNCHED("gemm");
     GemmCall g = gemm_call(&key, bias);
     int at = gemm_recent[recent].algo;
@@ -484,25 +536,27 @@ static void layernorm_forward(elem *out, float *mean, float *rstd, float *sum, c
 // dw += sum_N dout xhat, db += sum_N dout. Adds to dx: the residual stream carries a gradient past the layer.
 // half (N,C), if wanted, gets dx as elem, for the matrix products. row (N): rows n of x and dout belong to row row[n] of dx.
 // A block owns `span` rows, eight at a time: first a warp owns a row and forms its two means, then a thread owns
-// channels and adds up their dw and db, in shared memory (2C). Bytes: 2 (dout) + 4 (x) + 8 (dx) + 2 (half) per element.
+// channels and adds up their dw and db, in shared memory (2C). Rows are few for so large a device: a thread asks for
+// AHEAD of them before it needs the first, which the compiler may not do on its own past the stores to dx.
+// Bytes: 2 (dout) + 4 (x) + 8 (dx) + 2 (half) per element.
 template <int W> __global__ void layernorm_backward_kernel(float *dx, elem *half, float *part, const elem *dout, const float *x, const int *row,
                                                            const float *w, const float *mean, const float *rstd, int N, int C, int span) {
     SHARED(float, total); // (2,C): dw, db
     __shared__ float mean_g[WARPS], mean_gx[WARPS];
+    const int AHEAD = 4;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, end = min((int)(blockIdx.x + 1) * span, N);
-    float g[W], a[W], weight[W], d[W];
-    for (int i = threadIdx.x * W; i < C; i += BLOCK * W)
-        for (int k = 0; k < W; k++) total[i + k] = total[C + i + k] = 0;
+    float weight[W], dw[W], db[W], g[AHEAD][W], a[AHEAD][W], d[AHEAD][W];
+    for (int i = threadIdx.x; i < 2 * C; i += BLOCK) total[i] = 0;
     for (int n0 = blockIdx.x * span; n0 < end; n0 += WARPS) {
         int n = n0 + warp;
         float sum = 0, sumx = 0;
         for (int i = lane * W; n < end && i < C; i += 32 * W) {
-            load<W>(g, dout + (size_t)n * C + i);
-            load<W>(a, x + (size_t)n * C + i);
+            load<W>(g[0], dout + (size_t)n * C + i);
+            load<W>(a[0], x + (size_t)n * C + i);
             load<W>(weight, w + i);
             for (int k = 0; k < W; k++) {
-                sum += g[k] * weight[k];
-                sumx += g[k] * weight[k] * (a[k] - mean[n]);
+                sum += g[0][k] * weight[k];
+                sumx += g[0][k] * weight[k] * (a[0][k] - mean[n]);
             }
         }
         sum = warp_sum(sum), sumx = warp_sum(sumx);
@@ -512,33 +566,41 @@ template <int W> __global__ void layernorm_backward_kernel(float *dx, elem *half
         }
         __syncthreads();
         for (int i = threadIdx.x * W; i < C; i += BLOCK * W) {
-            float dw[W], db[W];
             load<W>(weight, w + i);
-            for (int k = 0; k < W; k++) dw[k] = db[k] = 0;
-            for (int r = 0; r < WARPS && n0 + r < end; r++) {
-                size_t from = (size_t)(n0 + r) * C + i, to = row ? (size_t)row[n0 + r] * C + i : from;
-                float mu = mean[n0 + r], rs = rstd[n0 + r];
-                load<W>(g, dout + from);
-                load<W>(a, x + from);
-                load<W>(d, dx + to);
-                for (int k = 0; k < W; k++) {
-                    float xhat = (a[k] - mu) * rs;
-                    d[k] += rs * (g[k] * weight[k] - mean_g[r] - xhat * mean_gx[r]);
-                    dw[k] += g[k] * xhat;
-                    db[k] += g[k];
+            load<W>(dw, total + i);
+            load<W>(db, total + C + i);
+            for (int r0 = 0; r0 < WARPS && n0 + r0 < end; r0 += AHEAD) {
+#pragma unroll
+                for (int r = 0; r < AHEAD; r++) { // past the end: the last row once more
+                    size_t from = (size_t)min(n0 + r0 + r, end - 1), to = row ? (size_t)row[from] : from;
+                    load<W>(g[r], dout + from * C + i);
+                    load<W>(a[r], x + from * C + i);
+                    load<W>(d[r], dx + to * C + i);
                 }
-                store<W>(dx + to, d);
-                if (half) store<W>(half + to, d);
+#pragma unroll
+                for (int r = 0; r < AHEAD; r++) {
+                    if (n0 + r0 + r >= end) continue;
+                    size_t from = (size_t)(n0 + r0 + r), to = row ? (size_t)row[from] : from;
+                    float mu = mean[from], rs = rstd[from];
+                    for (int k = 0; k < W; k++) {
+                        float xhat = (a[r][k] - mu) * rs;
+                        d[r][k] += rs * (g[r][k] * weight[k] - mean_g[r0 + r] - xhat * mean_gx[r0 + r]);
+                        dw[k] += g[r][k] * xhat;
+                        db[k] += g[r][k];
+                    }
+                    store<W>(dx + to * C + i, d[r]);
+                    if (half) store<W>(half + to * C + i, d[r]);
+                }
             }
-            for (int k = 0; k < W; k++) total[i + k] += dw[k], total[C + i + k] += db[k];
+            store<W>(total + i, dw);
+            store<W>(total + C + i, db);
         }
         __syncthreads();
     }
-    for (int i = threadIdx.x * W; i < C; i += BLOCK * W)
-        for (int k = 0; k < W; k++) {
-            part[(size_t)blockIdx.x * 2 * C + i + k] = total[i + k];
-            part[(size_t)blockIdx.x * 2 * C + C + i + k] = total[C + i + k];
-        }
+    for (int i = threadIdx.x * W; i < 2 * C; i += BLOCK * W) {
+        load<W>(dw, total + i);
+        store<W>(part + (size_t)blockIdx.x * 2 * C + i, dw);
+    }
 }
 
 static void layernorm_backward(float *dx, elem *half, float *dw, float *db, float *part, const elem *dout, const float *x, const int *row,
@@ -551,17 +613,19 @@ static void layernorm_backward(float *dx, elem *half, float *dw, float *db, floa
 // Matmul with bias: out = x W^T + bias.   out (N,OC), x (N,C), W (OC,C), bias (OC), all elem
 // The residual is added by the LayerNorm that follows.
 static void matmul_forward(elem *out, const elem *x, const elem *w, const elem *bias, int N, int C, int OC) {
-    gemm(0, 1, N, OC, C, x, (size_t)C, w, (size_t)C, 0, out, ELEM_TYPE, (size_t)OC, bias);
+    gemm(0, 1, N, OC, C, x, C, w, C, 0, out, ELEM_TYPE, OC, bias);
 }
 
 // dbias += sum_N dout: a block owns 32 W columns and `span` rows, a lane W columns, a warp every eighth row.
 // Bytes: 2 per element.
 template <int W> __global__ void bias_backward_kernel(float *part, const elem *dout, int N, int OC, int span) {
     __shared__ float room[WARPS][32 * W];
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = (blockIdx.x * 32 + lane) * W, end = min((int)(blockIdx.y + 1) * span, N);
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = (blockIdx.x * 32 + lane) * W;
+    int end = i < OC ? min((int)(blockIdx.y + 1) * span, N) : 0;
     float sum[W], a[W];
     for (int k = 0; k < W; k++) sum[k] = 0;
-    for (int n = blockIdx.y * span + warp; i < OC && n < end; n += WARPS) {
+#pragma unroll 4
+    for (int n = blockIdx.y * span + warp; n < end; n += WARPS) {
         load<W>(a, dout + (size_t)n * OC + i);
         for (int k = 0; k < W; k++) sum[k] += a[k];
     }
@@ -579,8 +643,8 @@ template <int W> __global__ void bias_backward_kernel(float *part, const elem *d
 // element of dout, beside the two products' 4 and their 4 C operations per element.
 static void matmul_backward(elem *dx, float *dw, float *dbias, float *part, const elem *dout, const elem *x, const elem *w, int N, int C, int OC) {
     int wide = OC % 8 == 0, span = div_up((size_t)N, PARTS * WARPS) * WARPS, spans = div_up((size_t)N, (size_t)span);
-    gemm(0, 0, N, C, OC, dout, (size_t)OC, w, (size_t)C, 0, dx, ELEM_TYPE, (size_t)C, NULL);
-    gemm(1, 0, OC, C, N, dout, (size_t)OC, x, (size_t)C, 1, dw, CUDA_R_32F, (size_t)C, NULL);
+    gemm(0, 0, N, C, OC, dout, OC, w, C, 0, dx, ELEM_TYPE, C, NULL);
+    gemm(1, 0, OC, C, N, dout, OC, x, C, 1, dw, CUDA_R_32F, C, NULL);
     LAUNCH_WIDE(wide, 8, bias_backward_kernel, dim3(div_up((size_t)OC, wide ? 256 : 32), spans), BLOCK, 0, part, dout, N, OC, span);
     LAUNCH(add_partials_kernel, div_up((size_t)OC, 32), BLOCK, 0, dbias, dbias, part, spans, OC, OC);
 }
@@ -593,8 +657,9 @@ static void matmul_backward(elem *dx, float *dw, float *dbias, float *part, cons
 // Read the other way round, the same tile taken as keys is seen by the rows from itself to `seen`: the end of its
 // response, or, for a query's keys, the end of the last response, for the responses follow one another.
 
-enum { TILE = 32, ATTENTION_BLOCK = 128, ROWS_PER_WARP = TILE / (ATTENTION_BLOCK / 32), HEAD_MAX = 256 };
-enum { LDS = TILE + 4, LDP = TILE + 8 }; // row lengths of a score tile as float and as elem: padded against bank conflicts
+enum { TILE = 32, ATTENTION_BLOCK = 4 * TILE, HEAD_MAX = 256 }; // where a row is one's own, four threads share it
+// Row lengths in shared memory, padded against bank conflicts: of a score tile as float and as elem; a head's has 8 more.
+enum { LDS = TILE + 4, LDP = TILE + 8 };
 
 typedef struct { int n0, n1, a0, a1, b0, seen; } Tile; // rows n0 .. n1-1
 
@@ -607,7 +672,7 @@ inline __device__ void key_tile(Tile t, int i, int *j0, int *j1) { // keys *j0 .
     *j1 = min(*j0 + TILE, i < prefix ? t.a1 : t.n1);
 }
 
-// Rows n0 .. n1-1 of one head, `stride` apart, as a tile (TILE, padded(hs) + 8); what is missing is zero.
+// Rows n0 .. n1-1 of one head, `stride` apart, as a tile (TILE, padded(hs) + 8), and back; what is missing is zero.
 inline __device__ void tile_load(elem *to, const elem *from, int stride, int n0, int n1, int hs) {
     const int V = 16 / sizeof(elem);
     int H = padded(hs), ld = H + 8;
@@ -615,14 +680,28 @@ inline __device__ void tile_load(elem *to, const elem *from, int stride, int n0,
         for (int i = threadIdx.x; i < TILE * H / V; i += ATTENTION_BLOCK) {
             int r = i / (H / V), c = i % (H / V) * V;
             uint4 v = {0, 0, 0, 0};
-            if (n0 + r < n1 && c < hs) v = *(const uint4 *)(from + (size_t)(n0 + r) * stride + c);
-            *(uint4 *)(to + r * ld + c) = v;
+            if (n0 + r < n1 && c < hs) v = WIDE(const uint4, from + (size_t)(n0 + r) * stride + c);
+            WIDE(uint4, to + r * ld + c) = v;
         }
     else
         for (int i = threadIdx.x; i < TILE * H; i += ATTENTION_BLOCK) {
             int r = i / H, c = i % H;
             put(to + r * ld + c, n0 + r < n1 && c < hs ? to_float(from[(size_t)(n0 + r) * stride + c]) : 0);
         }
+}
+
+inline __device__ void tile_store(elem *to, const float *from, int stride, int n0, int n1, int hs) {
+    int ld = padded(hs) + 8;
+    float a[8];
+    if (hs % 8 == 0)
+        for (int i = threadIdx.x; i < (n1 - n0) * (hs / 8); i += ATTENTION_BLOCK) {
+            int r = i / (hs / 8), c = i % (hs / 8) * 8;
+            load<8>(a, from + r * ld + c);
+            store<8>(to + (size_t)(n0 + r) * stride + c, a);
+        }
+    else
+        for (int i = threadIdx.x; i < (n1 - n0) * hs; i += ATTENTION_BLOCK)
+            put(to + (size_t)(n0 + i / hs) * stride + i % hs, from[i / hs * ld + i % hs]);
 }
 
 // c (M,N) = op(A) op(B), or += with ADD, in shared memory; M, N, K are multiples of 16. TA: A is stored (K,M).
@@ -640,19 +719,31 @@ template <bool TA, bool TB, bool ADD> __device__ void tile_product(float *c, int
         for (int x = 0; x < 8; x++) c[(r + x / 4) * ldc + s + x % 4] = sum[x / 4][x % 4];
     }
 #else
+    // Where a lane's row of an 8 x 8 matrix starts in a 16 x 16 tile: matrices 0 .. 3 go down first, or to the right first.
+    int lane = threadIdx.x % 32, down = lane % 16, down_col = lane / 16 * 8;
+    int right = lane / 16 * 8 + lane % 8, right_col = lane / 8 % 2 * 8;
     for (int i = threadIdx.x / 32; i < M * N / 256; i += ATTENTION_BLOCK / 32) {
         int r = i / (N / 16) * 16, s = i % (N / 16) * 16;
-        wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum;
-        wmma::fragment<wmma::matrix_a, 16, 16, 16, elem, typename std::conditional<TA, wmma::col_major, wmma::row_major>::type> fa;
-        wmma::fragment<wmma::matrix_b, 16, 16, 16, elem, typename std::conditional<TB, wmma::col_major, wmma::row_major>::type> fb;
-        if (ADD) wmma::load_matrix_sync(sum, c + r * ldc + s, ldc, wmma::mem_row_major);
-        else wmma::fill_fragment(sum, 0.0f);
-        for (int k = 0; k < K; k += 16) {
-            wmma::load_matrix_sync(fa, a + (TA ? k * lda + r : r * lda + k), lda);
-            wmma::load_matrix_sync(fb, b + (TB ? s * ldb + k : k * ldb + s), ldb);
-            wmma::mma_sync(sum, fa, fb, sum);
+        float sum[2][4], *to = c + (r + lane / 4) * ldc + s + lane % 4 * 2; // [left or right half]
+        unsigned fa[4], fb[4];
+#pragma unroll
+        for (int x = 0; x < 4; x++) { // left and right of the upper rows, then of the lower
+            float2 v = {0, 0};
+            if (ADD) v = WIDE(float2, to + x / 2 * 8 * ldc + x % 2 * 8);
+            sum[x % 2][x / 2 * 2] = v.x, sum[x % 2][x / 2 * 2 + 1] = v.y;
         }
-        wmma::store_matrix_sync(c + r * ldc + s, sum, ldc, wmma::mem_row_major);
+#pragma unroll
+        for (int k = 0; k < K; k += 16) {
+            ldmatrix<TA>(fa, TA ? a + (k + right) * lda + r + right_col : a + (r + down) * lda + k + down_col);
+            ldmatrix<!TB>(fb, TB ? b + (s + right) * ldb + k + right_col : b + (k + down) * ldb + s + down_col);
+            mma_16x8x16(sum[0], fa, fb);
+            mma_16x8x16(sum[1], fa, fb + 2);
+        }
+#pragma unroll
+        for (int x = 0; x < 4; x++) {
+            float2 v = {sum[x % 2][x / 2 * 2], sum[x % 2][x / 2 * 2 + 1]};
+            WIDE(float2, to + x / 2 * 8 * ldc + x % 2 * 8) = v;
+        }
     }
 #endif
 }
@@ -660,23 +751,26 @@ template <bool TA, bool TB, bool ADD> __device__ void tile_product(float *c, int
 // Shared memory in bytes: tiles of a head's columns and of scores, as elem and as float.
 static size_t attention_room(int hs, int elem_heads, int elem_scores, int float_heads, int float_scores) {
     size_t H = (size_t)padded(hs);
-    return TILE * (sizeof(elem) * (elem_heads * (H + 8) + elem_scores * LDP) + sizeof(float) * (float_heads * (H + 4) + float_scores * LDS));
+    return TILE * (sizeof(elem) * (elem_heads * (H + 8) + elem_scores * LDP) +
+                   sizeof(float) * (float_heads * (H + 8) + float_scores * LDS));
 }
 
 // Per head: with s_j = q_n . k_j / sqrt(hs) for every j that n sees, out_n = sum_j softmax(s)_j v_j. The softmax is
 // formed as the keys pass by: max and sum so far, and out scaled down when the max grows. Saves lse_n = log sum_j exp(s_j).
-// out (N,C), lse (N,NH), qkv (N,3C). A block owns a tile of rows of one head; a warp the softmax of eight of them.
+// out (N,C), lse (N,NH), qkv (N,3C). A block owns a tile of rows of one head; four threads the softmax of a row.
 // Operations: 4 hs per row and key that it sees; bytes: 2 (3 hs + hs) per row, and keys again for each tile.
-__global__ void __launch_bounds__(ATTENTION_BLOCK) attention_forward_kernel(elem *out, float *lse, const elem *qkv, const Tile *tiles, int C, int hs) {
+template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_forward_kernel(
+        elem *out, float *lse, const elem *qkv, const Tile *tiles, int C, int any_hs) {
     SHARED(elem, q);
-    int H = padded(hs), ldh = H + 8, ldo = H + 4, warp = threadIdx.x / 32, lane = threadIdx.x % 32, h = blockIdx.y, NH = gridDim.y;
+    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
+    int row = threadIdx.x / 4, part = threadIdx.x % 4; // a row's four threads
     elem *k = q + TILE * ldh, *v = k + TILE * ldh, *p = v + TILE * ldh;
-    float *o = (float *)(p + TILE * LDP), *s = o + TILE * ldo, top[ROWS_PER_WARP], sum[ROWS_PER_WARP], scale = 1 / sqrtf((float)hs);
+    float *o = (float *)(p + TILE * LDP), *s = o + TILE * ldh, *own = o + row * ldh;
+    float top = 0, sum = 0, scale = 1 / sqrtf((float)hs), a[4], z[8];
     Tile t = tiles[blockIdx.x];
     const elem *head = qkv + h * hs;
     tile_load(q, head, 3 * C, t.n0, t.n1, hs);
-    for (int i = threadIdx.x; i < TILE * ldo; i += ATTENTION_BLOCK) o[i] = 0;
-    for (int r = 0; r < ROWS_PER_WARP; r++) top[r] = sum[r] = 0;
+    for (int i = threadIdx.x; i < TILE * ldh; i += ATTENTION_BLOCK) o[i] = 0;
     for (int i = 0; i < key_tiles(t); i++) {
         int j0, j1;
         key_tile(t, i, &j0, &j1);
@@ -686,31 +780,42 @@ __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_forward_kernel(elem
         __syncthreads();
         tile_product<false, true, false>(s, LDS, q, ldh, k, ldh, TILE, TILE, H);
         __syncthreads();
-        for (int r = 0; r < ROWS_PER_WARP; r++) {
-            int row = warp * ROWS_PER_WARP + r, sees = j0 + lane < j1 && j0 + lane <= t.n0 + row;
-            float z = scale * s[row * LDS + lane], before = i ? top[r] : __shfl_sync(FULL, z, 0); // every row sees the first key
-            float now = fmaxf(before, warp_max(sees ? z : before));
-            float e = sees ? expf(z - now) : 0, keep = i ? expf(before - now) : 0;
-            sum[r] = sum[r] * keep + warp_sum(e);
-            top[r] = now;
-            put(p + row * LDP + lane, e);
-            if (i && keep != 1) for (int c = lane; c < H; c += 32) o[row * ldo + c] *= keep;
+        float most = -INFINITY, e = 0;
+        int last = min(j1, t.n0 + row + 1) - j0 - part * 8; // of the eight keys z, those before it are seen
+        load<8>(z, s + row * LDS + part * 8);
+        for (int x = 0; x < 8; x++) {
+            z[x] = x < last ? scale * z[x] : -INFINITY;
+            most = fmaxf(most, z[x]);
+        }
+        most = quad_max(most); // finite at first: every row sees the first key
+        float now = i ? fmaxf(top, most) : most, keep = i ? __expf(top - now) : 0;
+        for (int x = 0; x < 8; x++) e += z[x] = __expf(z[x] - now);
+        sum = sum * keep + quad_sum(e);
+        top = now;
+        store<8>(p + row * LDP + part * 8, z);
+        for (int c = part * 4; i && keep != 1 && c < H; c += 16) {
+            load<4>(a, own + c);
+            for (int x = 0; x < 4; x++) a[x] *= keep;
+            store<4>(own + c, a);
         }
         __syncthreads();
-        tile_product<false, false, true>(o, ldo, p, LDP, v, ldh, TILE, H, TILE);
+        tile_product<false, false, true>(o, ldh, p, LDP, v, ldh, TILE, H, TILE);
     }
     __syncthreads();
-    for (int r = 0; r < ROWS_PER_WARP; r++) {
-        int row = warp * ROWS_PER_WARP + r, n = t.n0 + row;
-        if (n >= t.n1) break;
-        for (int c = lane; c < hs; c += 32) put(out + (size_t)n * C + h * hs + c, o[row * ldo + c] / sum[r]);
-        if (lane == 0) lse[(size_t)n * NH + h] = top[r] + logf(sum[r]);
+    for (int c = part * 4; c < H; c += 16) {
+        load<4>(a, own + c);
+        for (int x = 0; x < 4; x++) a[x] /= sum;
+        store<4>(own + c, a);
     }
+    if (part == 0 && t.n0 + row < t.n1) lse[(size_t)(t.n0 + row) * NH + h] = top + logf(sum);
+    __syncthreads();
+    tile_store(out + h * hs, o, C, t.n0, t.n1, hs);
 }
 
 static void attention_forward(elem *out, float *lse, const elem *qkv, const Tile *tiles, int n_tiles, int C, int NH) {
-    size_t room = attention_room(C / NH, 3, 1, 1, 1);
-    LAUNCH(attention_forward_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, room, out, lse, qkv, tiles, C, C / NH);
+    int hs = C / NH;
+    LAUNCH_HEAD(hs, attention_forward_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, attention_room(hs, 3, 1, 1, 1),
+                out, lse, qkv, tiles, C, hs);
 }
 
 // With p_j = exp(s_j - lse), dp_j = dout . v_j and D = dout . out = sum_j p_j dp_j:
@@ -719,36 +824,51 @@ static void attention_forward(elem *out, float *lse, const elem *qkv, const Tile
 // Operations: 6 hs per row and key for the first, 8 hs for the second.
 
 // One tile of p and ds: scores s and dp are given; ds as elem, and p too if wanted. Row r of the tile is row n0 + r.
+// A thread owns eight keys of a row. What is not seen may be NaN: it is left out, not multiplied by zero.
 inline __device__ void attention_ds(elem *ds, elem *p, const float *s, const float *dp, const float *lse, const float *D, int n0, int n1, int j0, int j1, float scale) {
-    for (int i = threadIdx.x; i < TILE * TILE; i += ATTENTION_BLOCK) {
-        int r = i / TILE, j = i % TILE, sees = n0 + r < n1 && j0 + j < j1 && j0 + j <= n0 + r;
-        float prob = sees ? expf(scale * s[r * LDS + j] - lse[r]) : 0;
-        put(ds + r * LDP + j, sees ? scale * prob * (dp[r * LDS + j] - D[r]) : 0);
-        if (p) put(p + r * LDP + j, prob);
+    int r = threadIdx.x / 4, j = threadIdx.x % 4 * 8, last = n0 + r < n1 ? min(j1, n0 + r + 1) - j0 - j : 0;
+    float prob[8], d[8];
+    load<8>(prob, s + r * LDS + j);
+    load<8>(d, dp + r * LDS + j);
+    for (int x = 0; x < 8; x++) {
+        prob[x] = x < last ? __expf(scale * prob[x] - lse[r]) : 0;
+        d[x] = x < last ? scale * prob[x] * (d[x] - D[r]) : 0;
     }
+    store<8>(ds + r * LDP + j, d);
+    if (p) store<8>(p + r * LDP + j, prob);
 }
 
-__global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_q_kernel(elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse,
-                                                                               const elem *qkv, const Tile *tiles, int C, int hs) {
+template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_q_kernel(
+        elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv, const Tile *tiles,
+        int C, int any_hs) {
     SHARED(elem, q);
     __shared__ float row_lse[TILE], row_D[TILE];
-    int H = padded(hs), ldh = H + 8, ldo = H + 4, warp = threadIdx.x / 32, lane = threadIdx.x % 32, h = blockIdx.y, NH = gridDim.y;
+    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
+    int row = threadIdx.x / 4, part = threadIdx.x % 4; // a row's four threads
     elem *g = q + TILE * ldh, *k = g + TILE * ldh, *v = k + TILE * ldh, *ds = v + TILE * ldh;
-    float *dq = (float *)(ds + TILE * LDP), *s = dq + TILE * ldo, *dp = s + TILE * LDS, scale = 1 / sqrtf((float)hs);
+    float *dq = (float *)(ds + TILE * LDP), *s = dq + TILE * ldh, *dp = s + TILE * LDS, scale = 1 / sqrtf((float)hs), D = 0;
     Tile t = tiles[blockIdx.x];
     const elem *head = qkv + h * hs;
     tile_load(q, head, 3 * C, t.n0, t.n1, hs);
     tile_load(g, dout + h * hs, C, t.n0, t.n1, hs);
-    for (int i = threadIdx.x; i < TILE * ldo; i += ATTENTION_BLOCK) dq[i] = 0;
-    for (int r = 0; r < ROWS_PER_WARP; r++) {
-        int row = warp * ROWS_PER_WARP + r, n = t.n0 + row;
-        float D = 0;
-        for (int c = lane; n < t.n1 && c < hs; c += 32)
-            D += to_float(dout[(size_t)n * C + h * hs + c]) * to_float(out[(size_t)n * C + h * hs + c]);
-        D = warp_sum(D);
-        if (lane || n >= t.n1) continue;
-        row_D[row] = delta[(size_t)n * NH + h] = D;
-        row_lse[row] = lse[(size_t)n * NH + h];
+    for (int i = threadIdx.x; i < TILE * ldh; i += ATTENTION_BLOCK) dq[i] = 0;
+    if (t.n0 + row < t.n1) {
+        size_t n = (size_t)(t.n0 + row), at = n * C + h * hs;
+        float a[8], b[8];
+        if (hs % 8 == 0)
+            for (int c = part * 8; c < hs; c += 32) {
+                load<8>(a, dout + at + c);
+                load<8>(b, out + at + c);
+                for (int x = 0; x < 8; x++) D += a[x] * b[x];
+            }
+        else
+            for (int c = part; c < hs; c += 4) D += to_float(dout[at + c]) * to_float(out[at + c]);
+    }
+    D = quad_sum(D);
+    if (part == 0 && t.n0 + row < t.n1) {
+        size_t n = (size_t)(t.n0 + row) * NH + h;
+        row_D[row] = delta[n] = D;
+        row_lse[row] = lse[n];
     }
     for (int i = 0; i < key_tiles(t); i++) {
         int j0, j1;
@@ -762,25 +882,25 @@ __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_q_kernel(e
         __syncthreads();
         attention_ds(ds, NULL, s, dp, row_lse, row_D, t.n0, t.n1, j0, j1, scale);
         __syncthreads();
-        tile_product<false, false, true>(dq, ldo, ds, LDP, k, ldh, TILE, H, TILE);
+        tile_product<false, false, true>(dq, ldh, ds, LDP, k, ldh, TILE, H, TILE);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < (t.n1 - t.n0) * hs; i += ATTENTION_BLOCK)
-        put(dqkv + (size_t)(t.n0 + i / hs) * 3 * C + h * hs + i % hs, dq[i / hs * ldo + i % hs]);
+    tile_store(dqkv + h * hs, dq, 3 * C, t.n0, t.n1, hs);
 }
 
-__global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_kv_kernel(elem *dqkv, const elem *dout, const float *lse, const float *delta,
-                                                                                const elem *qkv, const Tile *tiles, int C, int hs) {
+template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_kv_kernel(
+        elem *dqkv, const elem *dout, const float *lse, const float *delta, const elem *qkv, const Tile *tiles, int C, int any_hs) {
     SHARED(elem, q);
     __shared__ float row_lse[TILE], row_D[TILE];
-    int H = padded(hs), ldh = H + 8, ldo = H + 4, h = blockIdx.y, NH = gridDim.y;
+    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
     elem *g = q + TILE * ldh, *k = g + TILE * ldh, *v = k + TILE * ldh, *ds = v + TILE * ldh, *p = ds + TILE * LDP;
-    float *dk = (float *)(p + TILE * LDP), *dv = dk + TILE * ldo, *s = dv + TILE * ldo, *dp = s + TILE * LDS, scale = 1 / sqrtf((float)hs);
+    float *dk = (float *)(p + TILE * LDP), *dv = dk + TILE * ldh, *s = dv + TILE * ldh, *dp = s + TILE * LDS;
+    float scale = 1 / sqrtf((float)hs);
     Tile t = tiles[blockIdx.x]; // here the tile's rows are keys
     const elem *head = qkv + h * hs;
     tile_load(k, head + C, 3 * C, t.n0, t.n1, hs);
     tile_load(v, head + 2 * C, 3 * C, t.n0, t.n1, hs);
-    for (int i = threadIdx.x; i < TILE * ldo; i += ATTENTION_BLOCK) dk[i] = dv[i] = 0;
+    for (int i = threadIdx.x; i < TILE * ldh; i += ATTENTION_BLOCK) dk[i] = dv[i] = 0;
     for (int n0 = t.n0; n0 < t.seen; n0 += TILE) {
         int n1 = min(n0 + TILE, t.seen);
         __syncthreads();
@@ -796,65 +916,72 @@ __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_kv_kernel(
         __syncthreads();
         attention_ds(ds, p, s, dp, row_lse, row_D, n0, n1, t.n0, t.n1, scale);
         __syncthreads();
-        tile_product<true, false, true>(dv, ldo, p, LDP, g, ldh, TILE, H, TILE);
-        tile_product<true, false, true>(dk, ldo, ds, LDP, q, ldh, TILE, H, TILE);
+        tile_product<true, false, true>(dv, ldh, p, LDP, g, ldh, TILE, H, TILE);
+        tile_product<true, false, true>(dk, ldh, ds, LDP, q, ldh, TILE, H, TILE);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < (t.n1 - t.n0) * hs; i += ATTENTION_BLOCK) {
-        elem *to = dqkv + (size_t)(t.n0 + i / hs) * 3 * C + C + h * hs + i % hs;
-        put(to, dk[i / hs * ldo + i % hs]);
-        put(to + C, dv[i / hs * ldo + i % hs]);
-    }
+    tile_store(dqkv + C + h * hs, dk, 3 * C, t.n0, t.n1, hs);
+    tile_store(dqkv + 2 * C + h * hs, dv, 3 * C, t.n0, t.n1, hs);
 }
 
 static void attention_backward(elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv,
                                const Tile *tiles, int n_tiles, int C, int NH) {
     int hs = C / NH;
-    LAUNCH(attention_backward_q_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, attention_room(hs, 4, 1, 1, 2), dqkv, delta, dout, out, lse, qkv, tiles, C, hs);
-    LAUNCH(attention_backward_kv_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, attention_room(hs, 4, 2, 2, 2), dqkv, dout, lse, delta, qkv, tiles, C, hs);
+    dim3 grid(n_tiles, NH);
+    LAUNCH_HEAD(hs, attention_backward_q_kernel, grid, ATTENTION_BLOCK, attention_room(hs, 4, 1, 1, 2),
+                dqkv, delta, dout, out, lse, qkv, tiles, C, hs);
+    LAUNCH_HEAD(hs, attention_backward_kv_kernel, grid, ATTENTION_BLOCK, attention_room(hs, 4, 2, 2, 2),
+                dqkv, dout, lse, delta, qkv, tiles, C, hs);
 }
 
 // The same attention for one new token each, over a list of cache slots.
 // out (n,C), q in qkv (n,3C), cache (slots,2C): keys, then values. A warp owns one token's head: 32 slots at a time, a
 // lane first owns a slot (its score), then channels. Bytes: 4 hs per slot and head, mostly from the L2 cache.
-template <int W> __global__ void attention_decode_kernel(elem *out, const elem *qkv, const elem *cache, const int *list, const int *at, const int *len,
-                                                         int n, int C, int NH) {
+template <int HS> __global__ void attention_decode_kernel(elem *out, const elem *qkv, const elem *cache, const int *list,
+                                                          const int *at, const int *len, int n, int C, int NH) {
     SHARED(float, rows);
-    int hs = C / NH, warp = threadIdx.x / 32, lane = threadIdx.x % 32, task = blockIdx.x * (blockDim.x / 32) + warp, i = task / NH, h = task % NH;
+    const int OWN = (HS ? HS : HEAD_MAX) / 32; // channels of a lane: every 32nd
+    int hs = HS ? HS : C / NH, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int task = blockIdx.x * (blockDim.x / 32) + warp, i = task / NH, h = task % NH;
     if (i >= n) return;
-    float *q = rows + warp * hs, o[HEAD_MAX / 32], top = 0, sum = 0, scale = 1 / sqrtf((float)hs);
+    float *q = rows + warp * hs, o[OWN], top = 0, sum = 0, scale = 1 / sqrtf((float)hs);
     const int *slot = list + at[i];
     for (int c = lane; c < hs; c += 32) q[c] = scale * to_float(qkv[(size_t)i * 3 * C + h * hs + c]);
-    for (int c = 0; c < HEAD_MAX / 32; c++) o[c] = 0;
+    for (int c = 0; c < OWN; c++) o[c] = 0;
     __syncwarp();
     for (int j0 = 0; j0 < len[i]; j0 += 32) {
-        int mine = j0 + lane < len[i], s = slot[mine ? j0 + lane : j0]; // lanes past the end repeat the first slot
+        int keys = min(32, len[i] - j0), mine = lane < keys, s = slot[mine ? j0 + lane : j0]; // others repeat the first slot
         const elem *k = cache + (size_t)s * 2 * C + h * hs;
-        float z = 0, a[W];
-        for (int c = 0; c < hs; c += W) {
-            load<W>(a, k + c);
-            for (int x = 0; x < W; x++) z += q[c + x] * a[x];
-        }
+        float z = 0, a[8];
+        if (hs % 8 == 0)
+            for (int c = 0; c < hs; c += 8) {
+                load<8>(a, k + c);
+                for (int x = 0; x < 8; x++) z += q[c + x] * a[x];
+            }
+        else
+            for (int c = 0; c < hs; c++) z += q[c] * to_float(k[c]);
         float most = warp_max(z), now = j0 ? fmaxf(top, most) : most, e = mine ? expf(z - now) : 0, keep = j0 ? expf(top - now) : 0;
         sum = sum * keep + warp_sum(e);
         top = now;
-        for (int c = 0; c < HEAD_MAX / 32; c++) o[c] *= keep;
-        for (int j = 0; j < min(32, len[i] - j0); j++) {
+        for (int c = 0; c < OWN; c++) o[c] *= keep;
+#pragma unroll 4
+        for (int j = 0; j < keys; j++) {
             const elem *v = cache + (size_t)__shfl_sync(FULL, s, j) * 2 * C + C + h * hs;
             float p = __shfl_sync(FULL, e, j);
 #pragma unroll
-            for (int c = 0; c < HEAD_MAX / 32; c++)
+            for (int c = 0; c < OWN; c++)
                 if (c * 32 + lane < hs) o[c] += p * to_float(v[c * 32 + lane]);
         }
     }
 #pragma unroll
-    for (int c = 0; c < HEAD_MAX / 32; c++)
+    for (int c = 0; c < OWN; c++)
         if (c * 32 + lane < hs) put(out + (size_t)i * C + h * hs + c * 32 + lane, o[c] / sum);
 }
 
 static void attention_decode(elem *out, const elem *qkv, const elem *cache, const int *list, const int *at, const int *len, int n, int C, int NH) {
-    LAUNCH_WIDE(C / NH % 8 == 0, 8, attention_decode_kernel, div_up((size_t)n * (size_t)NH, 4), 128, 4 * (C / NH) * sizeof(float), out, qkv, cache,
-                list, at, len, n, C, NH);
+    int hs = C / NH;
+    LAUNCH_HEAD(hs, attention_decode_kernel, div_up((size_t)n * (size_t)NH, 4), 128, 4 * hs * sizeof(float),
+                out, qkv, cache, list, at, len, n, C, NH);
 }
 
 // Keys and values of the new tokens into their slots: cache[slot[i]] = qkv[i][C..3C). A block owns a token.
@@ -870,25 +997,31 @@ static void cache_write(elem *cache, const elem *qkv, const int *slot, int n, in
 // ----------------------------------------------------------------------------
 // GELU, classifier, scalar head
 
-// GELU, tanh form: out = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3). A thread owns W elements.
+// GELU, tanh form: out = x/2 (1 + tanh(u)) = x s with s = 1 / (1 + exp(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3). Where
+// exp overflows, s is 0. A thread owns W elements.
 // Bytes: 2 (x) + 2 (out) per element. cuBLASLt's GELU epilogue would save the 2 of x in the forward (the backward needs
 // x stored, and so does its epilogue), 1.7 GB of a step of 22,528 tokens of GPT-2 124M, and binds the product to the few
 // algorithms that have it, on leading dimensions that are multiples of 8. The pass is kept.
+inline __device__ float gelu_s(float x) {
+    return __fdividef(1, 1 + __expf(-2 * (float)GELU_S * (x + (float)GELU_A * x * x * x)));
+}
+
 template <int W> __global__ void gelu_forward_kernel(elem *out, const elem *x, size_t n) {
     size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * W;
     if (i >= n) return;
     float a[W];
     load<W>(a, x + i);
-    for (int k = 0; k < W; k++) a[k] = 0.5f * a[k] * (1 + tanhf((float)GELU_S * (a[k] + (float)GELU_A * a[k] * a[k] * a[k])));
+    for (int k = 0; k < W; k++) a[k] *= gelu_s(a[k]);
     store<W>(out + i, a);
 }
 
 static void gelu_forward(elem *out, const elem *x, int N, int C) {
     size_t n = (size_t)N * (size_t)C;
-    LAUNCH_WIDE(n % 8 == 0, 8, gelu_forward_kernel, div_up(n, BLOCK * (n % 8 == 0 ? 8 : 1)), BLOCK, 0, out, x, n);
+    int wide = C % 8 == 0; // not n: a layer starts after a planned number of rows, which may be odd
+    LAUNCH_WIDE(wide, 8, gelu_forward_kernel, div_up(n, BLOCK * (wide ? 8 : 1)), BLOCK, 0, out, x, n);
 }
 
-// dx = dout ((1 + t)/2 + x/2 (1 - t^2) du/dx), t = tanh(u); in place: d is dout, then dx.
+// dx = dout (s + 2 x s (1 - s) du/dx); in place: d is dout, then dx.
 // Bytes: 2 (x) + 4 (d) per element.
 template <int W> __global__ void gelu_backward_kernel(elem *d, const elem *x, size_t n) {
     size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * W;
@@ -897,15 +1030,16 @@ template <int W> __global__ void gelu_backward_kernel(elem *d, const elem *x, si
     load<W>(a, x + i);
     load<W>(g, d + i);
     for (int k = 0; k < W; k++) {
-        float t = tanhf((float)GELU_S * (a[k] + (float)GELU_A * a[k] * a[k] * a[k]));
-        g[k] *= 0.5f * (1 + t) + 0.5f * a[k] * (1 - t * t) * (float)GELU_S * (1 + 3 * (float)GELU_A * a[k] * a[k]);
+        float s = gelu_s(a[k]);
+        g[k] *= s + 2 * a[k] * s * (1 - s) * (float)GELU_S * (1 + 3 * (float)GELU_A * a[k] * a[k]);
     }
     store<W>(d + i, g);
 }
 
 static void gelu_backward(elem *d, const elem *x, int N, int C) {
     size_t n = (size_t)N * (size_t)C;
-    LAUNCH_WIDE(n % 8 == 0, 8, gelu_backward_kernel, div_up(n, BLOCK * (n % 8 == 0 ? 8 : 1)), BLOCK, 0, d, x, n);
+    int wide = C % 8 == 0;
+    LAUNCH_WIDE(wide, 8, gelu_backward_kernel, div_up(n, BLOCK * (wide ? 8 : 1)), BLOCK, 0, d, x, n);
 }
 
 // Classifier: logits = x wte^T, log P(v) = logit_v - log sum exp(logits), for the U predicting rows.
@@ -932,7 +1066,7 @@ template <int W> __global__ void classifier_forward_kernel(float *logp, float *l
 
 static void classifier_forward(float *logp, float *logits, float *lse, const elem *x, const elem *wte, const int *pred, const int *target,
                                int U, int C, int V, int Vp) {
-    gemm(0, 1, U, Vp, C, x, (size_t)C, wte, (size_t)C, 0, logits, CUDA_R_32F, (size_t)Vp, NULL);
+    gemm(0, 1, U, Vp, C, x, C, wte, C, 0, logits, CUDA_R_32F, Vp, NULL);
     LAUNCH_WIDE(Vp % 4 == 0, 4, classifier_forward_kernel, U, BLOCK, 0, logp, lse, logits, pred, target, V, Vp);
 }
 
@@ -972,10 +1106,10 @@ template <int W> __global__ void classifier_backward_kernel(float *logits, const
 static void classifier_backward(elem *dx, float *dwte, float *logits, const float *logp, const float *lse, const float *c, const elem *x, const elem *wte,
                                 const int *pred, const int *target, const int *resp, int U, int C, int V, int Vp) {
     const elem *d = (const elem *)logits;
-    size_t ld = (size_t)Vp * (sizeof(float) / sizeof(elem));
+    int ld = Vp * (int)(sizeof(float) / sizeof(elem));
     LAUNCH_WIDE(Vp % 4 == 0, 4, classifier_backward_kernel, U, BLOCK, 0, logits, logp, lse, c, pred, target, resp, V, Vp);
-    gemm(0, 0, U, C, Vp, d, ld, wte, (size_t)C, 0, dx, ELEM_TYPE, (size_t)C, NULL);
-    gemm(1, 0, Vp, C, U, d, ld, x, (size_t)C, 1, dwte, CUDA_R_32F, (size_t)C, NULL);
+    gemm(0, 0, U, C, Vp, d, ld, wte, C, 0, dx, ELEM_TYPE, C, NULL);
+    gemm(1, 0, Vp, C, U, d, ld, x, C, 1, dwte, CUDA_R_32F, C, NULL);
 }
 
 // Scalar head of a reward model: out_r = x_r . w + b.   out (R), x (R,C) elem, w (C), b (1). A warp owns a response.
@@ -1280,9 +1414,13 @@ static void shared_memory(Config c) {
         die("GPU: %d channels in heads of %d: up to %d, in heads up to %d and as %s's shared memory allows (%zu of %d bytes); "
             "./train_rrhf does it on the CPU", c.C, hs, CHANNELS_MAX, HEAD_MAX, device.prop.name, kv, limit);
     // For all models: one with smaller heads, built later, must not take away what this one needs.
-    CHECK_CUDA(cudaFuncSetAttribute(attention_forward_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));
-    CHECK_CUDA(cudaFuncSetAttribute(attention_backward_q_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));
-    CHECK_CUDA(cudaFuncSetAttribute(attention_backward_kv_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));
+#define MORE_SHARED(kernel)                                                                                                  \
+    CHECK_CUDA(cudaFuncSetAttribute(kernel<0>, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));         \
+    CHECK_CUDA(cudaFuncSetAttribute(kernel<64>, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED))
+    MORE_SHARED(attention_forward_kernel);
+    MORE_SHARED(attention_backward_q_kernel);
+    MORE_SHARED(attention_backward_kv_kernel);
+#undef MORE_SHARED
 }
 
 static float *param_alloc(size_t n) {
@@ -1670,7 +1808,7 @@ static void decode_logits(GPT2 *m, const Decode *d) {
     }
     if (!d->n_rows) return;
     layernorm_forward(norm, NULL, NULL, NULL, x, branch, in[5], m->w.lnfw, m->w.lnfb, d->n_rows, C);
-    gemm(0, 1, d->n_rows, c.Vp, C, norm, (size_t)C, m->h.wte, (size_t)C, 0, m->dec_logits, CUDA_R_32F, (size_t)c.Vp, NULL);
+    gemm(0, 1, d->n_rows, c.Vp, C, norm, C, m->h.wte, C, 0, m->dec_logits, CUDA_R_32F, (size_t)c.Vp, NULL);
 }
 
 const float *gpt2_decode(GPT2 *m, const Decode *d) {
@@ -1747,9 +1885,10 @@ double gpt2_grad_norm(GPT2 *m) {
 // AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
 // w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), on the float32 weights; half (n), if wanted, gets them as elem.
 // gs scales the gradient; where `end` is given it says by how much, and whether at all.
+// a1, a2: 1-b1 and 1-b2, formed before rounding: 1 - 0.999f is off by 1e-5.
 // A thread owns W elements. Bytes: 4 (g) + 8 (m) + 8 (v) + 8 (w) + 2 (half) per element.
 template <int W> __global__ void adamw_kernel(float *w, elem *half, float *m, float *v, const float *g, size_t n, float lr, float b1, float b2,
-                                              float vs, float eps, float decay, float gs, const StepEnd *end) {
+                                              float a1, float a2, float vs, float eps, float decay, float gs, const StepEnd *end) {
     size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * W;
     if (end) gs = end->scale;
     if (i >= n || (end && gs == 0)) return;
@@ -1760,8 +1899,8 @@ template <int W> __global__ void adamw_kernel(float *w, elem *half, float *m, fl
     load<W>(gi, g + i);
     for (int k = 0; k < W; k++) {
         float x = gs * gi[k];
-        mi[k] = b1 * mi[k] + (1 - b1) * x;
-        vi[k] = b2 * vi[k] + (1 - b2) * x * x;
+        mi[k] = b1 * mi[k] + a1 * x;
+        vi[k] = b2 * vi[k] + a2 * x * x;
         wi[k] -= lr * mi[k] / (sqrtf(vi[k] * vs) + eps) + decay * wi[k];
     }
     store<W>(m + i, mi);
@@ -1779,8 +1918,8 @@ static void update(GPT2 *m, AdamW o, double grad_scale, const StepEnd *end, int 
         int wide = at % 4 == 0 && n % 4 == 0;
         if (!n) continue;
         LAUNCH_WIDE(wide, 4, adamw_kernel, div_up(n, BLOCK * (wide ? 4 : 1)), BLOCK, 0, m->params + at, HALF ? m->copies + at : NULL, m->m + at,
-                    m->v + at, m->grads + at, n, lr, (float)o.beta1, (float)o.beta2, vs, (float)o.eps,
-                    t[k].decay ? (float)(o.lr * o.weight_decay) : 0.0f, (float)grad_scale, end);
+                    m->v + at, m->grads + at, n, lr, (float)o.beta1, (float)o.beta2, (float)(1 - o.beta1), (float)(1 - o.beta2),
+                    vs, (float)o.eps, t[k].decay ? (float)(o.lr * o.weight_decay) : 0.0f, (float)grad_scale, end);
     }
 }
 
@@ -1803,7 +1942,11 @@ Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
 
 const char *backend_start(int threads) {
     static char line[512];
+#ifdef _OPENMP // the host's loops: choosing tokens
+    if (threads > 0) omp_set_num_threads(threads);
+#else
     (void)threads;
+#endif
     device_start();
     snprintf(line, sizeof line, "GPU, %s, %.0f GiB, %s, matrix products: cuBLASLt", device.prop.name,
              (double)device.prop.totalGlobalMem / 1073741824, HALF ? "bfloat16" : "float32");

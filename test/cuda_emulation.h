@@ -6,15 +6,16 @@ cuda_emulation.h: runs the kernels of train_rrhf.cu where there is no GPU. Test-
 Blocks run one after another. The threads of a block are fibers, stacks of their own on one CPU thread: a fiber runs
 until __syncthreads, __syncwarp or a warp shuffle, where it waits for the others. Found and reported, with the kernel,
 block and line: barriers that not every thread reaches, barriers reached on different lines, shuffles that not every
-lane of a warp reaches. Under -fsanitize=address,undefined also: accesses outside device memory, which is the heap's,
-and outside shared memory, whose dynamic part is a heap block of exactly the size asked for; misaligned wide accesses.
+lane of a warp reaches, wide accesses and ldmatrix's rows that are not aligned. Under -fsanitize=address,undefined also:
+accesses outside device memory, which is the heap's, and outside shared memory, whose dynamic part is a heap block of
+exactly the size asked for.
 emulation_reverse = 1 runs blocks and threads in the opposite order: a kernel without races gives the same bits.
 Under -fsanitize=thread each of a block's threads is a thread to ThreadSanitizer too, in step with others only where a
 barrier or a shuffle says so: it finds races for shared and device memory within a block, as compute-sanitizer's
 racecheck does on a device. Blocks follow each other; races between them are for emulation_reverse.
 
-Also here, as far as train_rrhf.cu uses them: the runtime's memory calls, bfloat16, warp matrix fragments (wmma) and
-cuBLASLt, whose matrix product is the plain loop.
+Also here, as far as train_rrhf.cu uses them: the runtime's memory calls, bfloat16, a warp's tensor cores (ldmatrix and
+mma, lane by lane) and cuBLASLt, whose matrix product is the plain loop.
 */
 #ifndef CUDA_EMULATION_H
 #define CUDA_EMULATION_H
@@ -25,7 +26,6 @@ cuBLASLt, whose matrix product is the plain loop.
 #include <stdlib.h>      // defines: malloc, exit
 #include <string.h>      // defines: memcpy
 #include <sys/mman.h>    // defines: mmap
-#include <type_traits>   // defines: conditional
 #if defined(__x86_64__) && defined(__linux__) && !defined(EMULATION_UCONTEXT)
 #define EMULATION_SWITCH // a stack switch of our own: swapcontext asks the kernel each time
 #else
@@ -63,6 +63,7 @@ struct dim3 {
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(8) float2 { float x, y; };
 
 static dim3 gridDim, blockDim;
 static uint3 blockIdx, threadIdx;
@@ -90,7 +91,7 @@ struct Fiber {
     ucontext_t context;
 #endif
 };
-struct WarpState { int arrived, line, generation; uint64_t value[2][WARP]; };
+struct WarpState { int arrived, line, generation; uint64_t value[2][WARP][3]; };
 
 static struct {
     const char *kernel;
@@ -178,6 +179,13 @@ EMULATOR static void emu_fiber_start(int i) {
     _exit(1);
 }
 
+EMULATOR static void *emu_aligned(const void *p, size_t bytes, int line) {
+    int rest = (int)((uintptr_t)p % bytes);
+    if (rest) emu_fail("a wide access at an address that is no multiple of its size; remainder", line, rest);
+    return (void *)p;
+}
+#define WIDE(type, p) (*(type *)emu_aligned(p, sizeof(type), __LINE__))
+
 // ----------------------------------------------------------------------------
 // Barriers and shuffles
 
@@ -196,13 +204,13 @@ EMULATOR static void emu_syncthreads(int line) {
 }
 #define __syncthreads() emu_syncthreads(__LINE__)
 
-// Every lane deposits a value and waits for the others; returns that of lane `from`.
-EMULATOR static uint64_t emu_exchange(uint64_t value, int from, int line) {
+// Every lane deposits up to three words and waits for the others; returns all lanes' (WARP,3), until the next time.
+EMULATOR static const uint64_t (*emu_gather(const uint64_t *words, int n, int line))[3] {
     WarpState *w = &emu.warp[emu.now / WARP];
     int g = w->generation & 1, first = emu.now / WARP * WARP;
     if (w->arrived == 0) w->line = line;
     if (w->line != line) emu_fail("warp operation here, while other lanes wait at that of another line", line, w->line);
-    w->value[g][emu.now - first] = value;
+    for (int i = 0; i < n; i++) w->value[g][emu.now - first][i] = words[i];
     emu.fiber[emu.now].line = line;
     __tsan_release(&w->value[g]);
     if (++w->arrived < WARP) emu_yield(FIBER_AT_WARP);
@@ -212,7 +220,10 @@ EMULATOR static uint64_t emu_exchange(uint64_t value, int from, int line) {
         w->generation++;
     }
     __tsan_acquire(&w->value[g]);
-    return w->value[g][from & (WARP - 1)];
+    return w->value[g];
+}
+EMULATOR static uint64_t emu_exchange(uint64_t value, int from, int line) {
+    return emu_gather(&value, 1, line)[from & (WARP - 1)][0];
 }
 
 template <typename T> EMULATOR static T emu_shuffle(unsigned mask, T v, int from, int line) {
@@ -306,6 +317,8 @@ static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, v
 // ----------------------------------------------------------------------------
 // Arithmetic
 
+#define __expf expf // glibc declares that name too
+#define __fdividef(a, b) ((float)(a) / (float)(b))
 static inline int min(int a, int b) { return a < b ? a : b; }
 static inline int atomicAdd(int *p, int v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
 struct __nv_bfloat16 { uint16_t bits; };
@@ -320,53 +333,38 @@ static inline __nv_bfloat16 __float2bfloat16_rn(float f) { // to the nearest, ti
 static inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h) { return h.bits; }
 
 // ----------------------------------------------------------------------------
-// Warp matrix fragments. Lane 0 holds the whole 16 x 16 tile and does the work.
+// A warp's tensor cores, as the PTX ISA describes ldmatrix and mma.m16n8k16
 
-namespace wmma {
-struct row_major {};
-struct col_major {};
-struct matrix_a {};
-struct matrix_b {};
-struct accumulator {};
-enum layout_t { mem_row_major };
-template <typename Use, int M, int N, int K, typename T, typename Layout = row_major> struct fragment { float x[16][16]; };
+EMULATOR static uint64_t emu_word(const uint64_t (*all)[3], int lane, int i) { return all[lane][i]; }
 
-template <typename T> static void check(const T *p, unsigned ld) {
-    int aligned = (uintptr_t)p % 16 == 0 && ((const char *)p - emu.shared) % 32 == 0; // 32 from the start of shared memory
-    if (!aligned || ld * sizeof(T) % 16) emu_fail("wmma: a tile must start at 32 bytes, its rows at 16; leading dimension", 0, (int)ld);
-}
-static inline float value(__nv_bfloat16 h) { return __bfloat162float(h); }
-static inline float value(float f) { return f; }
-
-template <typename U, typename T, typename L> static void load_matrix_sync(fragment<U, 16, 16, 16, T, L> &f, const T *p, unsigned ld) {
-    check(p, ld);
-    __syncwarp();
-    for (int i = 0; threadIdx.x % WARP == 0 && i < 16; i++)
-        for (int j = 0; j < 16; j++) f.x[i][j] = value(std::is_same<L, row_major>::value ? p[i * ld + j] : p[j * ld + i]);
-}
-static inline void load_matrix_sync(fragment<accumulator, 16, 16, 16, float> &f, const float *p, unsigned ld, layout_t) {
-    load_matrix_sync(f, p, ld);
-}
-static inline void store_matrix_sync(float *p, const fragment<accumulator, 16, 16, 16, float> &f, unsigned ld, layout_t) {
-    check(p, ld);
-    __syncwarp();
-    for (int i = 0; threadIdx.x % WARP == 0 && i < 16; i++)
-        for (int j = 0; j < 16; j++) p[i * ld + j] = f.x[i][j];
-}
-static inline void fill_fragment(fragment<accumulator, 16, 16, 16, float> &f, float v) {
-    for (int i = 0; threadIdx.x % WARP == 0 && i < 256; i++) f.x[i / 16][i % 16] = v;
-}
-template <typename A, typename B> static void mma_sync(fragment<accumulator, 16, 16, 16, float> &d, const A &a, const B &b,
-                                                       const fragment<accumulator, 16, 16, 16, float> &c) {
-    __syncwarp();
-    for (int i = 0; threadIdx.x % WARP == 0 && i < 16; i++)
-        for (int j = 0; j < 16; j++) {
-            float s = c.x[i][j];
-            for (int k = 0; k < 16; k++) s += a.x[i][k] * b.x[k][j];
-            d.x[i][j] = s;
+template <bool TRANS> static void ldmatrix(unsigned to[4], const __nv_bfloat16 *row) {
+    int lane = (int)threadIdx.x % WARP;
+    uint64_t at = (uint64_t)(uintptr_t)emu_aligned(row, 16, __LINE__);
+    const uint64_t (*all)[3] = emu_gather(&at, 1, __LINE__);
+    for (int j = 0; j < 4; j++) {
+        to[j] = 0;
+        for (int x = 0; x < 2; x++) {
+            int i = lane / 4, k = lane % 4 * 2 + x; // of what the lane gets: row i, column k
+            const __nv_bfloat16 *from = (const __nv_bfloat16 *)(uintptr_t)emu_word(all, 8 * j + (TRANS ? k : i), 0);
+            to[j] |= (unsigned)from[TRANS ? i : k].bits << 16 * x;
         }
+    }
 }
-} // namespace wmma
+
+static inline void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b[2]) {
+    int lane = (int)threadIdx.x % WARP;
+    uint64_t mine[3] = {a[0] | (uint64_t)a[1] << 32, a[2] | (uint64_t)a[3] << 32, b[0] | (uint64_t)b[1] << 32};
+    const uint64_t (*all)[3] = emu_gather(mine, 3, __LINE__);
+    for (int x = 0; x < 4; x++) {
+        int row = lane / 4 + x / 2 * 8, col = lane % 4 * 2 + x % 2;
+        for (int k = 0; k < 16; k++) { // the lane and the half of its words that hold a[row][k], and b[k][col]
+            uint64_t wa = emu_word(all, row % 8 * 4 + k % 8 / 2, k / 8), wb = emu_word(all, col * 4 + k % 8 / 2, 2);
+            __nv_bfloat16 va = {(uint16_t)(wa >> (row / 8 * 32 + k % 2 * 16))};
+            __nv_bfloat16 vb = {(uint16_t)(wb >> (k / 8 * 32 + k % 2 * 16))};
+            c[x] += __bfloat162float(va) * __bfloat162float(vb);
+        }
+    }
+}
 
 // ----------------------------------------------------------------------------
 // The runtime: device memory is the heap's, every call has finished when it returns
@@ -432,7 +430,7 @@ struct emu_preference { uint64_t at_least[6]; };
 typedef emu_desc *cublasLtMatmulDesc_t;
 typedef emu_layout *cublasLtMatrixLayout_t;
 typedef emu_preference *cublasLtMatmulPreference_t;
-struct cublasLtMatmulAlgo_t { uint32_t align[4]; };
+struct cublasLtMatmulAlgo_t { uint32_t align[4], bias; };
 struct cublasLtMatmulHeuristicResult_t { cublasLtMatmulAlgo_t algo; size_t workspaceSize; cublasStatus_t state; };
 
 static inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *h) { return *h = NULL, CUBLAS_STATUS_SUCCESS; }
@@ -461,11 +459,13 @@ static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmul
     memcpy(&p->at_least[a], v, n);
     return CUBLAS_STATUS_SUCCESS;
 }
-static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b,
-        cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t p, int, cublasLtMatmulHeuristicResult_t *r, int *found) {
+static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a,
+        cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t p, int, cublasLtMatmulHeuristicResult_t *r, int *found) {
     *found = 0;
     if ((a->ld | b->ld | c->ld) % 2) return CUBLAS_STATUS_NOT_SUPPORTED; // as a library may refuse odd sizes
     for (int i = 0; i < 4; i++) r->algo.align[i] = (uint32_t)p->at_least[2 + i];
+    r->algo.bias = 1; // its address is taken as a promise too
+    while (d->bias && r->algo.bias < 16 && (uintptr_t)d->bias % (2 * r->algo.bias) == 0) r->algo.bias *= 2;
     r->workspaceSize = 0;
     r->state = CUBLAS_STATUS_SUCCESS;
     *found = 1;
@@ -487,6 +487,7 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
         const cublasLtMatmulAlgo_t *algo, void *, size_t, cudaStream_t) {
     const void *p[4] = {A, B, C, D};
     for (int i = 0; i < 4; i++) if ((uintptr_t)p[i] % algo->align[i]) return CUBLAS_STATUS_INVALID_VALUE; // a promise not kept
+    if ((uintptr_t)d->bias % algo->bias) return CUBLAS_STATUS_INVALID_VALUE;
     uint64_t m = dl->rows, n = dl->cols, k = d->ta == CUBLAS_OP_N ? a->cols : a->rows;
     if ((d->ta == CUBLAS_OP_N ? a->rows : a->cols) != m || (d->tb == CUBLAS_OP_N ? b->cols : b->rows) != n ||
         (d->tb == CUBLAS_OP_N ? b->rows : b->cols) != k || c->rows != m || c->cols != n || c->ld != dl->ld || c->type != dl->type)

@@ -73,7 +73,7 @@ static double product_rate(int n) {
     }
     for (int i = 0; i < 7; i++) {
         marks = 0;
-        gemm(0, 1, n, n, n, a[0], (size_t)n, a[1], (size_t)n, 0, a[2], ELEM_TYPE, (size_t)n, NULL);
+        gemm(0, 1, n, n, n, a[0], n, a[1], n, 0, a[2], ELEM_TYPE, n, NULL);
         mark("");
         device_wait();
         s[i] = between(marks - 2, marks - 1);

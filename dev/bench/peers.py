@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""The Python programs that bench_cpu.sh measures beside ours; each prints `name value` pairs on one line.
+"""The Python programs that bench_cpu.sh and bench_cuda.sh measure beside ours; each prints `name value` pairs on one line.
 
-  peers.py sample MODEL.bin ASK.bin THREADS       transformers generate, 4 completions a query, top-k 50
-  peers.py beam   MODEL.bin ASK.bin THREADS       transformers generate, 4 beams, all 4 returned
-      generate_ms M tokens N transformers V       48 new tokens for each sequence, all queries in one batch
+  peers.py sample MODEL.bin ASK.bin THREADS [cuda]   transformers generate, 4 completions a query, top-k 50
+  peers.py beam   MODEL.bin ASK.bin THREADS [cuda]   transformers generate, 4 beams, all 4 returned
+      generate_ms M tokens N transformers V       48 new tokens for each sequence, all queries in one batch; on the GPU
+                                                  in bfloat16
   peers.py tiktoken TOKENIZER.bin FILE
       encode_mb_per_s X tokens N sum S version V  one text on one thread; sum as dev/bench/encode.c says
   peers.py versions                               torch V compile 0|1, if torch is there
@@ -57,18 +58,25 @@ def queries(path):
     return torch.from_numpy(np.stack(out))
 
 
-def generate(how, model_path, ask_path, threads):
+def generate(how, model_path, ask_path, threads, device="cpu"):
     import torch, transformers
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
-    model, x, new = gpt2(model_path), queries(ask_path), 48
+    model, x, new = gpt2(model_path), queries(ask_path).to(device), 48
+    gpu = device != "cpu"
+    model = model.to(device, torch.bfloat16) if gpu else model
     args = dict(max_new_tokens=new, min_new_tokens=new, use_cache=True, pad_token_id=0, num_return_sequences=4,
                 synced_gpus=False)  # given, lest it load torch.distributed, which Debian 12 has broken
     args.update(dict(do_sample=True, top_k=50) if how == "sample" else dict(do_sample=False, num_beams=4))
     with torch.inference_mode():
-        model.generate(x[:1], attention_mask=torch.ones_like(x[:1]), **dict(args, max_new_tokens=2, min_new_tokens=2))  # warm up
+        few = x if gpu else x[:1]  # warm up: a GPU's kernels are loaded for the shapes that they are called with
+        model.generate(few, attention_mask=torch.ones_like(few), **dict(args, max_new_tokens=2, min_new_tokens=2))
+        if gpu:
+            torch.cuda.synchronize()
         start = time.perf_counter()
         y = model.generate(x, attention_mask=torch.ones_like(x), **args)
+        if gpu:
+            torch.cuda.synchronize()
         ms = (time.perf_counter() - start) * 1e3
     tokens = y.shape[0] * (y.shape[1] - x.shape[1])
     print(f"generate_ms {ms:.1f} tokens {tokens} transformers {transformers.__version__}")
