@@ -4,15 +4,17 @@
 #   bash dev/bench/bench_cuda.sh [--torch SCRIPT] [QUERIES ...]     default: 64 16 1
 #
 # Prints, and keeps in dev/bench/cuda.txt: bench_cuda's report (step, kernel by kernel, sampling, beams) for each number
-# of queries per step; then, with --torch, SCRIPT's step on as many: plain and compiled, bfloat16, and the ratio to the
-# better of the two. SCRIPT is called with --device cuda --bf16 [--compile] --queries Q --steps 20 and prints a line
+# of queries per step; then SCRIPT's step [dev/bench/torch_step.py] on as many: plain and compiled, bfloat16, and the ratio
+# to the better of the two. SCRIPT is called with --device cuda --bf16 [--compile] --queries Q --steps 20 and prints a line
 # "median_ms M". At last the sampling of 64 queries by transformers' generate, where python3 has it.
 # A part that fails, or takes longer than LIMIT seconds, is left out and said so; so is what Python lacks.
 # May be set: NVCC, NVCC_EXTRA, CC, ARCH=sm_90, PRECISION=BF16, PYTHON=python3, LIMIT=200.
 set -o pipefail
+here=$PWD
 cd "$(dirname "$0")/../.." || exit 1
-torch=
-[ "$1" = --torch ] && { torch=$2; [ -f "$torch" ] || { echo "bench_cuda.sh: --torch $torch: no such file" >&2; exit 1; }; shift 2; }
+torch=dev/bench/torch_step.py
+[ "$1" = --torch ] && { torch=$2; [[ $torch == /* ]] || torch=$here/$torch; shift 2; }
+[ -f "$torch" ] || { echo "bench_cuda.sh: --torch $torch: no such file" >&2; exit 1; }
 queries=$*
 nvcc=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 python=${PYTHON:-python3}
@@ -25,9 +27,8 @@ arch=${ARCH:-sm_$cap}
 
 compare() {
     nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit --format=csv,noheader | head -1
-    there=
-    [ -n "$torch" ] && there=$("$python" -c 'import torch; assert torch.cuda.is_available(); print(torch.__version__)' 2>/dev/null)
-    echo "PyTorch's step: ${there:-left out (no --torch SCRIPT, or no torch that sees the GPU)}"
+    there=$("$python" -c 'import torch; assert torch.cuda.is_available(); print(torch.__version__)' 2>/dev/null)
+    echo "PyTorch's step: ${there:-left out (no torch that sees the GPU)}"
     for q in ${queries:-64 16 1}; do
         echo
         echo "== $q queries per step: this program"
