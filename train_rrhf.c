@@ -978,45 +978,11 @@ static Block block_saved(const GPT2 *m, int l) {
 }
 
 // ----------------------------------------------------------------------------
-// The optimizer
-
-enum { PIECE = 4096 }; // parameters that a thread takes at a time
+// GPT-2's blocks, forward and backward
 
 // An update on its way: AdamW at this step, the gradient times grad_scale; square: of the unscaled gradient so far.
 typedef struct { AdamW o; double grad_scale; int step; double square; } Update;
-
-// AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
-// w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), the decay on matrices and embeddings only.
-// For the n parameters from `at` on, whose gradient is g. Sums g^2 besides: memory is slow, and the gradient passes by.
-static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const real *restrict g) {
-    AdamW o = u->o;
-    real b1 = (real)o.beta1, b2 = (real)o.beta2, gs = (real)u->grad_scale, eps = (real)o.eps;
-    real a1 = (real)(1 - o.beta1), a2 = (real)(1 - o.beta2); // before rounding: 1 - 0.999f is off by 1e-5
-    real lr = (real)(o.lr / (1 - pow(o.beta1, u->step))), vs = (real)(1 / (1 - pow(o.beta2, u->step)));
-    real decay = decays ? (real)(o.lr * o.weight_decay) : 0;
-    real *restrict w = m->params + at, *restrict mm = m->m + at, *restrict vv = m->v + at;
-    double *part = (double *)(void *)room(ROOM_SUMS, (n / PIECE + 1) * sizeof *part / sizeof(real));
-    stage(STAGE_ADAMW);
-    profile.bytes[STAGE_ADAMW] += 7.0 * (double)n * sizeof(real); // reads four arrays, writes three
-    PARALLEL_FOR
-    for (size_t i0 = 0; i0 < n; i0 += PIECE) {
-        size_t i1 = i0 + PIECE < n ? i0 + PIECE : n;
-        double sum = 0;
-        SIMD_SUM(sum)
-        for (size_t i = i0; i < i1; i++) {
-            real gi = gs * g[i];
-            mm[i] = b1 * mm[i] + a1 * gi;
-            vv[i] = b2 * vv[i] + a2 * gi * gi;
-            w[i] -= lr * mm[i] / (sqrt_real(vv[i] * vs) + eps) + decay * w[i];
-            sum += (double)g[i] * (double)g[i];
-        }
-        part[i0 / PIECE] = sum;
-    }
-    for (size_t i = 0; i < (n + PIECE - 1) / PIECE; i++) u->square += part[i]; // in order: the same for any number of threads
-}
-
-// ----------------------------------------------------------------------------
-// GPT-2's blocks, forward and backward
+static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const real *restrict g); // see "The optimizer"
 
 // One block of the transformer, forward: x -> x + attention(ln1(x)) -> that + mlp(ln2(that)).
 static void block_forward(GPT2 *m, const Batch *b, int l) {
@@ -1263,6 +1229,41 @@ const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double *
     }
     if (lse) *lse = m->top_lse;
     return m->top;
+}
+
+// ----------------------------------------------------------------------------
+// The optimizer
+
+enum { PIECE = 4096 }; // parameters that a thread takes at a time
+
+// AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
+// w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), the decay on matrices and embeddings only.
+// For the n parameters from `at` on, whose gradient is g. Sums g^2 besides: memory is slow, and the gradient passes by.
+static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const real *restrict g) {
+    AdamW o = u->o;
+    real b1 = (real)o.beta1, b2 = (real)o.beta2, gs = (real)u->grad_scale, eps = (real)o.eps;
+    real a1 = (real)(1 - o.beta1), a2 = (real)(1 - o.beta2); // before rounding: 1 - 0.999f is off by 1e-5
+    real lr = (real)(o.lr / (1 - pow(o.beta1, u->step))), vs = (real)(1 / (1 - pow(o.beta2, u->step)));
+    real decay = decays ? (real)(o.lr * o.weight_decay) : 0;
+    real *restrict w = m->params + at, *restrict mm = m->m + at, *restrict vv = m->v + at;
+    double *part = (double *)(void *)room(ROOM_SUMS, (n / PIECE + 1) * sizeof *part / sizeof(real));
+    stage(STAGE_ADAMW);
+    profile.bytes[STAGE_ADAMW] += 7.0 * (double)n * sizeof(real); // reads four arrays, writes three
+    PARALLEL_FOR
+    for (size_t i0 = 0; i0 < n; i0 += PIECE) {
+        size_t i1 = i0 + PIECE < n ? i0 + PIECE : n;
+        double sum = 0;
+        SIMD_SUM(sum)
+        for (size_t i = i0; i < i1; i++) {
+            real gi = gs * g[i];
+            mm[i] = b1 * mm[i] + a1 * gi;
+            vv[i] = b2 * vv[i] + a2 * gi * gi;
+            w[i] -= lr * mm[i] / (sqrt_real(vv[i] * vs) + eps) + decay * w[i];
+            sum += (double)g[i] * (double)g[i];
+        }
+        part[i0 / PIECE] = sum;
+    }
+    for (size_t i = 0; i < (n + PIECE - 1) / PIECE; i++) u->square += part[i]; // in order: the same for any number of threads
 }
 
 double gpt2_grad_norm(GPT2 *m) {

@@ -109,15 +109,18 @@ static inline int story_run(const Options *user, const char *line) {
     return verbs[verb](&o);
 }
 
-// The first query of eval's samples.txt with three completions from before and three from after.
+// The first three queries of eval's samples.txt, each with the first completion from before and the first from after.
 static inline void story_show(const char *path) {
     FILE *f = fopen(path, "r");
     char line[4096];
-    int queries = 0, before = 0, after = 0;
-    while (f && fgets(line, sizeof line, f) && (queries += !strncmp(line, "---", 3)) < 2) {
-        before += !strncmp(line, "before:", 7);
-        after += !strncmp(line, "after:", 6);
-        if (strncmp(line, "---", 3) && (after ? after <= 3 : before <= 3)) fputs(line, stdout);
+    int queries = 0, before = 0, after = 0, show;
+    while (f && fgets(line, sizeof line, f)) {
+        if (!strncmp(line, "---", 3)) show = before = after = 0, queries++;
+        else if (!strncmp(line, "before:", 7)) show = !before++;
+        else if (!strncmp(line, "after:", 6)) show = !after++;
+        else show = 1; // the query
+        if (queries > 3) break;
+        if (show) fputs(line, stdout);
     }
     if (f) fclose(f);
 }
@@ -170,7 +173,7 @@ static inline int verb_demo(const Options *user) {
         return EXIT_WORK;
     }
     snprintf(path, sizeof path, "%s/eval/samples.txt", dir);
-    printf("\nThree completions of a held-out query before and after RRHF (reward in brackets):\n");
+    printf("\nThe first three held-out queries, a completion each from before and after RRHF (reward in brackets):\n");
     story_show(path);
     printf("\n");
     if (PLOT_BUILT_IN) printf("%s/curves.png  ", dir);

@@ -121,7 +121,7 @@ step_ms() { # program, file, options: the median step, without the first two
 torch_ms() { "$1" "$torch" --steps "$steps" --threads "$threads" "${@:2}" | value median_ms; }
 
 complete_ms() { # file of queries, options: from the loaded model to the last token; checks how many tokens there are
-    span '^sample +policy:' '\([0-9.]+ s\)$' ./train_rrhf sample --model "$model" --data "$dir/$1" --num-return 4 --max-new-tokens 48 \
+    span '^sample +policy:' '\([0-9.]+ s\)' ./train_rrhf sample --model "$model" --data "$dir/$1" --num-return 4 --max-new-tokens 48 \
         --threads "$threads" --out "$dir/out" "${@:2}" || return 1
     local queries new
     read -r queries _ new <<< "$(od -An -t d4 -j 8 -N 12 "$dir/out/sampled.bin")"
