@@ -178,6 +178,9 @@ static inline void checkpoint_write(const char *path, Config c, const float *par
     out_close(&out);
 }
 
+// A new checkpoint's Vp: rows of wte up to a multiple that matrix products like.
+static inline int vocabulary_padded(int V) { return (V + 127) / 128 * 128; }
+
 // ----------------------------------------------------------------------------
 // The backend contract: what a device must be able to do. Everything else is shared.
 

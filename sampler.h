@@ -134,11 +134,6 @@ static inline int sample_candidates(Candidate *room, int n, Sampling s, Rng *rng
     return room[n - 1].id;
 }
 
-// Draws from all V logits. room (top_k, or V)
-static inline int sample_token(const float *logits, int V, Sampling s, Rng *rng, Candidate *room) {
-    return sample_candidates(room, top_k_candidates(room, logits, V, sample_width(s)), s, rng);
-}
-
 // ----------------------------------------------------------------------------
 // Beam search: one group's step
 //

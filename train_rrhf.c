@@ -1003,7 +1003,8 @@ static void block_forward(GPT2 *m, const Batch *b, int l) {
     matmul_forward(s.next, m->gelu, w.fcprojw, w.fcprojb, s.mid, N, 4 * C, C);
 }
 
-// matmul_backward and, where u is not NULL, the update of W, as many rows at a time as there is room for.
+// matmul_backward, and where u is not NULL the update of W besides, as many rows at a time as there is room for: dx comes
+// first, from W as it was.   dx, x (N,C), dout (N,OC), w, dw (OC,C; in pieces: room for some rows), dbias (OC)
 static void linear_backward(GPT2 *m, Update *u, real *dx, real *dw, real *dbias, const real *dout, const real *x, const real *w,
                             int N, int C, int OC) {
     enum Stage here = profile.at;
@@ -1110,7 +1111,7 @@ static Batch batch_live(GPT2 *m, const Batch *b, const real *coef) {
 }
 
 // An embedding's gradient and update, as many rows at a time as there is room for: row[n] += dx[n], and in the first V
-// rows the classifier's dlogits^T x (V is 0 where the table is no classifier).
+// rows the classifier's dlogits^T x (V is 0 where the table is no classifier).   dw (t->rows,C; or some), dx (N,C), row (N)
 static void table_backward(GPT2 *m, const Tensor *t, real *dw, const real *dx, const Batch *b, const int *row, int V, Update *u) {
     int C = m->c.C, some = (int)(update_room(m->c) / (size_t)C);
     for (int v = 0, rows; v < t->rows; v += rows) {

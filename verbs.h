@@ -571,7 +571,7 @@ static inline int verb_sft(const Options *o) {
             c.V = d.V;
             ranked_free(&d);
         } else die_usage("--tokenizer: needed to size a new model's vocabulary; or give --model");
-        c.Vp = (c.V + 127) / 128 * 128;
+        c.Vp = vocabulary_padded(c.V);
         float *params = (float *)xalloc(gpt2_count(c), sizeof *params);
         gpt2_random(c, (uint64_t)o->seed, params);
         m = gpt2_build(c, params, 1);

@@ -520,7 +520,7 @@ static Config config_read(const char *path) {
     h[4] = config_int(w, j, "n_layer", NULL);
     h[5] = config_int(w, j, "n_head", NULL);
     h[6] = config_int(w, j, "n_embd", NULL);
-    h[7] = h[3] > VOCABULARY_MAX ? h[3] : (h[3] + 127) / 128 * 128;
+    h[7] = h[3] > VOCABULARY_MAX ? h[3] : vocabulary_padded(h[3]);
     Config c = checkpoint_config(path, h);
     config_check(w, j, c.C);
     cJSON_Delete(j);

@@ -848,7 +848,7 @@ outputs() {
 
 worked_case() {
     local A
-    [ -e "$CASES/model.bin" ] || return
+    [ -e "$CASES/model.bin" ] || { note "not tested: the worked case (no $CASES; set RRHF_CASES)"; return; }
     A=$(head -n 1 "$CASES/log.txt") # "# train --policy P ...": the command that made the log
     run score --model "$CASES/model.bin" --data "$CASES/ranked.bin"
     if awk 'function off(a, b) { a -= b; return a < 0 ? -a : a } function size(a) { return a < 0 ? -a : a }

@@ -3,14 +3,8 @@
 # `make train_rrhf`; takes one to three minutes.
 #
 #   test/test_demo.sh [plots]      plots: this build has stb_image_write, so it must draw its curves
-export OMP_WAIT_POLICY=passive LC_ALL=C
-passed=0 failed=0 T=$(mktemp -d)
-trap 'rm -rf "$T"' EXIT
-check() { # WHAT COMMAND...: the command must succeed
-    local what=$1
-    shift
-    if "$@"; then passed=$((passed + 1)); echo "ok   $what"; else failed=$((failed + 1)); echo "FAIL $what"; fi
-}
+export OMP_WAIT_POLICY=passive
+. test/check.sh # check, T
 
 # Interrupted while it pretrains: the hint must work as it stands, and what is left must not be in the way of the next run.
 ./train_rrhf --out "$T/demo" --seed 1 > "$T/out" 2> "$T/err" &

@@ -16,6 +16,11 @@ static Sampling sampling_of(int num_return, int max_new, double temperature, int
     return s;
 }
 
+// One token, drawn from all V logits as sample() draws it from a row's candidates. room (top_k, or V)
+static int sample_token(const float *logits, int V, Sampling s, Rng *rng, Candidate *room) {
+    return sample_candidates(room, top_k_candidates(room, logits, V, sample_width(s)), s, rng);
+}
+
 static Beaming beaming_of(int beams, int groups, double diversity, int num_return, int max_new, int eot) {
     Beaming b = {beams, groups, diversity, 1, num_return, max_new, eot};
     return b;

@@ -2,14 +2,7 @@
 # test_scripts.sh: when make builds again, and dev/imdb.sh: its arguments, and what becomes of a step that fails. The
 # script runs in a copy, where a few lines of shell stand for the programs: nothing is fetched, nothing is trained.
 # Run from the repository root after `make train_rrhf`.
-export LC_ALL=C
-passed=0 failed=0 T=$(mktemp -d)
-trap 'rm -rf "$T"' EXIT
-check() { # WHAT COMMAND...: the command must succeed
-    local what=$1
-    shift
-    if "$@"; then passed=$((passed + 1)); echo "ok   $what"; else failed=$((failed + 1)); echo "FAIL $what"; fi
-}
+. test/check.sh # check, T
 
 # ----------------------------------------------------------------------------
 # make
