@@ -199,6 +199,11 @@ typedef struct {
 
 typedef struct { float logit; int id; } Candidate; // a token that may come next
 
+// How one token is drawn: from softmax(logit / temperature) of the top_k largest logits (0: of all), cut to the smallest
+// set of the most probable that holds top_p (1: all). temperature 0: the most probable. sampler.h says what that means
+// to the bit.
+typedef struct { double temperature, top_p; int top_k; } Draw;
+
 // GELU's tanh form: x/2 (1 + tanh(GELU_S (x + GELU_A x^3)))
 #define GELU_S 0.7978845608028654 // sqrt(2/pi)
 #define GELU_A 0.044715
@@ -227,11 +232,13 @@ void   gpt2_zero_grad(GPT2 *m);
 double gpt2_grad_norm(GPT2 *m);                  // L2 norm of the whole gradient
 void   gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step); // step counts from 1
 void   gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots);
-// logits (n_rows, V), owned by the model, valid until the next call
-const float *gpt2_decode(GPT2 *m, const Decode *d);
-// The same, but of each row only the k <= V largest logits, (n_rows, k) in the backend's own order, of equal ones the
-// lower ids; lse, where not NULL, (n_rows): the row's log sum exp. A device hands back k numbers per row, not V.
+// What a decode hands back is owned by the model and valid until the next one. A device selects: it hands back k numbers
+// of a row, or a token, not V logits.
+// The k <= V largest logits of each row, (n_rows, k) in the order of their ids, of equal ones the lower ids; lse, where
+// not NULL, (n_rows): the row's log sum exp.
 const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double **lse);
+// A token for each of n sequences, (n), n at most the rows planned: sequence i draws from row row[i], with u[i] in [0, 1).
+const int *gpt2_decode_draw(GPT2 *m, const Decode *d, Draw how, int n, const int *row, const double *u);
 const char *backend_start(int threads);          // 0 = all; returns a line for the banner
 void   backend_profile(int steps);               // --profile 1: 0 = begin; else print where the time of so many steps went
 void   backend_dtype_set(const char *dtype);     // --dtype: "fp32" or "bf16"; before backend_start

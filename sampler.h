@@ -17,8 +17,8 @@ beam_search   the num_beams most probable beginnings go on together; the best nu
 The cache is a row of slots, one token's keys and values each, and a sequence is a list of slots (model.h, Decode).
 The query is computed once and named by all its sequences; a beam that forks copies its list, never the cache.
 Queries run in waves. How many run at once changes neither texts nor scores (a BLAS may round the scores differently).
-The backend selects: top-k sampling and beams see k candidates per row. Sampling from the whole vocabulary (no top-k)
-reads back all logits. A seed's draws are those of one backend: candidates come in its own order.
+The backend selects: beams see k candidates per row, sampling a token per sequence. What a random number means does not
+depend on the backend: its draws differ from another's only where their logits' last digits decide.
 */
 #ifndef SAMPLER_H
 #define SAMPLER_H
@@ -34,9 +34,7 @@ enum Source { SOURCE_DATA, SOURCE_SAMPLE, SOURCE_BEAM, SOURCE_DIVERSE }; // the 
 
 typedef struct {
     int num_return, max_new_tokens;
-    int top_k;                // 0 = all
-    double top_p;             // 1 = all
-    double temperature;       // 0 = greedy
+    Draw draw;
     int eot;                  // end-of-text id, -1 = none
     uint64_t seed;
 } Sampling;
@@ -59,6 +57,10 @@ static inline int compare_candidates(const void *a, const void *b) { // by logit
     return x->logit != y->logit ? (x->logit < y->logit ? 1 : -1) : x->id - y->id;
 }
 
+static inline int compare_ids(const void *a, const void *b) {
+    return ((const Candidate *)a)->id - ((const Candidate *)b)->id;
+}
+
 // Restores the heap property (the candidate that comes last on top) below i.
 static inline void heap_sink(Candidate *h, int n, int i) {
     for (int child; (child = 2 * i + 1) < n; i = child) {
@@ -70,7 +72,7 @@ static inline void heap_sink(Candidate *h, int n, int i) {
     }
 }
 
-// The k largest logits, of equal ones the lower ids, in a heap's order; k = 0: all, by id. room (k, or V)
+// The k largest logits, of equal ones the lower ids, in the order of their ids; k = 0: all. room (k, or V)
 // Few logits get past the least of the k so far: a span without one costs a comparison per logit, many at a time.
 static inline int top_k_candidates(Candidate *room, const float *logits, int V, int k) {
     enum { SPAN = 32 };
@@ -89,6 +91,7 @@ static inline int top_k_candidates(Candidate *room, const float *logits, int V, 
             heap_sink(room, k, 0);
         }
     }
+    qsort(room, (size_t)k, sizeof *room, compare_ids);
     return k;
 }
 
@@ -102,35 +105,65 @@ static inline double log_sum_exp(const float *logits, int V) {
 
 // ----------------------------------------------------------------------------
 // Choosing one token at random
+//
+// A token's weight is exp((logit - max) / temperature), counted in whole units of 2^-40. Sums of whole numbers have no
+// rounding and so no order: however a backend adds them up, it draws the same token, the first in the order of ids that
+// with those before it has more than u of the total.
 
-// Of n candidates whose `logit` is by now a weight, the smallest set that holds top_p of their total: the heaviest, in
-// order, at least one. Returns how many, and their total.
-static inline int top_p_candidates(Candidate *room, int n, double top_p, double *total) {
+static inline BOTH float draw_weight(float logit, float max, double temperature) {
+    return expf((logit - max) * (float)(1 / temperature));
+}
+
+static inline BOTH uint64_t draw_units(float weight) { return weight > 0 ? (uint64_t)(weight * 1099511627776.0f) : 0; }
+
+// What the most probable tokens that are kept must have of all units: Hugging Face's order, top-k first, then top-p.
+static inline BOTH uint64_t draw_enough(uint64_t total, double top_p) {
+    uint64_t enough = (uint64_t)ceil(top_p * (double)total);
+    if (enough < 1) enough = 1;
+    return enough < total ? enough : total;
+}
+
+// How many of the kept units come before the one that u draws.
+static inline BOTH uint64_t draw_before(uint64_t total, double u) {
+    uint64_t before = (uint64_t)(u * (double)total);
+    return before < total ? before : total - 1;
+}
+
+// How many candidates of a row a draw needs.
+static inline int draw_width(Draw how, int V) {
+    int k = how.temperature > 0 ? how.top_k : 1;
+    return k > 0 && k < V ? k : V;
+}
+
+// Of n candidates whose `logit` is by now a weight, the smallest set that holds top_p of the total: the heaviest, of equal
+// ones the lower ids, at least one. Returns how many, and their total; they stay in the order of their ids.
+static inline int draw_top_p(Candidate *room, int n, double top_p, uint64_t *total) {
     // Weights below the average of what may be left out sum to less than that: no need to sort them.
-    double enough = top_p * *total, least = (*total - enough) / n;
+    uint64_t enough = draw_enough(*total, top_p), least = (*total - enough) / (uint64_t)n;
     int heavy = 0, kept = 0;
-    for (int i = 0; i < n; i++) if (room[i].logit >= least) room[heavy++] = room[i];
+    for (int i = 0; i < n; i++) if (draw_units(room[i].logit) >= least) room[heavy++] = room[i];
     qsort(room, (size_t)heavy, sizeof *room, compare_candidates);
-    *total = room[kept++].logit;
-    while (kept < heavy && *total < enough) *total += room[kept++].logit;
+    *total = 0;
+    do *total += draw_units(room[kept++].logit);
+    while (kept < heavy && *total < enough);
+    qsort(room, (size_t)kept, sizeof *room, compare_ids);
     return kept;
 }
 
-// How many candidates a draw needs: 0 = all.
-static inline int sample_width(Sampling s) { return s.temperature > 0 ? s.top_k : 1; }
-
-// Draws from softmax(logit / temperature) of the n largest, cut to the smallest set of the most probable tokens whose
-// probability reaches top_p (Hugging Face's order). Their order in room decides what a random number means; room is spent.
-static inline int sample_candidates(Candidate *room, int n, Sampling s, Rng *rng) {
-    if (n == 1) return room[0].id;
+// Draws one of n candidates, which are in the order of their ids. room (n) is spent
+static inline int draw(Candidate *room, int n, Draw how, double u) {
     float max = room[0].logit;
-    double total = 0;
+    uint64_t total = 0;
+    if (n == 1) return room[0].id;
     for (int i = 0; i < n; i++) max = room[i].logit > max ? room[i].logit : max;
-    for (int i = 0; i < n; i++) total += room[i].logit = (float)exp((room[i].logit - max) / s.temperature);
-    if (s.top_p < 1) n = top_p_candidates(room, n, s.top_p, &total);
-    double u = rng_uniform(rng) * total;
-    for (int i = 0; i < n - 1; i++)
-        if ((u -= room[i].logit) < 0) return room[i].id;
+    for (int i = 0; i < n; i++) total += draw_units(room[i].logit = draw_weight(room[i].logit, max, how.temperature));
+    if (how.top_p < 1) n = draw_top_p(room, n, how.top_p, &total);
+    uint64_t before = draw_before(total, u);
+    for (int i = 0; i < n - 1; i++) {
+        uint64_t units = draw_units(room[i].logit);
+        if (before < units) return room[i].id;
+        before -= units;
+    }
     return room[n - 1].id;
 }
 
@@ -352,45 +385,23 @@ static inline size_t thread_index(void) {
 
 typedef struct {
     Rng *rng;               // (S)
-    int *next, *done;       // (S) the token drawn; 1 = ended
+    int *done;              // (S) 1 = ended
+    int *row;               // (S) what the next draws of those that go on need: the row of logits
+    double *u;              // (S) and the random number
     uint16_t *text;         // (max_new_tokens)
-    int k, V;               // candidates of a row that are wanted: top_k, or V
-    Candidate *room;        // (threads, k)
 } Draws;
 
-static inline Draws draws_make(int S, int V, Sampling s) {
+static inline Draws draws_make(int S, int max_new_tokens) {
     Draws a;
     a.rng = (Rng *)xalloc((size_t)S, sizeof(Rng));
-    a.next = (int *)xalloc((size_t)S, sizeof(int));
     a.done = (int *)xalloc((size_t)S, sizeof(int));
-    a.text = (uint16_t *)xalloc((size_t)s.max_new_tokens, sizeof(uint16_t));
-    a.k = sample_width(s) > 0 && sample_width(s) < V ? sample_width(s) : V;
-    a.V = V;
-    a.room = (Candidate *)xalloc((size_t)thread_count() * (size_t)a.k, sizeof(Candidate));
+    a.row = (int *)xalloc((size_t)S, sizeof(int));
+    a.u = (double *)xalloc((size_t)S, sizeof(double));
+    a.text = (uint16_t *)xalloc((size_t)max_new_tokens, sizeof(uint16_t));
     return a;
 }
 
-static inline void draws_free(Draws *a) {
-    free(a->rng); free(a->next); free(a->done); free(a->text); free(a->room);
-}
-
-// Decodes what was fed and draws the next token of each of S sequences that has not ended: from the top k that the
-// backend selects, or, where every token may come, from all logits.
-static inline void draws_step(Draws *a, const Wave *w, GPT2 *m, int S, Sampling s) {
-    const Candidate *top = a->k < a->V ? gpt2_decode_top(m, &w->d, a->k, NULL) : NULL;
-    const float *logits = top ? NULL : gpt2_decode(m, &w->d);
-    size_t k = (size_t)a->k;
-#ifdef _OPENMP
-#pragma omp parallel for schedule(dynamic, 4)
-#endif
-    for (int i = 0; i < S; i++) {
-        Candidate *room = a->room + thread_index() * k;
-        if (a->done[i]) continue;
-        if (top) memcpy(room, top + (size_t)w->from[i] * k, k * sizeof *room);
-        else top_k_candidates(room, logits + (size_t)w->from[i] * k, a->V, 0);
-        a->next[i] = sample_candidates(room, a->k, s, &a->rng[i]);
-    }
-}
+static inline void draws_free(Draws *a) { free(a->rng); free(a->done); free(a->row); free(a->u); free(a->text); }
 
 // Completes queries q0 .. q0+n-1 of d, k completions each.
 static inline void sample_wave(Draws *a, Wave *w, GPT2 *m, const Ranked *d, int q0, int n, Sampling s) {
@@ -401,12 +412,15 @@ static inline void sample_wave(Draws *a, Wave *w, GPT2 *m, const Ranked *d, int 
         a->rng[i] = rng_make(s.seed, RNG_SAMPLE, (uint64_t)q0 * (uint64_t)k + (uint64_t)i);
     }
     for (int len = 1;; len++) {
-        draws_step(a, w, m, S, s);
+        int draws = 0;
+        for (int i = 0; i < S; i++)
+            if (!a->done[i]) a->row[draws] = w->from[i], a->u[draws++] = rng_uniform(&a->rng[i]);
+        const int *token = gpt2_decode_draw(m, &w->d, s.draw, draws, a->row, a->u);
         w->d.n = w->d.n_rows = 0;
         for (int i = 0; i < S; i++) {
             if (a->done[i]) continue;
-            wave_append(w, i, a->next[i]);
-            a->done[i] = a->next[i] == s.eot || len == s.max_new_tokens;
+            wave_append(w, i, *token);
+            a->done[i] = *token++ == s.eot || len == s.max_new_tokens;
             if (!a->done[i]) wave_feed(w, i, 1);
         }
         if (!w->d.n) return;
@@ -420,7 +434,7 @@ static inline Ranked sample(GPT2 *m, const Ranked *d, Sampling s, int keep_own, 
     out.V = c.V;
     int k = s.num_return, n = wave_queries(m, d, k, s.max_new_tokens);
     Wave w = wave_make(m, d, n, k, s.max_new_tokens);
-    Draws a = draws_make(w.S, c.V, s);
+    Draws a = draws_make(w.S, s.max_new_tokens);
     Progress bar = progress_start(label, 0);
     for (int q0 = 0; q0 < d->Q; q0 += n) {
         int now = d->Q - q0 < n ? d->Q - q0 : n;

@@ -808,7 +808,9 @@ struct GPT2 {
     float *dec_logits;                // (n_rows, V)
     Candidate *top;                   // (n_rows, k)
     double *top_lse;                  // (n_rows)
-    size_t top_cap, lse_cap;
+    Candidate *draw_room;             // (threads, k)
+    int *drawn;                       // (n)
+    size_t top_cap, lse_cap, draw_cap, drawn_cap;
     int dec_n, dec_rows, dec_slots;
 };
 
@@ -894,7 +896,7 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
 void gpt2_free(GPT2 *m) {
     if (!m) return;
     free(m->state); free(m->kept); free(m->activations);
-    free(m->cache); free(m->dec); free(m->dec_logits); free(m->top); free(m->top_lse);
+    free(m->cache); free(m->dec); free(m->dec_logits); free(m->top); free(m->top_lse); free(m->draw_room); free(m->drawn);
     free(m);
 }
 
@@ -1185,7 +1187,8 @@ void gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots) {
     }
 }
 
-const float *gpt2_decode(GPT2 *m, const Decode *d) {
+// The logits (n_rows,V) of the rows that are wanted.
+static const float *decode_logits(GPT2 *m, const Decode *d) {
     Config c = m->c;
     Params w = m->w;
     int n = d->n, C = c.C;
@@ -1218,7 +1221,7 @@ const float *gpt2_decode(GPT2 *m, const Decode *d) {
 }
 
 const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double **lse) {
-    const float *logits = gpt2_decode(m, d);
+    const float *logits = decode_logits(m, d);
     int V = m->c.V;
     xgrow((void **)&m->top, &m->top_cap, (size_t)d->n_rows * (size_t)k, sizeof *m->top);
     xgrow((void **)&m->top_lse, &m->lse_cap, (size_t)d->n_rows, sizeof *m->top_lse);
@@ -1230,6 +1233,23 @@ const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double *
     }
     if (lse) *lse = m->top_lse;
     return m->top;
+}
+
+const int *gpt2_decode_draw(GPT2 *m, const Decode *d, Draw how, int n, const int *row, const double *u) {
+    int V = m->c.V;
+    size_t k = (size_t)draw_width(how, V);
+    const Candidate *top = (int)k < V ? gpt2_decode_top(m, d, (int)k, NULL) : NULL;
+    const float *logits = top ? NULL : decode_logits(m, d);
+    xgrow((void **)&m->draw_room, &m->draw_cap, (size_t)thread_count() * k, sizeof *m->draw_room);
+    xgrow((void **)&m->drawn, &m->drawn_cap, (size_t)n, sizeof *m->drawn);
+    PARALLEL_FOR
+    for (int i = 0; i < n; i++) {
+        Candidate *room = m->draw_room + thread_index() * k;
+        if (top) memcpy(room, top + (size_t)row[i] * k, k * sizeof *room);
+        else top_k_candidates(room, logits + (size_t)row[i] * k, V, 0);
+        m->drawn[i] = draw(room, (int)k, how, u[i]);
+    }
+    return m->drawn;
 }
 
 // ----------------------------------------------------------------------------

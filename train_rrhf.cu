@@ -15,7 +15,7 @@ Shapes are row-major; dimensions have the letters of model.h. A kernel's comment
 and what bounds it: bytes per element moved to or from memory (bfloat16 build), or operations.
 Everything runs on one stream. The host waits for the device once per optimizer step, in gpt2_step_end: the losses are
 computed on the device too, and while it works on a micro-batch the host packs the next one. Elsewhere it waits where
-the contract hands numbers back: in gpt2_forward, gpt2_grad_norm, gpt2_decode and gpt2_get.
+the contract hands numbers back: in gpt2_forward, gpt2_grad_norm, gpt2_decode_top, gpt2_decode_draw and gpt2_get.
 test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one on test/cuda_emulation.h.
 */
 #include "util.h"        // defines: die, xalloc
@@ -263,6 +263,36 @@ inline __device__ float block_max(float x, float *room) {
     for (int i = 1; i < WARPS; i++) x = fmaxf(x, room[i]);
     __syncthreads();
     return x;
+}
+
+// For whole numbers, in any order: the sum over the block, and, of what threads before this one have, with their sum in
+// *total.
+inline __device__ uint64_t block_count(uint64_t x, uint64_t *room) {
+    for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(FULL, x, i);
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = 0;
+    for (int i = 0; i < WARPS; i++) x += room[i];
+    __syncthreads();
+    return x;
+}
+
+inline __device__ uint64_t block_before(uint64_t x, uint64_t *total, uint64_t *room) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    uint64_t sum = x; // over the warp's lanes up to this one
+    for (int i = 1; i < 32; i *= 2) {
+        uint64_t lower = __shfl_sync(FULL, sum, lane - i);
+        if (lane >= i) sum += lower;
+    }
+    if (lane == 31) room[warp] = sum;
+    __syncthreads();
+    *total = 0;
+    for (int w = 0; w < WARPS; w++) {
+        if (w < warp) sum += room[w];
+        *total += room[w];
+    }
+    __syncthreads();
+    return sum - x;
 }
 
 // ----------------------------------------------------------------------------
@@ -1220,10 +1250,11 @@ inline __device__ uint64_t top_key(float z, int id) {
 template <int W> __global__ void top_k_kernel(Candidate *top, double *lse, const float *logits, int V, int Vp, int k) {
     __shared__ uint64_t largest[BLOCK], bound;
     __shared__ float room[WARPS];
-    __shared__ int count[256], chosen[2], ahead[WARPS];
+    __shared__ int count[256], chosen[2];
+    __shared__ uint64_t counts[WARPS];
     const float *z = logits + (size_t)blockIdx.x * Vp;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, need = k, rank = 0, found = 0;
-    uint64_t prefix = 0, mask = 0, own = 0;
+    int need = k, rank = 0;
+    uint64_t prefix = 0, mask = 0, own = 0, found = 0;
     float most = z[0], sum = 0, a[W] = {0};
     for (int v = threadIdx.x * W; v < V; v += BLOCK * W) {
         float now = most;
@@ -1272,29 +1303,91 @@ template <int W> __global__ void top_k_kernel(Candidate *top, double *lse, const
             uint64_t key = v + i < V ? top_key(a[i], v + i) : 0;
             mine += flag[i] = v + i < V && key >= bound && (key & mask) >= prefix;
         }
-        int at = mine; // how many in the warp come up to here
-        for (int i = 1; i < 32; i *= 2) {
-            int before = __shfl_sync(FULL, at, lane - i);
-            if (lane >= i) at += before;
-        }
-        if (lane == 31) ahead[warp] = at;
-        __syncthreads();
-        at += found - mine;
-        for (int w = 0; w < WARPS; w++) {
-            if (w < warp) at += ahead[w];
-            found += ahead[w];
-        }
+        uint64_t strip, at = found + block_before(mine, &strip, counts);
+        found += strip;
         for (int i = 0; i < W; i++) {
             if (!flag[i]) continue;
             Candidate c = {a[i], v + i};
             top[(size_t)blockIdx.x * k + at++] = c;
         }
-        __syncthreads();
     }
 }
 
 static void top_k(Candidate *top, double *lse, const float *logits, int n, int V, int Vp, int k) {
     LAUNCH_WIDE(Vp % 4 == 0, 4, top_k_kernel, n, BLOCK, 0, top, lse, logits, V, Vp, k);
+}
+
+// Draws, as sampler.h defines them. A row is n numbers, `step` floats apart: all logits (1), or the logits of candidates
+// (2), which are in the order of their ids, too.
+
+// First, once a row: logits become weights, in place, and weights outside of the top_p set become 0. total (rows): the
+// units of those that stay. The least weight that stays is found bit by bit from the top: weights are not negative, so
+// their bits sort as they do. Of those that equal it the last ones may have to go.
+// A block owns a row. Bytes: 12 per number; with top_p < 1 31 times 4 more, in part from the L2 cache.
+template <int STEP> __global__ void draw_weights_kernel(float *rows, uint64_t *total, int n, size_t ld, double temperature, double top_p) {
+    __shared__ float room[WARPS];
+    __shared__ uint64_t counts[WARPS];
+    float *z = rows + blockIdx.x * ld, most = z[0];
+    uint64_t units = 0;
+    for (int i = threadIdx.x; i < n; i += BLOCK) most = fmaxf(most, z[i * STEP]);
+    most = block_max(most, room);
+    for (int i = threadIdx.x; i < n; i += BLOCK) {
+        z[i * STEP] = draw_weight(z[i * STEP], most, temperature);
+        units += draw_units(z[i * STEP]);
+    }
+    uint64_t kept = block_count(units, counts), enough = draw_enough(kept, top_p), seen = 0;
+    unsigned bits = 0;
+    for (unsigned bit = top_p < 1 ? 1u << 29 : 0; bit; bit >>= 1) { // no weight is larger than 1
+        float from = __uint_as_float(bits | bit);
+        units = 0;
+        for (int i = threadIdx.x; i < n; i += BLOCK) if (z[i * STEP] >= from) units += draw_units(z[i * STEP]);
+        units = block_count(units, counts);
+        if (units >= enough) bits |= bit, kept = units;
+    }
+    float least = __uint_as_float(bits);
+    uint64_t equal = 0, spare = top_p < 1 && kept > enough ? (kept - enough) / draw_units(least) : 0; // of the equal ones
+    for (int i = threadIdx.x; spare && i < n; i += BLOCK) equal += z[i * STEP] == least;
+    if (spare) equal = block_count(equal, counts);
+    for (int i0 = 0; top_p < 1 && i0 < n; i0 += BLOCK) {
+        int i = i0 + threadIdx.x, same = i < n && z[i * STEP] == least;
+        uint64_t before = 0, strip = 0;
+        if (spare) before = seen + block_before(same, &strip, counts);
+        seen += strip;
+        if (i < n && (z[i * STEP] < least || (same && spare && before >= equal - spare))) z[i * STEP] = 0;
+    }
+    if (threadIdx.x == 0) total[blockIdx.x] = kept - spare * draw_units(least);
+}
+
+typedef struct { double u; int row; } DrawFrom;
+
+// Then, once a sequence: token[i] is where u falls in its row's weights. A block owns a sequence and goes through the row
+// from the left, a thread with PER neighbours at a time. Bytes: 4 per number, up to where it falls.
+template <int STEP> __global__ void draw_kernel(int *token, const float *rows, const uint64_t *total, const DrawFrom *from, int n, size_t ld) {
+    __shared__ uint64_t counts[WARPS];
+    const int PER = 4;
+    DrawFrom own = from[blockIdx.x];
+    const float *z = rows + own.row * ld;
+    uint64_t all = total[own.row], wanted = draw_before(all, own.u), passed = 0;
+    for (int i0 = 0; i0 < n; i0 += BLOCK * PER) {
+        uint64_t units[PER], mine = 0, strip;
+        int i = i0 + threadIdx.x * PER;
+        for (int k = 0; k < PER; k++) mine += units[k] = i + k < n ? draw_units(z[(i + k) * STEP]) : 0;
+        uint64_t before = passed + block_before(mine, &strip, counts);
+        for (int k = 0; k < PER; k++) {
+            if (before <= wanted && wanted < before + units[k]) token[blockIdx.x] = STEP == 1 ? i + k : ((const Candidate *)z)[i + k].id;
+            before += units[k];
+        }
+        passed += strip;
+        if (passed > wanted) return;
+    }
+    if (threadIdx.x == 0) token[blockIdx.x] = STEP == 1 ? n - 1 : ((const Candidate *)z)[n - 1].id; // no weight is a number
+}
+
+// token (n): from `rows` rows of `width` numbers, ld floats apart, which are spent.
+template <int STEP> static void draw_tokens(int *token, float *z, uint64_t *total, const DrawFrom *from, int n, int rows, int width, size_t ld, Draw how) {
+    double temperature = how.temperature > 0 ? how.temperature : 1; // 0 chooses among one
+    LAUNCH(draw_weights_kernel<STEP>, rows, BLOCK, 0, z, total, width, ld, temperature, how.top_p);
+    LAUNCH(draw_kernel<STEP>, n, BLOCK, 0, token, z, total, from, width, ld);
 }
 
 // ----------------------------------------------------------------------------
@@ -1370,7 +1463,10 @@ struct GPT2 {
     Sorted by_token, by_pos;
     elem *cache;                      // (L, slots, 2C)
     char *dec;                        // decoding's activations
-    float *dec_logits, *dec_host;     // (n_rows,Vp); (n_rows,V) pinned
+    float *dec_logits;                // (n_rows,Vp)
+    DrawFrom *draws, *draws_host;     // (dec_rows), pinned
+    uint64_t *draw_total;             // (dec_rows)
+    int *drawn, *drawn_host;          // (dec_rows), pinned
     Candidate *top, *top_host;        // (n_rows, k), pinned
     double *top_lse, *top_lse_host;   // (dec_rows), pinned
     size_t top_size;                  // candidates
@@ -1470,8 +1566,9 @@ void gpt2_free(GPT2 *m) {
     if (!m) return;
     device_wait();
     void *on_device[] = {m->params, HALF ? m->copies : NULL, m->grads, m->m, m->v, m->norm, m->end, m->activations, m->stage, m->cache,
-                         m->dec, m->dec_logits, m->dec_ints, m->top, m->top_lse};
-    void *pinned[] = {m->norm_host, m->end_host, m->out_host, m->coef_host, m->stage_both[0], m->stage_both[1], m->dec_host, m->dec_ints_host, m->top_host, m->top_lse_host};
+                         m->dec, m->dec_logits, m->dec_ints, m->top, m->top_lse, m->draws, m->draw_total, m->drawn};
+    void *pinned[] = {m->norm_host, m->end_host, m->out_host, m->coef_host, m->stage_both[0], m->stage_both[1], m->dec_ints_host, m->top_host, m->top_lse_host,
+                      m->draws_host, m->drawn_host};
     for (size_t i = 0; i < sizeof on_device / sizeof *on_device; i++) device_free(on_device[i]);
     for (size_t i = 0; i < sizeof pinned / sizeof *pinned; i++) pinned_free(pinned[i]);
     for (int i = 0; i < 2; i++) CHECK_CUDA(cudaEventDestroy(m->sent[i]));
@@ -1747,10 +1844,16 @@ void gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots) {
         m->dec_n = n;
     }
     if (n_rows > m->dec_rows) {
-        device_free(m->dec_logits), device_free(m->top_lse), pinned_free(m->dec_host), pinned_free(m->top_lse_host);
-        m->dec_host = NULL;
-        m->top_lse = (double *)device_alloc((size_t)n_rows * sizeof(double), "decoding's sums", remedy);
-        m->top_lse_host = (double *)pinned_alloc((size_t)n_rows * sizeof(double), "decoding's sums", remedy);
+        size_t rows = (size_t)n_rows;
+        device_free(m->dec_logits), device_free(m->top_lse), device_free(m->draws), device_free(m->draw_total), device_free(m->drawn);
+        pinned_free(m->top_lse_host), pinned_free(m->draws_host), pinned_free(m->drawn_host);
+        m->top_lse = (double *)device_alloc(rows * sizeof(double), "decoding's sums", remedy);
+        m->top_lse_host = (double *)pinned_alloc(rows * sizeof(double), "decoding's sums", remedy);
+        m->draws = (DrawFrom *)device_alloc(rows * sizeof(DrawFrom), "draws", remedy);
+        m->draws_host = (DrawFrom *)pinned_alloc(rows * sizeof(DrawFrom), "draws", remedy);
+        m->draw_total = (uint64_t *)device_alloc(rows * sizeof(uint64_t), "draws", remedy);
+        m->drawn = (int *)device_alloc(rows * sizeof(int), "draws", remedy);
+        m->drawn_host = (int *)pinned_alloc(rows * sizeof(int), "draws", remedy);
         m->dec_logits = (float *)device_alloc(logits, "decoding's logits", remedy);
         m->dec_rows = n_rows;
     }
@@ -1782,7 +1885,7 @@ static void decode_send(GPT2 *m, const Decode *d, const int *arrays[7]) {
     CHECK_CUDA(cudaMemcpyAsync(m->dec_ints, host, (5 * n + (size_t)d->n_rows + n_list) * sizeof(int), cudaMemcpyHostToDevice, device.stream));
 }
 
-// The forward of gpt2_decode: leaves the logits on the device.
+// Leaves the logits of the rows that are wanted on the device.
 static void decode_logits(GPT2 *m, const Decode *d) {
     Config c = m->c;
     int n = d->n, C = c.C;
@@ -1811,35 +1914,42 @@ static void decode_logits(GPT2 *m, const Decode *d) {
     gemm(0, 1, d->n_rows, c.Vp, C, norm, C, m->h.wte, C, 0, m->dec_logits, CUDA_R_32F, (size_t)c.Vp, NULL);
 }
 
-const float *gpt2_decode(GPT2 *m, const Decode *d) {
-    size_t row = (size_t)m->c.V * sizeof(float);
-    if (!m->dec_host) // 50 MiB that top-k does without
-        m->dec_host = (float *)pinned_alloc((size_t)m->dec_rows * row, "decoding's logits", "give --top-k, or lower --num-return");
-    decode_logits(m, d);
-    if (d->n_rows)
-        CHECK_CUDA(cudaMemcpy2DAsync(m->dec_host, row, m->dec_logits, (size_t)m->c.Vp * sizeof(float), row, (size_t)d->n_rows,
-                                     cudaMemcpyDeviceToHost, device.stream));
-    device_wait();
-    return d->n_rows ? m->dec_host : NULL;
-}
-
-const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double **lse) {
-    size_t n = (size_t)d->n_rows, size = (size_t)m->dec_rows * (size_t)k;
+// Of the logits on the device, each row's k candidates, which stay there.
+static void candidates(GPT2 *m, int n_rows, int k, double *lse) {
+    size_t size = (size_t)m->dec_rows * (size_t)k;
     if (size > m->top_size) {
         device_free(m->top), pinned_free(m->top_host);
         m->top = (Candidate *)device_alloc(size * sizeof(Candidate), "decoding's candidates", "lower --top-k");
         m->top_host = (Candidate *)pinned_alloc(size * sizeof(Candidate), "decoding's candidates", "lower --top-k");
         m->top_size = size;
     }
+    if (n_rows) top_k(m->top, lse, m->dec_logits, n_rows, m->c.V, m->c.Vp, k);
+}
+
+const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double **lse) {
+    size_t n = (size_t)d->n_rows;
     decode_logits(m, d);
-    if (n) {
-        top_k(m->top, lse ? m->top_lse : NULL, m->dec_logits, d->n_rows, m->c.V, m->c.Vp, k);
-        CHECK_CUDA(cudaMemcpyAsync(m->top_host, m->top, n * (size_t)k * sizeof(Candidate), cudaMemcpyDeviceToHost, device.stream));
-        if (lse) CHECK_CUDA(cudaMemcpyAsync(m->top_lse_host, m->top_lse, n * sizeof(double), cudaMemcpyDeviceToHost, device.stream));
-    }
+    candidates(m, d->n_rows, k, lse ? m->top_lse : NULL);
+    if (n) CHECK_CUDA(cudaMemcpyAsync(m->top_host, m->top, n * (size_t)k * sizeof(Candidate), cudaMemcpyDeviceToHost, device.stream));
+    if (n && lse) CHECK_CUDA(cudaMemcpyAsync(m->top_lse_host, m->top_lse, n * sizeof(double), cudaMemcpyDeviceToHost, device.stream));
     device_wait();
     if (lse) *lse = m->top_lse_host;
     return m->top_host;
+}
+
+const int *gpt2_decode_draw(GPT2 *m, const Decode *d, Draw how, int n, const int *row, const double *u) {
+    int V = m->c.V, k = draw_width(how, V);
+    for (int i = 0; i < n; i++) m->draws_host[i].u = u[i], m->draws_host[i].row = row[i];
+    CHECK_CUDA(cudaMemcpyAsync(m->draws, m->draws_host, (size_t)n * sizeof(DrawFrom), cudaMemcpyHostToDevice, device.stream));
+    decode_logits(m, d);
+    if (k < V) {
+        candidates(m, d->n_rows, k, NULL);
+        draw_tokens<2>(m->drawn, &m->top->logit, m->draw_total, m->draws, n, d->n_rows, k, 2 * (size_t)k, how);
+    } else
+        draw_tokens<1>(m->drawn, m->dec_logits, m->draw_total, m->draws, n, d->n_rows, V, (size_t)m->c.Vp, how);
+    CHECK_CUDA(cudaMemcpyAsync(m->drawn_host, m->drawn, (size_t)n * sizeof(int), cudaMemcpyDeviceToHost, device.stream));
+    device_wait();
+    return m->drawn_host;
 }
 
 // ----------------------------------------------------------------------------

@@ -274,9 +274,7 @@ static inline Sampling sampling(const Options *o, Config c, const Tokenizer *t) 
     memset(&s, 0, sizeof s);
     s.num_return = o->num_return;
     s.max_new_tokens = o->max_new_tokens;
-    s.top_k = o->top_k;
-    s.top_p = o->top_p;
-    s.temperature = o->temperature;
+    s.draw.temperature = o->temperature, s.draw.top_p = o->top_p, s.draw.top_k = o->top_k;
     s.eot = t ? t->eot : c.V - 1;
     s.seed = (uint64_t)o->seed;
     return s;
@@ -295,15 +293,15 @@ static inline Beaming beaming(const Options *o, Config c, const Tokenizer *t, in
 }
 
 // The paper's Table 1. rounds > 0: IP-n; refresh > 0: OP-k; own: with the data's own responses.
-enum Draw { DRAW_DIVERSE, DRAW_BEAM, DRAW_SAMPLE, DRAW_NOTHING };
-typedef struct { enum Draw draw; int own, rounds, refresh; } Policy;
+enum DrawBy { DRAW_DIVERSE, DRAW_BEAM, DRAW_SAMPLE, DRAW_NOTHING };
+typedef struct { enum DrawBy draw; int own, rounds, refresh; } Policy;
 
 static inline Policy policy_parse(const Options *o, const char *name) {
     static const struct { const char *name; Policy p; } table[] = {
         {"P", {DRAW_NOTHING, 1, 0, 0}}, {"S", {DRAW_SAMPLE, 0, 0, 0}}, {"SP", {DRAW_SAMPLE, 1, 0, 0}}, {"B", {DRAW_BEAM, 0, 0, 0}},
         {"BP", {DRAW_BEAM, 1, 0, 0}}, {"D", {DRAW_DIVERSE, 0, 0, 0}}, {"DP", {DRAW_DIVERSE, 1, 0, 0}}};
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) if (!strcmp(name, table[i].name)) return table[i].p;
-    Policy p = {(enum Draw)o->draw, 1, 0, 0};
+    Policy p = {(enum DrawBy)o->draw, 1, 0, 0};
     char *end;
     long n = strlen(name) > 3 && name[2] == '-' ? strtol(name + 3, &end, 10) : 0;
     if (n < 1 || n > 1000000 || *end || (strncmp(name, "IP", 2) && strncmp(name, "OP", 2)))

@@ -16,8 +16,8 @@ cpu_layers.c: train_rrhf.c under other names, for test_cuda.cu. See cpu_layers.h
 #define gpt2_grad_norm cpu_gpt2_grad_norm
 #define gpt2_update cpu_gpt2_update
 #define gpt2_decode_plan cpu_gpt2_decode_plan
-#define gpt2_decode cpu_gpt2_decode
 #define gpt2_decode_top cpu_gpt2_decode_top
+#define gpt2_decode_draw cpu_gpt2_decode_draw
 #define gpt2_step cpu_gpt2_step
 #define gpt2_step_end cpu_gpt2_step_end
 #define backend_start cpu_backend_start
@@ -33,4 +33,4 @@ const CpuLayers cpu = {
     attention_forward, attention_backward, cache_write, attention_decode, gelu_forward, gelu_backward, classifier_forward,
     classifier_backward, head_forward, head_backward, gather_forward, gather_backward,
     gpt2_build, gpt2_free, gpt2_get, gpt2_set, gpt2_forward, gpt2_backward, gpt2_zero_grad, gpt2_grad_norm, gpt2_update,
-    gpt2_decode_plan, gpt2_decode, step_room, train_step, sample, beam_search};
+    gpt2_decode_plan, decode_logits, step_room, train_step, sample, beam_search};

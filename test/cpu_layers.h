@@ -42,7 +42,7 @@ typedef struct {
     double (*grad_norm)(CpuGPT2 *m);
     void (*update)(CpuGPT2 *m, AdamW o, double grad_scale, int step);
     void (*decode_plan)(CpuGPT2 *m, int n, int n_rows, int slots);
-    const float *(*decode)(CpuGPT2 *m, const Decode *d);
+    const float *(*decode_logits)(CpuGPT2 *m, const Decode *d);
     StepRoom (*step_room)(CpuGPT2 *m, const Ranked *d, int micro);
     Loss (*train_step)(CpuGPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n, double lr, int step,
                        double *grad_norm, int64_t *tokens);

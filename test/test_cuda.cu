@@ -468,8 +468,6 @@ static void test_decode(int n, int NH, int hs) {
     check_elem("decode attention", g_out, out, NC);
 }
 
-static int compare_ids(const void *a, const void *b) { return ((const Candidate *)a)->id - ((const Candidate *)b)->id; }
-
 // Some rows with equal logits; k from one to all.
 static void test_top_k(int n, int V, int Vp, int k, int distinct) {
     size_t nk = (size_t)n * k;
@@ -485,7 +483,6 @@ static void test_top_k(int n, int V, int Vp, int k, int distinct) {
     device_wait();
     for (int i = 0; i < n; i++) {
         top_k_candidates(room, logits + (size_t)i * Vp, V, k);
-        qsort(room, (size_t)k, sizeof *room, compare_ids);
         for (int j = 0; j < k; j++) {
             want[i * k + j] = room[j].logit, want[nk + i * k + j] = (float)room[j].id;
             got[i * k + j] = top[i * k + j].logit, got[nk + i * k + j] = (float)top[i * k + j].id;
@@ -501,9 +498,46 @@ static void test_top_k(int n, int V, int Vp, int k, int distinct) {
     free(room);
 }
 
+// Three sequences draw from each row: from its k candidates, or, where k is V, from all logits. A row's first draw is the
+// very last that u allows.
+static void test_draw(int n, int V, int Vp, int k, double temperature, double top_p, int distinct) {
+    enum { EACH = 3 };
+    size_t all = (size_t)n * Vp, draws = (size_t)EACH * n, nk = (size_t)n * k;
+    float *logits = normals(all, 5), *got = zeros(draws), *want = zeros(draws);
+    for (size_t i = 0; distinct && i < all; i++) logits[i] = (float)((int)fabsf(logits[i]) % distinct) - 3;
+    Candidate *room = (Candidate *)xalloc((size_t)V, sizeof *room), *g_top = (Candidate *)sent(normals(2 * nk, 1), nk * sizeof *g_top);
+    DrawFrom *from = (DrawFrom *)xalloc(draws, sizeof *from);
+    for (size_t i = 0; i < draws; i++) from[i].row = (int)i % n, from[i].u = i < (size_t)n ? 1 - 0x1p-53 : rng_uniform(&rng);
+    DrawFrom *g_from = (DrawFrom *)sent(from, draws * sizeof *from);
+    uint64_t *g_total = (uint64_t *)sent(normals(2 * (size_t)n, 1), n * sizeof *g_total);
+    int *token = (int *)xalloc(draws, sizeof *token), *g_token = (int *)sent(token, draws * sizeof *token);
+    float *g_logits = send(logits, all);
+    Draw how = {temperature, top_p, k};
+    section();
+    if (k < V) {
+        top_k(g_top, NULL, g_logits, n, V, Vp, k);
+        draw_tokens<2>(g_token, &g_top->logit, g_total, g_from, (int)draws, n, k, 2 * (size_t)k, how);
+    } else draw_tokens<1>(g_token, g_logits, g_total, g_from, (int)draws, n, V, (size_t)Vp, how);
+    CHECK_CUDA(cudaMemcpyAsync(token, g_token, draws * sizeof *token, cudaMemcpyDeviceToHost, device.stream));
+    device_wait();
+    for (size_t i = 0; i < draws; i++) {
+        int width = top_k_candidates(room, logits + (size_t)from[i].row * Vp, V, k);
+        want[i] = (float)draw(room, width, how, from[i].u), got[i] = (float)token[i];
+    }
+    compare("tokens drawn", got, want, draws);
+    if (memcmp(got, want, draws * sizeof *got)) check(0, "draws from %d of %d, top-p %g: not the CPU's", k, V, top_p);
+    free(room), free(from), free(token);
+}
+
 static void test_layers(void) {
     static const int tops[][5] = {{3, 259, 264, 1, 0}, {2, 259, 259, 50, 0}, {2, 300, 301, 50, 4}, {1, 1, 4, 1, 0}, {2, 77, 80, 77, 5}, {2, 1300, 1304, 1000, 3}, {2, 3001, 3001, 256, 7}, {2, 3001, 3004, 257, 0}, {1, 1025, 1028, 1025, 0}};
     for (size_t i = 0; i < sizeof tops / sizeof *tops; i++) test_top_k(tops[i][0], tops[i][1], tops[i][2], tops[i][3], tops[i][4]);
+    static const struct { int n, V, Vp, k; double temperature, top_p; int distinct; } draws[] = {
+        {3, 259, 264, 259, 1, 1, 0}, {2, 300, 301, 300, 0.7, 0.9, 0}, {3, 1300, 1304, 1300, 1.5, 0.6, 4}, {2, 259, 259, 50, 1, 1, 0},
+        {3, 300, 304, 17, 0.8, 0.7, 5}, {2, 77, 80, 1, 0, 0.5, 0}, {1, 1, 4, 1, 1, 0.9, 0}, {2, 2500, 2500, 2500, 9, 0.99, 0},
+        {1, 1030, 1030, 1030, 1, 0.5, 1}, {2, 600, 600, 600, 1, 0, 3}, {2, 700, 704, 300, 3, 0.95, 0}};
+    for (size_t i = 0; i < sizeof draws / sizeof *draws; i++)
+        test_draw(draws[i].n, draws[i].V, draws[i].Vp, draws[i].k, draws[i].temperature, draws[i].top_p, draws[i].distinct);
     room_free();
     static const int heads[][2] = {{1, 16}, {2, 64}, {3, 5}, {2, 12}}; // NH, hs
     for (int s = 0; s < SHAPES; s++) {
@@ -842,10 +876,10 @@ static void test_optimizer(void) {
 // Two queries prefilled, three sequences that fork from them, four steps.
 static void test_generation(void) {
     Config c = tiny(0);
-    float *params = tiny_params(c);
+    enum { T = 40, S = 3 };
+    float *params = tiny_params(c), *x = zeros((size_t)S * c.V);
     GPT2 *m = gpt2_build(c, params, 0);
     CpuGPT2 *r = cpu.build(c, params, 0);
-    enum { T = 40, S = 3 };
     int token[2 * T], pos[2 * T], slot[2 * T], at[2 * T], len[2 * T], list[S * T], row[S], n = 0, slots = 0, right = 1, queries[2] = {9, 21};
     double worst = 0;
     Decode d = {0, 0, token, pos, slot, at, len, list, row};
@@ -860,13 +894,14 @@ static void test_generation(void) {
     memcpy(list + 2 * T, list + T, T * sizeof(int)); // the third sequence forks from the second query
     d.n = n, d.n_rows = 2;
     for (int i = 0; i < 5; i++) {
-        const float *x = gpt2_decode(m, &d), *y = cpu.decode(r, &d);
+        const Candidate *all = gpt2_decode_top(m, &d, c.V, NULL);
+        for (int j = 0; j < d.n_rows * c.V; j++) x[j] = all[j].logit, right &= all[j].id == j % c.V;
+        const float *y = cpu.decode_logits(r, &d);
         const double *lse;
         const Candidate *top = gpt2_decode_top(m, &d, 5, &lse); // the same step again: it writes the same slots
         for (int j = 0; j < d.n_rows; j++) {
             Candidate room[5];
             top_k_candidates(room, x + (size_t)j * c.V, c.V, 5);
-            qsort(room, 5, sizeof *room, compare_ids);
             right &= !memcmp(room, top + 5 * j, sizeof room) && fabs(lse[j] - log_sum_exp(x + (size_t)j * c.V, c.V)) < 1e-5;
         }
         double e = error_of(x, y, (size_t)d.n_rows * c.V);
@@ -899,7 +934,7 @@ static double cpu_reads(CpuGPT2 *r, const Ranked *y, float *p) {
                 int in = t - y->query_len[q]; // the response's token that is read, if any
                 token = in < 0 ? y->tokens[y->query_at[q] + t] : y->tokens[y->resp_at[i] + in];
                 pos = slot = t, len = t + 1;
-                const float *z = cpu.decode(r, &d);
+                const float *z = cpu.decode_logits(r, &d);
                 if (in + 1 < 0) continue;
                 float chosen = z[y->tokens[y->resp_at[i] + in + 1]], most = z[0];
                 double square = 0;
@@ -927,12 +962,20 @@ static void test_policies(void) {
     GPT2 *m = gpt2_build(c, params, 0);
     CpuGPT2 *r = cpu.build(c, params, 0);
     Ranked d = ranked_make(shapes[2], 3, c.V);
-    Sampling greedy = {1, 12, 0, 1, 0, c.V - 1, 1};
+    Sampling greedy = {1, 12, {0, 1, 0}, c.V - 1, 1};
     Ranked x = sample(m, &d, greedy, 0, ""), y = cpu.sample(r, &d, greedy, 0, "");
     double gap = cpu_reads(r, &x, score), most = 2 * tolerance;
     check(x.R == y.R && (HALF || same_texts(&x, &y)) && gap <= most, "greedy completions: %s the CPU's (%s, %s)  distance from its choice %.2e  tolerance %.0e",
           same_texts(&x, &y) ? "the same as" : "other than", device.prop.name, precision, gap, most);
     ranked_free(&x), ranked_free(&y);
+    static const Draw how[3] = {{1, 1, 0}, {0.8, 0.9, 0}, {1, 1, 20}};
+    for (int i = 0; i < 3 && !HALF; i++) { // in bfloat16 other tokens are as likely to be drawn
+        Sampling s = {3, 12, how[i], c.V - 1, 5};
+        x = sample(m, &d, s, 0, ""), y = cpu.sample(r, &d, s, 0, "");
+        check(same_texts(&x, &y), "completions drawn at temperature %g, top-p %g, top-k %d: the CPU's (%s, %s)", how[i].temperature,
+              how[i].top_p, how[i].top_k, device.prop.name, precision);
+        ranked_free(&x), ranked_free(&y);
+    }
     for (int groups = 1; groups <= 4; groups *= 4) {
         Beaming b = {4, groups, groups > 1 ? 1.0 : 0.0, 1, 4, 8, c.V - 1};
         x = beam_search(m, &d, b, 0, ""), y = cpu.beam_search(r, &d, b, 0, "");

@@ -5,7 +5,7 @@ once; AdamW in double. And that gpt2_bytes and gpt2_random keep their word. In f
 
   cc -std=c11 -O2 -fopenmp -fopenmp-simd -DNO_MAIN test/test_model.c -o test/test_model -lm && test/test_model
 */
-#include "../train_rrhf.c" // defines: gemm, gpt2_build, gpt2_forward, gpt2_decode, train_step, ...
+#include "../train_rrhf.c" // defines: gemm, gpt2_build, gpt2_forward, decode_logits, train_step, ...
 #include "test.h"          // defines: check, check_close, test_params, test_ranked, test_batch, test_summary
 #ifdef __GLIBC__
 #include <malloc.h>        // defines: mallinfo2
@@ -433,7 +433,7 @@ static int decode_all(GPT2 *m, const Ranked *d, double *got, int *compared) {
         query_row[q] = c->d.n - 1;
         for (int r = d->first[q] + 1; r < d->first[q + 1]; r++) cache_fork(c, r, d->first[q], d->query_len[q]);
     }
-    const float *z = gpt2_decode(m, &c->d);
+    const float *z = decode_logits(m, &c->d);
     for (int q = 0; q < d->Q; q++)
         for (int r = d->first[q]; r < d->first[q + 1]; r++, (*compared)++)
             got[at[r]] = log_softmax(z + query_row[q] * m->c.V, m->c.V, d->tokens[d->resp_at[r]]);
@@ -445,7 +445,7 @@ static int decode_all(GPT2 *m, const Ranked *d, double *got, int *compared) {
                 cache_feed(c, r, d->tokens[d->resp_at[r] + t]);
                 who[alive++] = r;
             }
-        if (alive) z = gpt2_decode(m, &c->d);
+        if (alive) z = decode_logits(m, &c->d);
         for (int i = 0; i < alive; i++, (*compared)++)
             got[at[who[i]] + t + 1] = log_softmax(z + i * m->c.V, m->c.V, d->tokens[d->resp_at[who[i]] + t + 1]);
     }

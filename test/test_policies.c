@@ -219,7 +219,7 @@ static void test_table(void) {
                      sizes[s].num_return, sizes[s].max_new);
             Options o = options(line);
             Policy p = policy_parse(&o, names[i]);
-            Sampling sampling = {sizes[s].num_return, sizes[s].max_new, 20, 1, 0.8, EOT, 3};
+            Sampling sampling = {sizes[s].num_return, sizes[s].max_new, {0.8, 1, 20}, EOT, 3};
             Beaming beaming = {4, i < 4 ? 1 : 4, 1, 1, sizes[s].num_return, sizes[s].max_new, EOT};
             Ranked got = policy_draw(&o, p, m, &d, &tokenizer, (uint64_t)o.seed, "");
             Ranked want = i < 2 ? sample(m, &d, sampling, 0, "") : beam_search(m, &d, beaming, 0, "");

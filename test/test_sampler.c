@@ -12,13 +12,13 @@ Run from the top of the repository: test/beam_cases.bin holds the reference beam
 #define CASES "test/beam_cases.bin"
 
 static Sampling sampling_of(int num_return, int max_new, double temperature, int top_k, double top_p, int eot) {
-    Sampling s = {num_return, max_new, top_k, top_p, temperature, eot, 77};
+    Sampling s = {num_return, max_new, {temperature, top_p, top_k}, eot, 77};
     return s;
 }
 
-// One token, drawn from all V logits as sample() draws it from a row's candidates. room (top_k, or V)
+// One token, drawn from all V logits as gpt2_decode_draw draws it. room (top_k, or V)
 static int sample_token(const float *logits, int V, Sampling s, Rng *rng, Candidate *room) {
-    return sample_candidates(room, top_k_candidates(room, logits, V, sample_width(s)), s, rng);
+    return draw(room, top_k_candidates(room, logits, V, draw_width(s.draw, V)), s.draw, rng_uniform(rng));
 }
 
 static Beaming beaming_of(int beams, int groups, double diversity, int num_return, int max_new, int eot) {
@@ -327,14 +327,14 @@ static void test_cache_logp(void) {
         for (int r = y.first[q]; r < y.first[q + 1]; r++) {
             Wave w = wave_make(m, &d, 1, 1, 20);
             wave_prefill(&w, &d, q, 1, 1);
-            const float *logits = gpt2_decode(m, &w.d);
+            const float *logits = decode_logits(m, &w.d);
             double total = 0;
             for (int t = 0; t < y.resp_len[r]; t++) {
                 total += logits[response(&y, r)[t]] - log_sum_exp(logits, V);
                 wave_append(&w, 0, response(&y, r)[t]);
                 w.d.n = w.d.n_rows = 0;
                 wave_feed(&w, 0, 1);
-                logits = gpt2_decode(m, &w.d);
+                logits = decode_logits(m, &w.d);
             }
             error = worse(error, fabs(total - sum[r]) / (1 + fabs(sum[r])));
             wave_free(&w);
@@ -433,7 +433,7 @@ enum { DRAW_V = 12, DRAWS = 200000 };
 // The definition: softmax at the temperature, then all but the k largest and all but the smallest set that reaches
 // top_p removed, in that order, and what is left made to sum to 1.
 static void exact(const float *logits, Sampling s, double *p) {
-    int order[DRAW_V], n = s.top_k && s.top_k < DRAW_V ? s.top_k : DRAW_V, kept = 0;
+    int order[DRAW_V], n = s.draw.top_k && s.draw.top_k < DRAW_V ? s.draw.top_k : DRAW_V, kept = 0;
     double sum = 0, before = 0, left = 0;
     for (int i = 0; i < DRAW_V; i++) {
         int j = i;
@@ -441,9 +441,9 @@ static void exact(const float *logits, Sampling s, double *p) {
         order[j] = i;
         p[i] = 0;
     }
-    for (int i = 0; i < n; i++) sum += exp((double)logits[order[i]] / s.temperature);
-    for (int i = 0; i < n && (i == 0 || before < s.top_p); i++) {
-        p[order[i]] = exp((double)logits[order[i]] / s.temperature) / sum;
+    for (int i = 0; i < n; i++) sum += exp((double)logits[order[i]] / s.draw.temperature);
+    for (int i = 0; i < n && (i == 0 || before < s.draw.top_p); i++) {
+        p[order[i]] = exp((double)logits[order[i]] / s.draw.temperature) / sum;
         before += p[order[i]];
         kept++;
     }
@@ -472,7 +472,7 @@ static void test_frequencies(void) {
             else worst = worse(worst, fabs(count[v] - DRAWS * p[v]) / (sigma + 1e-9));
         }
         check(!forbidden && worst <= 5, "%d draws, temperature %g, top-k %d, top-p %g: %d tokens, worst %.2f sigma, "
-              "tolerance 5; %d others", DRAWS, s.temperature, s.top_k, s.top_p, allowed, worst, forbidden);
+              "tolerance 5; %d others", DRAWS, s.draw.temperature, s.draw.top_k, s.draw.top_p, allowed, worst, forbidden);
     }
 }
 

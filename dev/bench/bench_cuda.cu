@@ -193,16 +193,16 @@ static double bench_step(GPT2 *m, int Q, int micro, int query, int k, int resp, 
     return mid;
 }
 
-static void bench_sampling(GPT2 *m, int Q, int query, int k, int new_tokens) {
+static void bench_sampling(GPT2 *m, int Q, int query, int k, int new_tokens, int top_k) {
     Ranked d = random_data(Q, query, 1, 1, gpt2_config(m).V);
     Sampling s;
     memset(&s, 0, sizeof s);
-    s.num_return = k, s.max_new_tokens = new_tokens, s.top_k = 50, s.top_p = 1, s.temperature = 1, s.eot = -1, s.seed = 1;
+    s.num_return = k, s.max_new_tokens = new_tokens, s.draw.top_k = top_k, s.draw.top_p = 1, s.draw.temperature = 1, s.eot = -1, s.seed = 1;
     for (int i = 0; i < 2; i++) { // the first warms up
         double start = now_s();
         Ranked out = sample(m, &d, s, 0, "");
         double ms = (now_s() - start) * 1e3;
-        if (i) printf("sampling: queries %d completions %d x %d tokens, top-k 50  ms %.1f  tokens_per_s %.0f\n", Q, k, new_tokens, ms,
+        if (i) printf("sampling: queries %d completions %d x %d tokens, top-k %d  ms %.1f  tokens_per_s %.0f\n", Q, k, new_tokens, top_k, ms,
                       (double)Q * k * new_tokens / ms * 1e3);
         ranked_free(&out);
     }
@@ -240,7 +240,8 @@ int main(int argc, char **argv) {
     bench_step(m, queries, queries, query, k, resp, tiny ? 1 : 20, copy, product);
     if (queries > 6) bench_step(m, queries, 6, query, k, resp, tiny ? 1 : 20, copy, product); // of about 2,000 tokens
     if (queries == 64 || tiny) { // once, whatever the steps
-        for (int Q = tiny ? 4 : 64; Q <= (tiny ? 4 : 1024); Q *= 16) bench_sampling(m, Q, query, 4, tiny ? 4 : 48);
+        for (int Q = tiny ? 4 : 64; Q <= (tiny ? 4 : 1024); Q *= 16) bench_sampling(m, Q, query, 4, tiny ? 4 : 48, 50);
+        bench_sampling(m, tiny ? 4 : 1024, query, 4, tiny ? 4 : 48, 0);
         bench_beams(m, tiny ? 4 : 256, query, 4, tiny ? 4 : 48);
     }
     fflush(stdout);
