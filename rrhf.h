@@ -336,8 +336,20 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
 // ----------------------------------------------------------------------------
 // One step
 
-// A step's arrays, and where it stands: of `queries` queries, with `adam` (its lr set) at the end; sum: its losses so far.
-typedef struct { Batch b; real *out, *c; double *value, *p, *dc; AdamW adam; int queries, step; Loss sum; } StepRoom;
+// A step's arrays, with room for its largest micro-batch, and how far it is.
+typedef struct {
+    Batch b;
+    real *out;            // (P) log P of each target; of a reward model (R), the heads
+    double *value, *p;    // (R) what the loss is given of each response, and what it compares
+    double *c;            // (R) dL/dvalue, L being the loss of the response's own query
+    real *coef;           // (R) the same over the step's number of queries: for the backward
+    AdamW adam;           // with this step's learning rate
+    int queries, step;    // queries of the whole step; its number, from 1
+    Loss sum;             // so far, a mean over those queries
+    int behind;           // of the queries right behind this step's, those that the next begins with; 0 = not known
+    int next;             // the same for the micro-batch
+    int ahead;            // the backend's: b holds the next micro-batch already
+} StepRoom;
 
 static inline StepRoom step_room(GPT2 *m, const Ranked *d, int micro) {
     int bound[4];
@@ -346,17 +358,17 @@ static inline StepRoom step_room(GPT2 *m, const Ranked *d, int micro) {
     batch_bounds(d, micro, bound);
     s.b = batch_make(bound[0], bound[1], bound[2], bound[3], micro);
     s.out = (real *)xalloc((size_t)bound[2], sizeof(real));
-    s.c = (real *)xalloc((size_t)bound[3], sizeof(real));
+    s.coef = (real *)xalloc((size_t)bound[3], sizeof(real));
     s.value = (double *)xalloc((size_t)bound[3], sizeof(double));
     s.p = (double *)xalloc((size_t)bound[3], sizeof(double));
-    s.dc = (double *)xalloc((size_t)bound[3], sizeof(double));
+    s.c = (double *)xalloc((size_t)bound[3], sizeof(double));
     gpt2_plan(m, bound[0], gpt2_config(m).reward ? bound[3] : bound[1]);
     return s;
 }
 
 static inline void step_room_free(StepRoom *s) {
     batch_free(&s->b);
-    free(s->out); free(s->c); free(s->value); free(s->p); free(s->dc);
+    free(s->out); free(s->coef); free(s->value); free(s->p); free(s->c);
 }
 
 static inline void check_value(int step, int query, int response, double value) {
@@ -371,7 +383,7 @@ static inline void check_norm(int step, double norm, double loss) {
             "with a smaller --lr or with --grad-clip 1", step, norm, loss);
 }
 
-// One micro-batch up to its gradient: scores -> losses -> coefficients, in s->c.
+// One micro-batch up to its gradient: scores -> losses -> coefficients, in s->coef.
 static inline void micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n) {
     double scale = 1.0 / s->queries;
     Batch *b = &s->b;
@@ -380,10 +392,10 @@ static inline void micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
     batch_values(b, gpt2_config(m).reward, s->out, s->value);
     for (int g = 0; g < n; g++) {
         int i = b->first[g], k = b->first[g + 1] - i;
-        Loss l = t->loss(&t->objective, k, s->value + i, b->resp_len + i, b->score + i, s->p + i, s->dc + i);
+        Loss l = t->loss(&t->objective, k, s->value + i, b->resp_len + i, b->score + i, s->p + i, s->c + i);
         for (int j = i; j < i + k; j++) {
             check_value(s->step, b->query[g], j - i, s->value[j]);
-            s->c[j] = (real)(s->dc[j] * scale);
+            s->coef[j] = (real)(s->c[j] * scale);
         }
         s->sum.loss += l.loss * scale;
         s->sum.rank += l.rank * scale;
@@ -399,15 +411,17 @@ static inline Loss step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_n
     return s->sum;
 }
 
-// What the loop asks of the backend beyond model.h: gpt2_step is micro_step and gpt2_backward, gpt2_step_end is step_end.
-// Where nothing clips, the CPU's update takes the norm as it goes, and where the step is one micro-batch besides, the
-// update is part of the backward; a norm that is not finite then ends the run after it, with nothing saved. A device that
-// computes the losses itself hands nothing back before the end of the step, so that it never waits
-// for the host; where a value or the norm is not finite it leaves the weights alone, and gpt2_step_end dies.
+// What the loop asks of the backend beyond model.h. gpt2_step: micro_step, then the backward of its coefficients.
+// gpt2_step_end: step_end. Each backend may take a shorter way to the same result:
+//   CPU  Where nothing clips, the norm is taken during the update; where the step is one micro-batch besides, the update
+//        is part of the backward. A norm that is not finite then ends the run after the update, with nothing saved.
+//   GPU  It computes the losses itself and hands nothing back before gpt2_step_end, so that it never waits for the host,
+//        which packs the next micro-batch, s->next queries behind these, while the device works. Where a value or the
+//        norm is not finite it leaves the weights alone, and gpt2_step_end dies.
 void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n);
 Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm);
 
-// One optimizer step over the n queries; returns the losses before the update, and the gradient's norm.
+// One optimizer step over the n queries. Returns the losses before the update; adds the tokens computed to *tokens.
 static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n,
                               double lr, int step, double *grad_norm, int64_t *tokens) {
     s->adam = t->adam;
@@ -416,9 +430,13 @@ static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
     s->step = step;
     memset(&s->sum, 0, sizeof s->sum);
     gpt2_zero_grad(m);
-    for (int i = 0; i < n; i += t->micro_batch) {
-        gpt2_step(m, t, s, d, queries + i, n - i < t->micro_batch ? n - i : t->micro_batch);
-        *tokens += s->b.N;
+    for (int i = 0, now; i < n; i += now) {
+        int left = n - i, N = 0, U = 0, P = 0, R = 0;
+        now = left < t->micro_batch ? left : t->micro_batch, left -= now;
+        s->next = !left ? s->behind : left < t->micro_batch ? left : t->micro_batch;
+        gpt2_step(m, t, s, d, queries + i, now);
+        for (int q = i; q < i + now; q++) batch_count(d, queries[q], &N, &U, &P, &R);
+        *tokens += N;
     }
     return gpt2_step_end(m, t, s, grad_norm);
 }
@@ -444,6 +462,14 @@ static inline int step_queries(const Train *t, const Ranked *d, int step, int *o
     }
     *queries = order + at;
     return d->Q - at < t->batch ? d->Q - at : t->batch;
+}
+
+// Of the queries that follow a step's in its order, those of the next step's first micro-batch; 0 where the next step is
+// the first of an epoch or of a window, or is none.
+static inline int step_behind(const Train *t, const Ranked *d, int step, int end) {
+    int next = step + 1, at = next % ((d->Q + t->batch - 1) / t->batch) * t->batch;
+    if (next >= end || at == 0 || (t->refresh && next % t->refresh == 0)) return 0;
+    return d->Q - at < t->micro_batch ? d->Q - at : t->micro_batch;
 }
 
 // OP-k's window of data: fresh responses to the queries of steps first .. first+k-1, in the order of their visits. A
@@ -570,6 +596,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
         if (t->refresh) queries = w.index + w.visits, w.visits += n;
         double start = now_s(), grad_norm = 0, lr = learning_rate(t, step + 1, total);
         int64_t tokens = 0;
+        s.behind = step_behind(t, d, step, end);
         Loss l = train_step(m, t, &s, t->refresh ? &w.d : d, queries, n, lr, step + 1, &grad_norm, &tokens);
         double seconds = now_s() - start;
         LogRow row = {(double)++step, (double)epoch + 1, l.loss, l.rank, l.ft, lr, grad_norm, seconds * 1e3, (double)tokens / seconds};

@@ -1325,7 +1325,7 @@ static int at_once(const Train *t, const StepRoom *s) { return s->queries <= t->
 void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n) {
     Update u = {s->adam, 1, s->step, 0};
     micro_step(m, t, s, d, queries, n);
-    backward(m, &s->b, s->c, at_once(t, s) ? &u : NULL);
+    backward(m, &s->b, s->coef, at_once(t, s) ? &u : NULL);
     m->norm = sqrt(u.square);
 }
 

@@ -14,7 +14,8 @@ Types: elem is what matrix products read and write (bfloat16, or float in the fl
 Shapes are row-major; dimensions have the letters of model.h. A kernel's comment says what a block and a thread own,
 and what bounds it: bytes per element moved to or from memory (bfloat16 build), or operations.
 Everything runs on one stream. The host waits for the device once per optimizer step, in gpt2_step_end: the losses are
-computed on the device too, and while it works on a micro-batch the host packs the next one. Elsewhere it waits where
+computed on the device too, and while it works on a micro-batch, the last of a step too, the host packs and sends the
+next one. Elsewhere it waits where
 the contract hands numbers back: in gpt2_forward, gpt2_grad_norm, gpt2_decode_top, gpt2_decode_draw and gpt2_get.
 test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one on test/cuda_emulation.h.
 */
@@ -1457,6 +1458,7 @@ struct GPT2 {
     StepEnd *end, *end_host;          // the step so far, and pinned
     Queries queries;                  // the batch's, on the device
     size_t stage_size, staged;        // integers
+    const Batch *sent_for;            // the batch that the stage holds
     const int *token, *pos, *rows, *pred, *target, *resp; // the batch, on the device
     const Tile *tiles;
     int n_tiles;
@@ -1683,6 +1685,8 @@ static void stage_run(GPT2 *m, int n0, int n1, int a0, int a1, int seen) {
 
 static void batch_send(GPT2 *m, const Batch *b) {
     const int *tiles;
+    gpt2_plan(m, b->N, m->c.reward ? b->R : b->U);
+    m->sent_for = b;
     m->turn ^= 1;
     m->stage_host = m->stage_both[m->turn];
     CHECK_CUDA(cudaEventSynchronize(m->sent[m->turn])); // the batch before the last has left: no wait in practice
@@ -1760,12 +1764,10 @@ static void block_backward(GPT2 *m, int N, int l) {
     layernorm_backward(m->dx, half, d.ln1w + LC, d.ln1b + LC, m->part, m->dc, m->x + NC_, NULL, m->w.ln1w + LC, m->mean1 + n1, m->rstd1 + n1, N, C);
 }
 
-// Leaves the outputs in m->out.
+// Of the batch that was sent; leaves the outputs in m->out.
 static void forward(GPT2 *m, const Batch *b) {
     Config c = m->c;
     int U = c.reward ? b->R : b->U;
-    gpt2_plan(m, b->N, U);
-    batch_send(m, b);
     embedding_forward(m->x, m->token, m->pos, m->w.wte, m->w.wpe, b->N, c.C);
     for (int l = 0; l < c.L; l++)
         block_forward(m, b->N, l, l ? m->mid + slice(m, l - 1, c.C) : m->x, l ? m->branch : NULL);
@@ -1776,6 +1778,7 @@ static void forward(GPT2 *m, const Batch *b) {
 
 void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
     int n_out = m->c.reward ? b->R : b->P;
+    batch_send(m, b);
     forward(m, b);
     CHECK_CUDA(cudaMemcpyAsync(m->out_host, m->out, (size_t)n_out * sizeof(float), cudaMemcpyDeviceToHost, device.stream));
     device_wait();
@@ -1811,11 +1814,18 @@ static void batch_loss(GPT2 *m, int Q, QueryLoss loss, Objective o, double scale
 
 void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n) {
     double scale = 1.0 / s->queries;
-    batch_pack(&s->b, d, queries, n);
+    if (!s->ahead || m->sent_for != &s->b) { // not ahead, or another batch has come between
+        batch_pack(&s->b, d, queries, n);
+        batch_send(m, &s->b);
+    }
     forward(m, &s->b);
     batch_loss(m, n, t->loss, t->objective, scale);
     LAUNCH(add_losses_kernel, 1, 32, 0, m->end, m->ends, m->queries, n, scale);
     backward(m, &s->b);
+    s->ahead = s->next > 0;
+    if (!s->ahead) return;
+    batch_pack(&s->b, d, queries + n, s->next); // all of the above is only asked for: the device is far behind
+    batch_send(m, &s->b);
 }
 
 // ----------------------------------------------------------------------------

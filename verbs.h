@@ -609,10 +609,10 @@ static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ran
     const Objective *o = &t->objective;
     const float *r = s->b.score;
     int k = s->b.R, wrong = 0, best = rrhf_best(k, r);
-    Loss l = t->loss(o, k, s->value, s->b.resp_len, r, s->p, s->dc);
+    Loss l = t->loss(o, k, s->value, s->b.resp_len, r, s->p, s->c);
     printf("%s\n  i  reward r_i  tokens n_i    log P(y_i|x)         p_i    coefficient c_i\n", when);
     for (int i = 0; i < k; i++)
-        printf("%3d  %10.4g  %10d  %14.6f  %10.6f  %17.9f%s\n", i, r[i], s->b.resp_len[i], s->value[i], s->p[i], s->dc[i],
+        printf("%3d  %10.4g  %10d  %14.6f  %10.6f  %17.9f%s\n", i, r[i], s->b.resp_len[i], s->value[i], s->p[i], s->c[i],
                i == best ? "  best: imitated" : "");
     for (int i = 0; i < k; i++)
         for (int j = 0; j < k; j++) {

@@ -782,12 +782,13 @@ static void test_losses(int shape, QueryLoss loss, int reward) {
     room_free();
 }
 
-// The loop's own step, in two micro-batches and with clipping, for each of the losses.
+// The loop's own step, in two micro-batches and with clipping, for each of the losses. After some steps the next
+// micro-batch goes ahead, and after some of those another batch comes between.
 static void test_loop(const char *name, QueryLoss loss, int reward) {
     rng = rng_make(3, 3, (uint64_t)reward);
     Config c = tiny(reward);
     size_t n = gpt2_count(c);
-    static const int order[3] = {2, 0, 1};
+    static const int order[6] = {2, 0, 1, 2, 0, 1};
     float *params = tiny_params(c), *a = zeros(n), *b = zeros(n), got[5 * STEPS], want[5 * STEPS];
     GPT2 *m = gpt2_build(c, params, 1);
     CpuGPT2 *r = cpu.build(c, params, 1);
@@ -799,10 +800,15 @@ static void test_loop(const char *name, QueryLoss loss, int reward) {
     t.objective.rank_weight = 2, t.objective.ft_weight = 0.5, t.objective.length_penalty = 0.7, t.objective.margin = 0.1;
     for (int i = 0; i < d.R && loss == logistic_loss; i++) d.score[i] = (float)(i & 1);
     StepRoom s = step_room(m, &d, 2), u = cpu.step_room(r, &d, 2);
+    Batch other = batch_of(&d, 1, 1);
+    int ahead = 0;
     for (int i = 0; i < STEPS; i++) {
         double norm[2];
         int64_t tokens[2] = {0, 0};
+        s.behind = i % 3 ? 2 : 0;
         Loss x = train_step(m, &t, &s, &d, order, 3, 1e-3, i + 1, &norm[0], &tokens[0]);
+        ahead += s.ahead;
+        if (i == 1) gpt2_forward(m, &other, zeros(other.P));
         Loss y = cpu.train_step(r, &t, &u, &d, order, 3, 1e-3, i + 1, &norm[1], &tokens[1]);
         float now[2][5] = {{(float)x.loss, (float)x.rank, (float)x.ft, (float)norm[0], (float)tokens[0]},
                            {(float)y.loss, (float)y.rank, (float)y.ft, (float)norm[1], (float)tokens[1]}};
@@ -815,7 +821,9 @@ static void test_loop(const char *name, QueryLoss loss, int reward) {
     char line[64];
     snprintf(line, sizeof line, "train_step, %s, %d steps", name, STEPS);
     report(line, fmax(worst, distance(a, b, n)), tolerance);
+    check(ahead == STEPS - (STEPS + 2) / 3, "%s: of %d steps %d packed the next one's micro-batch", name, STEPS, ahead);
     error_of(a, b, n);
+    batch_free(&other);
     step_room_free(&s), step_room_free(&u);
     gpt2_free(m);
     cpu.free(r);

@@ -294,7 +294,7 @@ static double whole_loss(void *of) {
     batch_values(b, w->m->c.reward, w->s.out, w->s.value);
     for (int g = 0; g < b->Q; g++) {
         int i = b->first[g], k = b->first[g + 1] - i;
-        L += w->t.loss(&w->t.objective, k, w->s.value + i, b->resp_len + i, b->score + i, w->s.p + i, w->s.dc + i).loss;
+        L += w->t.loss(&w->t.objective, k, w->s.value + i, b->resp_len + i, b->score + i, w->s.p + i, w->s.c + i).loss;
     }
     return L / b->Q;
 }
@@ -356,7 +356,7 @@ static void whole_check(const char *what, Whole *w) {
     memcpy(w->m->grads, start, n * sizeof(real));
     w->s.queries = w->d.Q;
     micro_step(w->m, &w->t, &w->s, &w->d, w->order, w->d.Q);
-    gpt2_backward(w->m, &w->s.b, w->s.c);
+    gpt2_backward(w->m, &w->s.b, w->s.coef);
     for (int i = 0; i < N_TENSORS; i++) {
         Input in = {t[i].name, w->m->params + t[i].at, w->m->grads + t[i].at, start + t[i].at, t[i].size};
         int shared = !strcmp(in.name, "lnfb") || !strcmp(in.name, "rewardb");

@@ -259,6 +259,30 @@ static void test_schedule(void) {
     }
 }
 
+// What step_behind promises to a backend that packs ahead is what the next step brings.
+static void test_behind(void) {
+    int wrong = 0, promised = 0, none = 0;
+    for (int i = 0; i < 300; i++) {
+        Ranked d;
+        Train t = train_make(1);
+        memset(&d, 0, sizeof d);
+        d.Q = 1 + i % 23, t.batch = 1 + i % 7, t.micro_batch = 1 + i % t.batch, t.refresh = i % 5, t.shuffle = i % 2;
+        t.epochs = 3, t.seed = 5;
+        int order[23], seen[23], epoch = -1, end = train_steps(&t, &d), ahead = 0;
+        for (int step = 0; step < end; step++) {
+            const int *queries;
+            int n = step_queries(&t, &d, step, order, &epoch, &queries), micro = n < t.micro_batch ? n : t.micro_batch;
+            wrong += ahead && (ahead != micro || memcmp(seen, queries, (size_t)micro * sizeof(int)));
+            ahead = step_behind(&t, &d, step, end);
+            memcpy(seen, queries + n, (size_t)ahead * sizeof(int));
+            promised += ahead > 0, none += !ahead;
+            wrong += ahead && t.refresh && (step + 1) % t.refresh == 0; // another window's
+        }
+        wrong += ahead > 0;
+    }
+    check(!wrong && promised > 1000 && none > 1000, "the next step's first queries are known %d times, not known %d, wrong %d", promised, none, wrong);
+}
+
 // ----------------------------------------------------------------------------
 // A reward model's losses
 
@@ -398,6 +422,7 @@ int main(void) {
     test_mean();
     test_nan();
     test_schedule();
+    test_behind();
     test_reward_losses();
     test_labels();
     test_figures();

@@ -161,14 +161,15 @@ static double bench_step(GPT2 *m, int Q, int micro, int query, int k, int resp, 
     Ranked d = random_data(Q, query, k, resp, c.V);
     Train t;
     double *ms = (double *)xalloc((size_t)repeat, sizeof *ms), norm;
-    int *order = (int *)xalloc((size_t)Q, sizeof(int));
+    int *order = (int *)xalloc(2 * (size_t)Q, sizeof(int)); // behind each step's queries the next one's, which are the same
     int64_t tokens = 0;
     memset(&t, 0, sizeof t);
     t.batch = Q, t.micro_batch = micro, t.loss = rrhf_loss;
     t.adam.lr = 2e-5, t.adam.beta1 = 0.9, t.adam.beta2 = 0.999, t.adam.eps = 1e-8;
     t.objective.rank_weight = t.objective.ft_weight = t.objective.length_penalty = 1;
-    for (int q = 0; q < Q; q++) order[q] = q;
+    for (int q = 0; q < 2 * Q; q++) order[q] = q % Q;
     StepRoom s = step_room(m, &d, micro);
+    s.behind = micro;
     for (int i = -3; i <= repeat; i++) { // three to warm up, one more to profile
         double start = now_s();
         tokens = 0;
