@@ -7,7 +7,7 @@ Checkpoint, little-endian, the llm.c format: int32[256] header, then the paramet
   [8]=1: a reward model, with rewardw (C) and rewardb (1) at the end   [9]=1: its reward is sigmoid(head)
 
 Dimensions, the same letters everywhere:
-  B queries   N tokens of a batch   T longest sequence   V vocabulary (Vp: padded)   L layers
+  Q queries   N tokens of a batch   T longest sequence   V vocabulary (Vp: padded)   L layers
   C channels  NH heads   hs = C/NH head size   U predicting rows   P predictions   R responses
 */
 #ifndef MODEL_H
@@ -30,9 +30,12 @@ typedef struct {
     int logistic;        // 1: the reward is sigmoid(head), a probability
 } Config;
 
-// X(name, layers, rows, columns, kind): every tensor, in the order of the file. A tensor with layers = c.L has one slice
-// per block. Its kind says how GPT-2 initialises it, and weight decay acts on matrices and embeddings only.
-enum { MATRIX, RESIDUAL, ONES, ZEROS }; // normal(0, 0.02); that / sqrt(2L), into the residual stream; 1; 0
+// X(name, layers, rows, columns, kind): every tensor, in the order of the file. A tensor with layers = c.L has one
+// slice per block. Its kind says how GPT-2 initialises it: MATRIX normal(0, 0.02); RESIDUAL that / sqrt(2L), since it
+// adds to the residual stream; ONES 1; ZEROS 0. Weight decay acts on matrices and embeddings only.
+// ln1, ln2: the LayerNorms before attention and before the MLP; lnf: the last; attproj: attention's output; fc, fcproj:
+// the MLP.
+enum { MATRIX, RESIDUAL, ONES, ZEROS };
 #define GPT2_PARAMS(X)                                                                            \
     X(wte,      1,   c.Vp,    c.C,     MATRIX)   /* token embedding, and the tied classifier */   \
     X(wpe,      1,   c.T,     c.C,     MATRIX)   /* position embedding */                         \
@@ -93,6 +96,17 @@ static inline Params gpt2_params(Config c, real *base) {
     return p;
 }
 
+// Block l's slices of the tensors that have one for each block. matrices 0: leave matrices where they are (a gradient in
+// pieces).
+static inline Params block_params(Config c, Params p, int l, int matrices) {
+#define X(name, layers, rows, cols, kind)                                  \
+    if ((layers) > 1 && (matrices || kind == ONES || kind == ZEROS))       \
+        p.name += (size_t)l * (size_t)(rows) * (size_t)(cols);
+    GPT2_PARAMS(X)
+#undef X
+    return p;
+}
+
 // GPT-2's initialisation.
 static inline void gpt2_random(Config c, uint64_t seed, float *params) {
     Tensor t[N_TENSORS];
@@ -115,11 +129,12 @@ static inline Config checkpoint_config(const char *path, const int32_t h[256]) {
     memset(&c, 0, sizeof c);
     c.T = h[2], c.V = h[3], c.L = h[4], c.NH = h[5], c.C = h[6], c.Vp = h[7], c.reward = h[8], c.logistic = h[9];
     if (h[1] != CHECKPOINT_FP32 && h[1] != CHECKPOINT_BF16)
-        die("%s: version %d, expected %d (float32) or %d (bfloat16)", path, h[1], CHECKPOINT_FP32, CHECKPOINT_BF16);
+        die("%s: version %d, expected %d (float32) or %d (bfloat16); convert it again", path, h[1], CHECKPOINT_FP32,
+            CHECKPOINT_BF16);
     if (c.T < 1 || c.T > 1 << 20 || c.V < 1 || c.V > 65536 || c.Vp < c.V || c.Vp > 1 << 17 || c.L < 1 || c.L > 1024 ||
         c.C < 1 || c.C > 1 << 16 || c.NH < 1 || c.C % c.NH || (c.reward & ~1) || (c.logistic & ~1))
-        die("%s: sizes T %d, V %d, Vp %d, L %d, heads %d, C %d, reward %d are no GPT-2 (heads divide C, V <= Vp, V <= 65536)",
-            path, c.T, c.V, c.Vp, c.L, c.NH, c.C, h[8]);
+        die("%s: sizes T %d, V %d, Vp %d, L %d, heads %d, C %d, reward %d are no GPT-2 (heads divide C, V <= Vp, "
+            "V <= 65536); is the file damaged?", path, c.T, c.V, c.Vp, c.L, c.NH, c.C, h[8]);
     return c;
 }
 
@@ -134,8 +149,8 @@ static inline Checkpoint checkpoint_open(const char *path) {
     f.c = checkpoint_config(path, h);
     f.n = gpt2_count(f.c), f.bytes = h[1] == CHECKPOINT_BF16 ? 2 : 4;
     if ((int64_t)(f.n * f.bytes) != in_left(&f.in))
-        die("%s: its header announces %zu parameters (%zu bytes), the file has %" PRId64 "; truncated or damaged, fetch it again",
-            path, f.n, f.n * f.bytes, in_left(&f.in));
+        die("%s: its header announces %zu parameters (%zu bytes), the file has %" PRId64 "; truncated or damaged, "
+            "fetch it again", path, f.n, f.n * f.bytes, in_left(&f.in));
     return f;
 }
 
@@ -182,11 +197,12 @@ static inline void checkpoint_write(const char *path, Config c, const float *par
 static inline int vocabulary_padded(int V) { return (V + 127) / 128 * 128; }
 
 // ----------------------------------------------------------------------------
-// The backend contract: what a device must be able to do. Everything else is shared.
+// The backend contract: what a device must be able to do. (rrhf.h adds gpt2_step and gpt2_step_end.) All else is shared.
 
 typedef struct GPT2 GPT2;
 
-// n new tokens for a key/value cache made of slots, one token's keys and values each. Token i is written to slot[i]
+// One decoding step: n new tokens. The key/value cache is an array of slots, each with one token's keys and values.
+// Token i is written to slot[i]
 // and attends to the slots list[at[i]] .. list[at[i]+len[i]-1], its own included. A list is a sequence's history:
 // completions of one query name the query's slots in common, and a beam that forks copies the list, never the cache.
 typedef struct {
@@ -199,9 +215,9 @@ typedef struct {
 
 typedef struct { float logit; int id; } Candidate; // a token that may come next
 
-// How one token is drawn: from softmax(logit / temperature) of the top_k largest logits (0: of all), cut to the smallest
-// set of the most probable that holds top_p (1: all). temperature 0: the most probable. sampler.h says what that means
-// to the bit.
+// How one token is drawn: from softmax(logit / temperature) of the top_k largest logits (0: of all), cut to the
+// smallest set of the most probable that holds top_p (1: all). temperature 0: the most probable. sampler.h says what
+// that means to the bit.
 typedef struct { double temperature, top_p; int top_k; } Draw;
 
 // GELU's tanh form: x/2 (1 + tanh(GELU_S (x + GELU_A x^3)))
@@ -219,8 +235,8 @@ void   gpt2_free(GPT2 *m);
 Config gpt2_config(const GPT2 *m);
 void   gpt2_get_part(GPT2 *m, enum Copy what, size_t at, size_t n, float *host); // elements at .. at+n-1
 void   gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *host);
-// Memory that build, plan and training will take. training: 0 none; 1 steps of one micro-batch without clipping, where the
-// gradient may be used up as it comes; 2 any other, where it is kept
+// Memory that build, plan and training will take. training: 0 none; 1 steps of one micro-batch without clipping, where
+// the gradient may be used up as it comes; 2 any other, where it is kept
 size_t gpt2_bytes(Config c, int training, int N, int U);
 int    gpt2_tokens(const GPT2 *m);               // how many tokens at once suit the machine
 void   gpt2_plan(GPT2 *m, int N, int U);         // room for batches up to N tokens and U rows that are read
@@ -230,17 +246,17 @@ void   gpt2_forward(GPT2 *m, const Batch *b, real *out);
 void   gpt2_backward(GPT2 *m, const Batch *b, const real *c);
 void   gpt2_zero_grad(GPT2 *m);
 double gpt2_grad_norm(GPT2 *m);                  // L2 norm of the whole gradient
-void   gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step); // step counts from 1
+void   gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step); // grad_scale: clipping's; step counts from 1
 void   gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots);
-// What a decode hands back is owned by the model and valid until the next one. A device selects: it hands back k numbers
-// of a row, or a token, not V logits.
+// What a decode hands back is owned by the model and valid until the next one. A device selects: it hands back k
+// numbers of a row, or a token, not V logits.
 // The k <= V largest logits of each row, (n_rows, k) in the order of their ids, of equal ones the lower ids; lse, where
 // not NULL, (n_rows): the row's log sum exp.
 const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double **lse);
-// A token for each of n sequences, (n), n at most the rows planned: sequence i draws from row row[i], with u[i] in [0, 1).
+// A token for each of n sequences, (n), at most the rows planned: sequence i draws from row row[i], with u[i] in [0,1).
 const int *gpt2_decode_draw(GPT2 *m, const Decode *d, Draw how, int n, const int *row, const double *u);
 const char *backend_start(int threads);          // 0 = all; returns a line for the banner
-void   backend_profile(int steps);               // --profile 1: 0 = begin; else print where the time of so many steps went
+void   backend_profile(int steps);               // --profile 1: 0 = begin; else print where so many steps' time went
 void   backend_dtype_set(const char *dtype);     // --dtype: "fp32" or "bf16"; before backend_start
 const char *backend_dtype(void);                 // what is computed in: "fp32" or "bf16"
 
@@ -275,8 +291,9 @@ static inline void gpt2_write(GPT2 *m, enum Copy what, Out *out) {
         n = gpt2_part(at, total);
         gpt2_get_part(m, what, at, n, part);
         for (size_t i = 0; what == COPY_PARAMS && i < n; i++)
-            if (!isfinite(part[i])) die("NaN: %s: parameter %zu is %g; nothing was overwritten: go back to the last checkpoint "
-                                        "with a smaller --lr or with --grad-clip 1", out->path, at + i, part[i]);
+            if (!isfinite(part[i]))
+                die("NaN: %s: parameter %zu is %g; no file was overwritten: go back to the last checkpoint "
+                    "with a smaller --lr or with --grad-clip 1", out->path, at + i, part[i]);
         out_write(out, part, n * sizeof *part);
     }
     free(part);

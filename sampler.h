@@ -135,8 +135,8 @@ static inline int draw_width(Draw how, int V) {
     return k > 0 && k < V ? k : V;
 }
 
-// Of n candidates whose `logit` is by now a weight, the smallest set that holds top_p of the total: the heaviest, of equal
-// ones the lower ids, at least one. Returns how many, and their total; they stay in the order of their ids.
+// Of n candidates whose `logit` is by now a weight, the smallest set that holds top_p of the total: the heaviest, of
+// equal ones the lower ids, at least one. Returns how many, and their total; they stay in the order of their ids.
 static inline int draw_top_p(Candidate *room, int n, double top_p, uint64_t *total) {
     // Weights below the average of what may be left out sum to less than that: no need to sort them.
     uint64_t enough = draw_enough(*total, top_p), least = (*total - enough) / (uint64_t)n;
@@ -196,8 +196,8 @@ typedef struct { const Candidate *top; const double *lse; int k; } Rows;
 
 // The `want` best continuations of n beams, best first; returns how many there are (n k may be fewer). sum (n) is the
 // beams' own, row (n) their rows. Each of the n_chosen tokens in chosen costs `penalty` as often as it is there. It
-// lowers at most n_chosen tokens: before it, the best `want` were among the best want + n_chosen, so that rows.k must
-// be as many, or V. all (n rows.k)
+// lowers at most n_chosen tokens, so the best `want` after it are among the best want + n_chosen before it: rows.k must
+// be that many, or V. all (n rows.k)
 static inline int beam_continuations(Continuation *all, int want, Rows rows, const double *sum, const int *row, int n,
                                      const int *chosen, int n_chosen, double penalty) {
     int found = 0;
@@ -219,11 +219,11 @@ static inline int beam_continuations(Continuation *all, int want, Rows rows, con
 typedef struct { double score; int len; uint16_t *text; } Hypothesis; // text (max_new_tokens)
 
 typedef struct {
-    int live, done;          // beams now, at most g: 1 at the start; done = 1: its hypotheses are final
-    double *sum;             // (g) each beam's log P so far, penalties included
-    int *parent, *token;     // (g) the beam that it continues, and with what
+    int live, done;          // beams now, at most size: 1 at the start; done = 1: its hypotheses are final
+    double *sum;             // (size) each beam's log P so far, penalties included
+    int *parent, *token;     // (size) the beam that it continues, and with what
     int n;                   // hypotheses
-    Hypothesis *hyp;         // (g), oldest first
+    Hypothesis *hyp;         // (size), oldest first
 } Group;
 
 static inline int group_worst(const Group *g) { // the oldest of equals
@@ -543,8 +543,8 @@ static inline void beams_fork(Beams *s, Wave *w, const Ranked *d, int q0, int n,
     for (int i = 0; i < n * G; i++)
         for (int b = 0; !s->group[i].done && b < s->group[i].live; b++) {
             int child = i * s->size + b, parent = i * s->size + s->group[i].parent[b];
-            size_t own = (size_t)(d->query_len[q0 + i / G] + len - 1);
-            memcpy(w->spare + child * w->stride, w->d.list + parent * w->stride, own * sizeof(int));
+            size_t had = (size_t)(d->query_len[q0 + i / G] + len - 1);
+            memcpy(w->spare + child * w->stride, w->d.list + parent * w->stride, had * sizeof(int));
         }
     int *forked = w->spare;
     w->spare = w->d.list;

@@ -5,6 +5,9 @@ forward/backward pairs, the model, AdamW; the paper itself is in rrhf.h, and mai
   make train_rrhf && ./train_rrhf        the whole story on made-up reviews, under two minutes on two cores
   ./train_rrhf --help                    the six verbs and every option
 
+To learn RRHF begin at "Layers": what stands before is --profile and small change, and the products' fast variants stand
+near the end.
+
 Gradients: dX is dL/dX, the same shape as X. Every backward ADDS to the gradients of parameters (micro-batches
 accumulate) and overwrites the gradients of activations, unless it says otherwise.
 Every sum is split among threads by what is summed INTO, never by what is summed: with the plain loops a run has the
@@ -42,7 +45,7 @@ static int n_threads = 1;
 // ----------------------------------------------------------------------------
 // --profile 1: where a training run's time goes
 
-// X(stage, name): what the program is at, from one stage() to the next
+// X(stage, name): the time from stage(STAGE_...) to the next call counts for that stage
 #define STAGES(X)                                                                        \
     X(OTHER,      "everything else")                                                     \
     X(EMBEDDING,  "embedding, forward and backward")                                     \
@@ -118,10 +121,10 @@ static inline void axpy(real *restrict y, real a, const real *restrict x, int n)
 //
 // gemm: C (M,N) = beta C + op(A) op(B), row-major; op(A) is (M,K), op(B) is (K,N); beta is 0 or 1.
 // Four variants compute it: GEMM_NAIVE is the definition, GEMM_PACKED the built-in, GEMM_CBLAS a library; GEMM_ONEDNN
-// (--dtype bf16) rounds A and B to bfloat16 and sums in float32.
+// (--dtype bf16) rounds A and B to bfloat16 and sums in float32. All but the definition stand near the end of the file.
 
 enum { GEMM_NAIVE, GEMM_PACKED, GEMM_CBLAS, GEMM_ONEDNN };
-#ifndef GEMM_DEFAULT // with AVX2 the built-in is as fast as OpenBLAS or faster (dev/bench/README.md); elsewhere that is not known
+#ifndef GEMM_DEFAULT // with AVX2 the built-in is as fast as OpenBLAS or faster (dev/bench/README.md); elsewhere unknown
 #if defined(USE_CBLAS) && (!defined(__AVX2__) || defined(__AVX512F__))
 #define GEMM_DEFAULT GEMM_CBLAS
 #else
@@ -142,67 +145,11 @@ static void gemm_naive(int M, int N, int K, const real *a, size_t am, size_t ak,
         }
 }
 
-// The packed product. A register tile of C, MR rows by NR columns, is summed over KC terms; its operands are first
-// copied ("packed") so that the inner loop reads both from one end to the other: A in strips of MR rows, B in panels
-// of NR columns. NR is a few vector registers wide; the compiler's vector types map to whatever the machine has.
-// Reuse: a panel stays in the first cache while the strips of a TILE_M pass by, those in the second while the panels of
-// a TILE_N do. A thread packs its panels itself, just before it needs them; all share the strips, MC rows of KALL terms
-// at most.
-#ifndef VECTOR // bytes of a vector register; the tests also build widths that their machine lacks
-#if defined(__AVX512F__)
-#define VECTOR 64
-#elif defined(__AVX__)
-#define VECTOR 32
-#else
-#define VECTOR 16
-#endif
-#endif
-enum { MR = 6, NV = VECTOR == 64 ? 4 : 2 }; // AVX-512 has 32 registers, the others 16
-enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 384, TILE_M = 16 * MR, TILE_N = 64, MC = 10 * TILE_M, KALL = 8 * KC };
-typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
-
-// One register tile: c (rows, cols) (+)= strip (K, MR) times panel (K, NR).
-static void gemm_tile(int K, const real *restrict strip, const real *restrict panel, real *restrict c, size_t ldc,
-                      int rows, int cols, int add) {
-    for (int i = 0; i < rows; i++) __builtin_prefetch(c + i * ldc, 1); // there by the time it is added to
-    vec sum[MR][NV];
-    memset(sum, 0, sizeof sum);
-    for (int k = 0; k < K; k++, strip += MR, panel += NR) {
-        vec b[NV];
-        for (int j = 0; j < NV; j++) b[j] = ((const vec *)panel)[j];
-        for (int i = 0; i < MR; i++)
-            for (int j = 0; j < NV; j++) sum[i][j] += strip[i] * b[j];
-    }
-    if (rows == MR && cols == NR) {
-        for (int i = 0; i < MR; i++)
-            for (int j = 0; j < NV; j++) {
-                vec *to = (vec *)(c + i * ldc) + j;
-                if (add) sum[i][j] += *to;
-                *to = sum[i][j];
-            }
-    } else {
-        const real *s = (const real *)sum;
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < cols; j++) c[i * ldc + j] = (add ? c[i * ldc + j] : 0) + s[i * NR + j];
-    }
-}
-
-// Copies `lines` lines (stride `line`) of K terms (stride `term`) into panels (K, width), the last zero-padded.
-static inline __attribute__((always_inline)) void gemm_pack(real *restrict dst, const real *restrict src, size_t line,
-                                                            size_t term, int lines, const int width, int K) {
-    int whole = lines / width * width;
-    if (line == 1)
-        for (int k = 0; k < K; k++)
-            for (int p = 0; p < whole; p += width)
-                memcpy(dst + (size_t)p * K + k * width, src + k * term + p, width * sizeof *dst);
-    else
-        for (int p = 0; p < whole; p += width)
-            for (int k = 0; k < K; k++)
-                for (int i = 0; i < width; i++) dst[(size_t)p * K + k * width + i] = src[(p + i) * line + k * term];
-    for (int k = 0; k < K && whole < lines; k++)
-        for (int i = 0; i < width; i++)
-            dst[(size_t)whole * K + k * width + i] = whole + i < lines ? src[(whole + i) * line + k * term] : 0;
-}
+static void gemm(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb,
+                 real beta, real *c, size_t ldc);
+// The same by one thread, for attention's small products, with strides as gemm_naive has them.
+static void gemm_small(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
+                       real beta, real *c, size_t ldc);
 
 // Working memory, grown once and kept
 enum { ROOM_A, ROOM_B, ROOM_ATTENTION, ROOM_SUMS, N_ROOMS };
@@ -212,7 +159,8 @@ static real *room(int which, size_t n) {
     if (n > size[which]) {
         free(buffer[which]);
         buffer[which] = (real *)aligned_alloc(64, (n * sizeof(real) + 63) / 64 * 64);
-        if (!buffer[which]) die("memory: no room for %zu bytes to work in; try a smaller --micro-batch", n * sizeof(real));
+        if (!buffer[which])
+            die("memory: no room for %zu bytes to work in; try a smaller --micro-batch", n * sizeof(real));
         size[which] = n;
     }
     return buffer[which];
@@ -220,180 +168,12 @@ static real *room(int which, size_t n) {
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }
 
-// c (M,N) (+)= packed strips times packed panels
-static void gemm_block(int M, int N, int K, const real *pa, const real *pb, real *c, size_t ldc, int add) {
-    for (int i0 = 0; i0 < M; i0 += TILE_M)
-        for (int j = 0; j < N; j += NR)
-            for (int i = i0; i < min_int(i0 + TILE_M, M); i += MR)
-                gemm_tile(K, pa + (size_t)i * K, pb + (size_t)j * K, c + (size_t)i * ldc + j, ldc,
-                          min_int(MR, M - i), min_int(NR, N - j), add);
-}
-
-static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
-                        real beta, real *c, size_t ldc) {
-    int tiles = (N + TILE_N - 1) / TILE_N;
-    real *all = room(ROOM_A, (size_t)min_int(MC, (M + MR - 1) / MR * MR) * (size_t)min_int(K, KALL));
-    for (int K0 = 0; K0 < K; K0 += KALL)
-        for (int m0 = 0; m0 < M; m0 += MC) {
-            int K1 = min_int(K0 + KALL, K), mc = min_int(MC, M - m0), full = (mc + MR - 1) / MR * MR;
-            int strips = (mc + TILE_M - 1) / TILE_M;
-            int parts = min_int(strips, (2 * n_threads + tiles - 1) / tiles); // few tiles: share the rows out as well
-            PARALLEL_FOR2
-            for (int k0 = K0; k0 < K1; k0 += KC)
-                for (int i = 0; i < mc; i += TILE_M) {
-                    int kc = min_int(KC, K1 - k0);
-                    gemm_pack(all + (size_t)full * (k0 - K0) + (size_t)i * kc, a + (size_t)(m0 + i) * am + k0 * ak, am, ak,
-                              min_int(TILE_M, mc - i), MR, kc);
-                }
-            PARALLEL_TILES
-            for (int t = 0; t < tiles; t++)
-                for (int part = 0; part < parts; part++) {
-                    real pb[TILE_N * KC] __attribute__((aligned(VECTOR)));
-                    int n0 = t * TILE_N, nc = min_int(TILE_N, N - n0);
-                    int i0 = strips * part / parts * TILE_M, i1 = min_int(strips * (part + 1) / parts * TILE_M, mc);
-                    for (int k0 = K0; k0 < K1; k0 += KC) {
-                        int kc = min_int(KC, K1 - k0);
-                        const real *pa = all + (size_t)full * (k0 - K0) + (size_t)i0 * kc;
-                        gemm_pack(pb, b + k0 * bk + (size_t)n0 * bn, bn, bk, nc, NR, kc);
-                        gemm_block(i1 - i0, nc, kc, pa, pb, c + (size_t)(m0 + i0) * ldc + n0, ldc, beta != 0 || k0 > 0);
-                    }
-                }
-        }
-}
-
-// The same by one thread, for attention's small products.
-static void gemm_small(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
-                       real beta, real *c, size_t ldc) {
-    real pa[TILE_M * KC] __attribute__((aligned(VECTOR))), pb[TILE_N * KC] __attribute__((aligned(VECTOR)));
-    for (int k0 = 0; k0 < K; k0 += KC)
-        for (int m0 = 0; m0 < M; m0 += TILE_M) {
-            int kc = min_int(KC, K - k0), mc = min_int(TILE_M, M - m0);
-            gemm_pack(pa, a + (size_t)m0 * am + k0 * ak, am, ak, mc, MR, kc);
-            for (int n0 = 0; n0 < N; n0 += TILE_N) {
-                int nc = min_int(TILE_N, N - n0);
-                gemm_pack(pb, b + k0 * bk + (size_t)n0 * bn, bn, bk, nc, NR, kc);
-                gemm_block(mc, nc, kc, pa, pb, c + (size_t)m0 * ldc + n0, ldc, beta != 0 || k0 > 0);
-            }
-        }
-}
-
-#ifdef USE_ONEDNN
-static int onednn_bf16; // the CPU multiplies bfloat16 itself; if not, rounded operands go through oneDNN as float32
-
-static void onednn_check(dnnl_status_t status, const char *what) {
-    if (status != dnnl_success) die("--dtype bf16: oneDNN cannot %s (status %d); use --dtype fp32", what, (int)status);
-}
-
-// To the nearest bfloat16, ties to even; a NaN stays one. The result's lower half is zero.
-static inline uint32_t bf16_round(float x) {
-    union { float f; uint32_t i; } u;
-    u.f = x;
-    uint32_t nearest = u.i + 0x7fff + (u.i >> 16 & 1), nan = u.i | 0x400000;
-    return ((u.i & 0x7fffffff) > 0x7f800000 ? nan : nearest) & 0xffff0000;
-}
-
-// Rounds src (rows, cols) into to, without gaps: as bfloat16, or as float32 with the same values.
-static void *onednn_operand(int which, const real *src, int rows, int cols, size_t lead) {
-    real *to = room(which, (size_t)rows * (size_t)cols);
-    PARALLEL_FOR
-    for (int r = 0; r < rows; r++) {
-        const real *from = src + (size_t)r * lead;
-        size_t at = (size_t)r * (size_t)cols;
-        uint16_t *half = (uint16_t *)(void *)to + at;
-        uint32_t *bits = (uint32_t *)(void *)to + at;
-        if (onednn_bf16) for (int i = 0; i < cols; i++) half[i] = (uint16_t)(bf16_round((float)from[i]) >> 16);
-        else for (int i = 0; i < cols; i++) bits[i] = bf16_round((float)from[i]);
-    }
-    return to;
-}
-
-// oneDNN keeps the code it makes for each shape by itself, so nothing is cached here.
-static void gemm_onednn(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb,
-                        real beta, real *c, size_t ldc) {
-    static dnnl_engine_t engine;
-    static dnnl_stream_t stream;
-    if (!engine) {
-        onednn_check(dnnl_engine_create(&engine, dnnl_cpu, 0), "start");
-        onednn_check(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags), "start");
-    }
-    void *data[3] = {onednn_operand(ROOM_A, a, transa ? K : M, transa ? M : K, lda),
-                     onednn_operand(ROOM_B, b, transb ? N : K, transb ? K : N, ldb), c};
-    dnnl_data_type_t type = onednn_bf16 ? dnnl_bf16 : dnnl_f32, types[3] = {type, type, dnnl_f32};
-    dnnl_dims_t dims[3] = {{M, K}, {K, N}, {M, N}};
-    dnnl_dims_t strides[3] = {{transa ? 1 : K, transa ? M : 1}, {transb ? 1 : N, transb ? K : 1}, {(dnnl_dim_t)ldc, 1}};
-    static const int names[3] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST};
-    dnnl_primitive_attr_t attr;
-    dnnl_post_ops_t ops;
-    dnnl_primitive_desc_t made;
-    dnnl_primitive_t product;
-    dnnl_exec_arg_t arg[3];
-    onednn_check(dnnl_primitive_attr_create(&attr), "prepare a product");
-    onednn_check(dnnl_post_ops_create(&ops), "prepare a product");
-#if DNNL_VERSION_MAJOR >= 3
-    dnnl_memory_desc_t desc[3];
-    for (int i = 0; i < 3; i++)
-        onednn_check(dnnl_memory_desc_create_with_strides(&desc[i], 2, dims[i], types[i], strides[i]), "describe a matrix");
-    if (beta != 0) onednn_check(dnnl_post_ops_append_sum(ops, 1, 0, dnnl_data_type_undef), "add to a matrix");
-    onednn_check(dnnl_primitive_attr_set_post_ops(attr, ops), "add to a matrix");
-    onednn_check(dnnl_matmul_primitive_desc_create(&made, engine, desc[0], desc[1], NULL, desc[2], attr),
-                 "multiply these matrices");
-#else
-    dnnl_memory_desc_t made_of[3], *desc[3];
-    dnnl_matmul_desc_t matmul;
-    for (int i = 0; i < 3; i++) {
-        onednn_check(dnnl_memory_desc_init_by_strides(&made_of[i], 2, dims[i], types[i], strides[i]), "describe a matrix");
-        desc[i] = &made_of[i];
-    }
-    if (beta != 0) onednn_check(dnnl_post_ops_append_sum(ops, 1), "add to a matrix");
-    onednn_check(dnnl_primitive_attr_set_post_ops(attr, ops), "add to a matrix");
-    onednn_check(dnnl_matmul_desc_init(&matmul, desc[0], desc[1], NULL, desc[2]), "multiply these matrices");
-    onednn_check(dnnl_primitive_desc_create(&made, &matmul, attr, engine, NULL), "multiply these matrices");
-#endif
-    onednn_check(dnnl_primitive_create(&product, made), "make code for a product");
-    for (int i = 0; i < 3; i++) {
-        arg[i].arg = names[i];
-        onednn_check(dnnl_memory_create(&arg[i].memory, desc[i], engine, data[i]), "take a matrix");
-    }
-    onednn_check(dnnl_primitive_execute(product, stream, 3, arg), "multiply");
-    onednn_check(dnnl_stream_wait(stream), "multiply");
-    for (int i = 0; i < 3; i++) dnnl_memory_destroy(arg[i].memory);
-#if DNNL_VERSION_MAJOR >= 3
-    for (int i = 0; i < 3; i++) dnnl_memory_desc_destroy(desc[i]);
-#endif
-    dnnl_primitive_destroy(product);
-    dnnl_primitive_desc_destroy(made);
-    dnnl_post_ops_destroy(ops);
-    dnnl_primitive_attr_destroy(attr);
-}
-#endif
-
-static void gemm(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb,
-                 real beta, real *c, size_t ldc) {
-    size_t am = transa ? 1 : lda, ak = transa ? lda : 1, bk = transb ? 1 : ldb, bn = transb ? ldb : 1;
-    profile.flop[profile.at] += 2.0 * M * N * K;
-    if (gemm_kind == GEMM_NAIVE) gemm_naive(M, N, K, a, am, ak, b, bk, bn, beta, c, ldc);
-    else if (gemm_kind == GEMM_PACKED) gemm_packed(M, N, K, a, am, ak, b, bk, bn, beta, c, ldc);
-#ifdef USE_ONEDNN
-    else if (gemm_kind == GEMM_ONEDNN) gemm_onednn(transa, transb, M, N, K, a, lda, b, ldb, beta, c, ldc);
-#endif
-#ifdef USE_CBLAS
-    else {
-        enum CBLAS_TRANSPOSE ta = transa ? CblasTrans : CblasNoTrans, tb = transb ? CblasTrans : CblasNoTrans;
-        if (sizeof(real) == 4)
-            cblas_sgemm(CblasRowMajor, ta, tb, M, N, K, 1.0f, (const float *)a, (int)lda, (const float *)b, (int)ldb,
-                        (float)beta, (float *)c, (int)ldc);
-        else
-            cblas_dgemm(CblasRowMajor, ta, tb, M, N, K, 1.0, (const double *)a, (int)lda, (const double *)b, (int)ldb,
-                        (double)beta, (double *)c, (int)ldc);
-    }
-#endif
-}
-
 // ----------------------------------------------------------------------------
 // Layers, forward and backward. Arguments: outputs, inputs, what the forward saved, sizes.
 
-// Embedding: out[n] = wte[token[n]] + wpe[pos[n]].   out (N,C), wte (V,C), wpe (T,C)
-static void embedding_forward(real *out, const int *token, const int *pos, const real *wte, const real *wpe, int N, int C) {
+// Embedding: out[n] = wte[token[n]] + wpe[pos[n]].   out (N,C), wte (Vp,C), of which V rows are used, wpe (T,C)
+static void embedding_forward(real *out, const int *token, const int *pos, const real *wte, const real *wpe,
+                              int N, int C) {
     stage(STAGE_EMBEDDING);
     PARALLEL_FOR
     for (int n = 0; n < N; n++) {
@@ -402,7 +182,7 @@ static void embedding_forward(real *out, const int *token, const int *pos, const
     }
 }
 
-// dw[row[n] - from] += dout[n], where row[n] is one of from .. to-1. Rows repeat, so threads share the channels.
+// dw[row[n] - from] += dout[n], where row[n] is one of from .. to-1. Rows repeat, so threads split the channels.
 static void rows_backward(real *dw, const real *dout, const int *row, int from, int to, int N, int C) {
     enum { SPAN = 64 };
     stage(STAGE_EMBEDDING);
@@ -414,14 +194,16 @@ static void rows_backward(real *dw, const real *dout, const int *row, int from, 
 }
 
 // dwte[token[n]] += dout[n], dwpe[pos[n]] += dout[n]
-static void embedding_backward(real *dwte, real *dwpe, const real *dout, const int *token, const int *pos, int N, int C) {
+static void embedding_backward(real *dwte, real *dwpe, const real *dout, const int *token, const int *pos,
+                               int N, int C) {
     rows_backward(dwte, dout, token, 0, INT32_MAX, N, C);
     rows_backward(dwpe, dout, pos, 0, INT32_MAX, N, C);
 }
 
 // LayerNorm: out = w * (x - mean) * rstd + b, rstd = 1 / sqrt(var + eps), over the C channels of each row.
 // out, x (N,C); w, b (C); mean, rstd (N) are saved for the backward
-static void layernorm_forward(real *out, real *mean, real *rstd, const real *x, const real *w, const real *b, int N, int C) {
+static void layernorm_forward(real *out, real *mean, real *rstd, const real *x, const real *w, const real *b,
+                              int N, int C) {
     stage(STAGE_LAYERNORM);
     PARALLEL_FOR
     for (int n = 0; n < N; n++) {
@@ -481,8 +263,8 @@ static void matmul_forward(real *out, const real *x, const real *w, const real *
 
 static real grad_beta = 1; // 0 in a step's first backward: products then overwrite gradients, and nobody need zero them
 
-// dx = dout W, dW += dout^T x, dbias += sum_N dout. (The residual's gradient is dout itself.) dw may be NULL: then its
-// product is the caller's.
+// dx = dout W, dW += dout^T x, dbias += sum_N dout. (The residual's gradient is dout itself.) dw may be NULL: then the
+// caller forms it (linear_backward).
 static void matmul_backward(real *dx, real *dw, real *dbias, const real *dout, const real *x, const real *w,
                             int N, int C, int OC) {
     enum { SPAN = 64 };
@@ -504,7 +286,7 @@ typedef struct {
     Keys run[2]; // the query's (none, where these are the query's rows) and the rows' own
 } RowBlock;
 
-enum { BLOCK_ROWS = TILE_M };
+enum { BLOCK_ROWS = 96 }; // whole tiles of gemm_small
 
 // The block of rows from n on, of a query's rows that end at `end`. (b0[n] <= n says that n is a response's.)
 static RowBlock attention_rows(const Batch *b, int n, int end) {
@@ -555,7 +337,7 @@ static void attention_forward(real *out, real *lse, const real *qkv, const Batch
                     for (int j = 0; j < m; j++) s[j] = j < seen ? per * s[j] : 0;
                     lse[(size_t)(n + i) * NH + h] = scale * max + (real)log(sum);
                 }
-                for (int i = 0; i < 2; i++)
+                for (int i = 0; i < 2; i++) // run 0 overwrites out, run 1 adds; where run 0 has no keys, at is 0 for both
                     gemm_small(rows, hs, r.run[i].keys, S + r.run[i].at, (size_t)m, 1, v + r.run[i].from * C3, C3, 1,
                                r.run[i].at > 0, out + (size_t)n * C + h * hs, (size_t)C);
                 n = r.n1;
@@ -624,9 +406,10 @@ static void cache_write(real *cache, int slots, const real *qkv, const Decode *d
         }
 }
 
-// One new token and one head. Inlined with hs a constant for GPT-2's head sizes: then its inner loops are straight vector code.
-static inline __attribute__((always_inline)) void attention_decode_head(real *out, const real *q, const real *kv, const int *slot,
-                                                                        int len, real *s, const int hs) {
+// One new token and one head, over its `len` slots; s (len) is room. Inlined with hs a constant for GPT-2's head sizes:
+// then the inner loops are straight vector code.
+static inline __attribute__((always_inline)) void attention_decode_head(
+        real *out, const real *q, const real *kv, const int *slot, int len, real *s, const int hs) {
     real scale = 1 / sqrt_real((real)hs), max = -INFINITY, sum = 0;
     for (int j = 0; j < len; j++) {
         s[j] = scale * dot(q, kv + (size_t)slot[j] * 2 * hs, hs);
@@ -656,6 +439,7 @@ static void attention_decode(real *out, const real *qkv, const real *cache, int 
 }
 
 // GELU, tanh form: out = x/2 (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3); tanh(u) = 1 - 2/(exp(2u)+1).
+// out, x (N,C)
 static void gelu_forward(real *out, const real *x, int N, int C) {
     stage(STAGE_GELU);
     PARALLEL_FOR
@@ -685,7 +469,7 @@ static void gelu_backward(real *d, const real *x, int N, int C) {
     }
 }
 
-// log sum exp of a row of V logits: sums of 1024 terms in vectors, their total in double
+// log sum exp of a row's V logits: sums of 1024 terms in vectors, their total in double
 static double row_lse(const real *z, int V) {
     real max = z[0];
     double total = 0;
@@ -701,7 +485,7 @@ static double row_lse(const real *z, int V) {
 }
 
 // Classifier: logits = x wte^T, log P(v) = logit_v - log sum exp(logits), for the U predicting rows.
-// logits (U,Vp), lse (U), logp (P), x (U,C), wte (V,C)
+// logits (U,Vp), lse (U), logp (P), x (U,C), wte (Vp,C), of which V rows are used
 static void classifier_forward(real *logp, real *logits, real *lse, const real *x, const real *wte, const Batch *b,
                                int C, int V, int Vp) {
     stage(STAGE_CLASSIFIER);
@@ -715,8 +499,9 @@ static void classifier_forward(real *logp, real *logits, real *lse, const real *
 }
 
 // d logP(y)/d logit_v = [v = y] - P(v), so with c_i for each prediction i of the row:
-// dlogit_v = sum_i c_i [v = y_i] - (sum_i c_i) P(v). In place over the logits; then dx = dlogits wte, dwte += dlogits^T x.
-// c (R): one coefficient per response, the same for each of its tokens. dwte may be NULL: then its product is the caller's.
+// dlogit_v = sum_i c_i [v = y_i] - (sum_i c_i) P(v). In place over the logits; then dx = dlogits wte and
+// dwte += dlogits^T x. c (R): one coefficient per response, the same for each of its tokens. dwte may be NULL: then the
+// caller forms it (table_backward).
 static void classifier_backward(real *dx, real *dwte, real *logits, const real *lse, const real *c, const real *x,
                                 const real *wte, const Batch *b, int C, int V, int Vp) {
     stage(STAGE_DCLASSIFIER);
@@ -778,8 +563,8 @@ static void gather_backward(real *dx, const real *dout, const int *row, int U, i
     X(rstdf,  1, U, 1)                                                                   \
     X(logits, !c.reward, U, c.Vp) /* then their gradient */                              \
     X(lsef,   1, U, 1)
-// One block's at a time: cheap to compute again, so not saved. The backward has one array of its own; other gradients take
-// the place of what is needed no longer, that of the residual stream x's last slice.
+// One block's at a time: cheap to compute again, so not saved. The backward adds one array, dgelu. Its other gradients
+// take the place of what is needed no longer; the residual stream's takes x's last slice.
 #define BLOCK_ROOM(X)                                                                    \
     X(ln,     1, N, c.C)                                                                 \
     X(att,    1, N, c.C)                                                                 \
@@ -834,8 +619,8 @@ static size_t state_count(Config c, int training) { return LINE + line_up(gpt2_c
 
 // The gradient, whole or in pieces. Where a step is one micro-batch and nothing clips, AdamW can take some rows of a
 // matrix's gradient as soon as they are complete: then all matrices and embeddings (the tensors that decay) share one
-// room, only biases and LayerNorms keep theirs to the end of the backward, and a quarter of the state is saved. The
-// room is small enough for a cache, so such a gradient never sees the memory.
+// room, only biases and LayerNorms keep theirs to the end of the backward, and the state needs a quarter less memory.
+// The room fits in a cache, so such a gradient is never written to memory.
 static size_t update_room(Config c) {
     size_t CC = (size_t)c.C * (size_t)c.C;
     return CC < 1 << 16 ? 1 << 16 : CC;
@@ -863,7 +648,8 @@ static void gradient_room(GPT2 *m, int whole) {
     m->grads = whole ? line_start(m->kept) : NULL;
     m->pieces = whole ? NULL : line_start(m->kept);
     gpt2_tensors(m->c, t);
-#define X(name, layers, rows, cols, kind) m->dw.name = whole ? m->grads + t[i].at : m->pieces + piece_at(m->c, t, i); i++;
+#define X(name, layers, rows, cols, kind) \
+    m->dw.name = whole ? m->grads + t[i].at : m->pieces + piece_at(m->c, t, i); i++;
     GPT2_PARAMS(X)
 #undef X
 }
@@ -896,14 +682,15 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
 void gpt2_free(GPT2 *m) {
     if (!m) return;
     free(m->state); free(m->kept); free(m->activations);
-    free(m->cache); free(m->dec); free(m->dec_logits); free(m->top); free(m->top_lse); free(m->draw_room); free(m->drawn);
+    free(m->cache); free(m->dec); free(m->dec_logits); free(m->top); free(m->top_lse);
+    free(m->draw_room); free(m->drawn);
     free(m);
 }
 
 Config gpt2_config(const GPT2 *m) { return m->c; }
 
-// Zeros in earnest. but_products: only where the next backward's products do not overwrite: they write the matrices, and
-// V rows of wte's Vp.
+// Sets the gradient to zero, which gpt2_zero_grad only notes. but_products: except where the next backward's products
+// overwrite it: the matrices, and the first V of wte's Vp rows.
 static void grads_zero(GPT2 *m, int but_products) {
     Tensor t[N_TENSORS];
     stage(STAGE_ZERO);
@@ -954,22 +741,15 @@ void gpt2_plan(GPT2 *m, int N, int U) {
 #undef X
 }
 
-// Block l's slices of the tensors that have one for each block. matrices 0: only of the others.
-static Params block_params(Config c, Params p, int l, int matrices) {
-#define X(name, layers, rows, cols, kind) \
-    if ((layers) > 1 && (matrices || kind == ONES || kind == ZEROS)) p.name += (size_t)l * (size_t)(rows) * (size_t)(cols);
-    GPT2_PARAMS(X)
-#undef X
-    return p;
-}
-
-// Block l's slices of what is saved; next: the residual stream after it. Without a backward to follow, two take turns.
+// Block l's slices of what is saved; next: the residual stream after it. Without a backward to follow, two slices of x
+// take turns.
 #define X(name, layers, rows, cols) real *name;
 typedef struct { SAVED(X) real *next; } Block;
 #undef X
 static Block block_saved(const GPT2 *m, int l) {
     Config c = m->c;
-    size_t slice = m->training ? (size_t)l : 0, next = m->training ? (size_t)l + 1 : (size_t)(l + 1) & 1, N = (size_t)m->N;
+    size_t N = (size_t)m->N, slice = m->training ? (size_t)l : 0;
+    size_t next = m->training ? (size_t)l + 1 : (size_t)(l + 1) & 1;
     Block s;
 #define X(name, layers, rows, cols) s.name = m->name + slice * (rows) * (size_t)(cols);
     SAVED(X)
@@ -1005,10 +785,10 @@ static void block_forward(GPT2 *m, const Batch *b, int l) {
     matmul_forward(s.next, m->gelu, w.fcprojw, w.fcprojb, s.mid, N, 4 * C, C);
 }
 
-// matmul_backward, and where u is not NULL the update of W besides, as many rows at a time as there is room for: dx comes
-// first, from W as it was.   dx, x (N,C), dout (N,OC), w, dw (OC,C; in pieces: room for some rows), dbias (OC)
-static void linear_backward(GPT2 *m, Update *u, real *dx, real *dw, real *dbias, const real *dout, const real *x, const real *w,
-                            int N, int C, int OC) {
+// matmul_backward, and where u is not NULL the update of W besides, as many rows at a time as there is room for: dx
+// comes first, from W as it was.   dx, x (N,C), dout (N,OC), w, dw (OC,C; in pieces: room for some rows), dbias (OC)
+static void linear_backward(GPT2 *m, Update *u, real *dx, real *dw, real *dbias, const real *dout, const real *x,
+                            const real *w, int N, int C, int OC) {
     enum Stage here = profile.at;
     int some = (int)(update_room(m->c) / (size_t)C);
     matmul_backward(dx, u ? NULL : dw, dbias, dout, x, w, N, C, OC);
@@ -1022,7 +802,8 @@ static void linear_backward(GPT2 *m, Update *u, real *dx, real *dw, real *dbias,
     }
 }
 
-// The same block backward; dx is the gradient of its output, then of its input.
+// The same block backward; dx is the gradient of its output, then of its input. What was not saved (gelu, ln, att) is
+// computed again first.
 static void block_backward(GPT2 *m, real *dx, const Batch *b, int l, Update *u) {
     Params w = block_params(m->c, m->w, l, 1), d = block_params(m->c, m->dw, l, m->grads != NULL);
     Block s = block_saved(m, l);
@@ -1070,9 +851,32 @@ static void rows_keep(real *x, int layers, int rows, size_t cols, const int *fro
     }
 }
 
-// A response with c_i = 0 has no gradient, and nobody else sees its tokens: backward, the batch is one without it. RRHF has
-// many such: without ties and margin c_i says how many places response i stands too high, and some stand where they
-// belong. Returns that batch (its resp still means b's responses; free it) and moves what the forward saved.
+// Rows start .. end-1 of b, of a query that begins at row x there and at row x0 in `to`, go to the end of `to`.
+static void live_rows(Batch *to, const Batch *b, int start, int end, int x, int x0, int *from_N) {
+    int shift = start - to->N;
+    for (int n = start; n < end; n++) {
+        int k = to->N++;
+        from_N[k] = n;
+        to->token[k] = b->token[n], to->pos[k] = b->pos[n];
+        to->a0[k] = x0, to->a1[k] = b->a1[n] - x + x0, to->b0[k] = b->b0[n] - shift;
+    }
+}
+
+// Of b's predicting rows those from *u on that lie before row `end` go to the end of `to`, `shift` rows further up,
+// with the predictions whose coefficient is not 0.
+static void live_predictions(Batch *to, const Batch *b, const real *coef, int *u, int end, int shift, int *from_U) {
+    for (; *u < b->U && b->row[*u] < end; ++*u) {
+        from_U[to->U] = *u;
+        to->row[to->U] = b->row[*u] - shift;
+        to->pred[to->U++] = to->P;
+        for (int j = b->pred[*u]; j < b->pred[*u + 1]; j++)
+            if (coef[b->resp[j]] != 0) to->target[to->P] = b->target[j], to->resp[to->P++] = b->resp[j];
+    }
+}
+
+// A response with c_i = 0 has no gradient, and nobody else sees its tokens: backward, the batch is one without it. RRHF
+// has many such, those that stand in their place (rrhf.h). Returns that batch, to be freed, and moves what the forward
+// saved to its rows; its resp still counts b's responses.
 static Batch batch_live(GPT2 *m, const Batch *b, const real *coef) {
     Config c = m->c;
     Batch to = batch_make(b->N, b->U, b->P, b->R, b->Q);
@@ -1081,29 +885,22 @@ static Batch batch_live(GPT2 *m, const Batch *b, const real *coef) {
     stage(STAGE_LIVE);
     to.N = to.U = to.P = 0;
     for (int g = 0; g < b->Q; g++) {
-        int x = to.group[g] = to.N, from = b->group[g], r = b->first[g];
-        for (int i = r - 1; i < b->first[g + 1]; i++) { // the query's rows, then each response's
-            int start = i < r ? from : b->b0[b->last[i]], end = i < r ? b->b0[b->last[r]] : b->last[i] + 1, shift = start - to.N;
-            int live = i < r || coef[i] != 0;
-            for (int n = start; n < end && live; n++) {
-                int k = to.N++;
-                from_N[k] = n;
-                to.token[k] = b->token[n], to.pos[k] = b->pos[n];
-                to.a0[k] = x, to.a1[k] = b->a1[n] - from + x, to.b0[k] = b->b0[n] - shift;
-            }
-            for (; u < b->U && b->row[u] < end; u++) {
-                if (!live) continue;
-                from_U[to.U] = u;
-                to.row[to.U] = b->row[u] - shift;
-                to.pred[to.U++] = to.P;
-                for (int j = b->pred[u]; j < b->pred[u + 1]; j++)
-                    if (coef[b->resp[j]] != 0) to.target[to.P] = b->target[j], to.resp[to.P++] = b->resp[j];
-            }
+        int x = b->group[g], x0 = to.group[g] = to.N, end = b->b0[b->last[b->first[g]]]; // of the query's own rows
+        live_rows(&to, b, x, end, x, x0, from_N);
+        live_predictions(&to, b, coef, &u, end, x - x0, from_U);
+        for (int r = b->first[g]; r < b->first[g + 1]; r++) {
+            int start = b->b0[b->last[r]], shift = start - to.N;
+            end = b->last[r] + 1;
+            if (coef[r] != 0) {
+                live_rows(&to, b, start, end, x, x0, from_N);
+                live_predictions(&to, b, coef, &u, end, shift, from_U);
+            } else
+                while (u < b->U && b->row[u] < end) u++;
         }
     }
     to.group[b->Q] = to.N;
     to.pred[to.U] = to.P;
-#define X(name, layers, rows, cols) rows_keep(m->name, layers, rows, (size_t)(cols), from_##rows, to.rows);
+#define X(name, layers, rows, cols) rows_keep(m->name, layers, rows, (size_t)(cols), from_##rows, to.rows); // N or U
     SAVED(X)
     SAVED_READ(X)
 #undef X
@@ -1112,9 +909,11 @@ static Batch batch_live(GPT2 *m, const Batch *b, const real *coef) {
     return to;
 }
 
-// An embedding's gradient and update, as many rows at a time as there is room for: row[n] += dx[n], and in the first V
-// rows the classifier's dlogits^T x (V is 0 where the table is no classifier).   dw (t->rows,C; or some), dx (N,C), row (N)
-static void table_backward(GPT2 *m, const Tensor *t, real *dw, const real *dx, const Batch *b, const int *row, int V, Update *u) {
+// An embedding's gradient and update, as many rows at a time as there is room for: dw[row[n]] += dx[n], and in the first
+// V rows the classifier's dlogits^T x (V is 0 where the table is no classifier).   dw (t->rows,C; or some), dx (N,C),
+// row (N)
+static void table_backward(GPT2 *m, const Tensor *t, real *dw, const real *dx, const Batch *b, const int *row, int V,
+                           Update *u) {
     int C = m->c.C, some = (int)(update_room(m->c) / (size_t)C);
     for (int v = 0, rows; v < t->rows; v += rows) {
         rows = min_int(some, t->rows - v);
@@ -1129,7 +928,7 @@ static void table_backward(GPT2 *m, const Tensor *t, real *dw, const real *dx, c
     }
 }
 
-// u: NULL, or the update to make on the way, where the gradient is fresh and this is all of it.
+// coef (R): c_i. u: NULL, or the update to make on the way, where this backward is the step's only one.
 static void backward(GPT2 *m, const Batch *batch, const real *coef, Update *u) {
     Config c = m->c;
     Batch live;
@@ -1153,7 +952,8 @@ static void backward(GPT2 *m, const Batch *batch, const real *coef, Update *u) {
         table_backward(m, &t[TENSOR_wte], m->dw.wte, dx, b, b->token, c.reward ? 0 : c.V, u);
         table_backward(m, &t[TENSOR_wpe], m->dw.wpe, dx, b, b->pos, 0, u);
         for (int i = 0; i < N_TENSORS; i++)
-            if (!t[i].decay) adamw(m, u, t[i].at, t[i].size, 0, m->grads ? m->grads + t[i].at : m->pieces + piece_at(c, t, i));
+            if (!t[i].decay)
+                adamw(m, u, t[i].at, t[i].size, 0, m->grads ? m->grads + t[i].at : m->pieces + piece_at(c, t, i));
         m->fresh = 1; // used up
     } else
         embedding_backward(m->dw.wte, m->dw.wpe, dx, b->token, b->pos, b->N, c.C);
@@ -1284,7 +1084,7 @@ static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const rea
         }
         part[i0 / PIECE] = sum;
     }
-    for (size_t i = 0; i < (n + PIECE - 1) / PIECE; i++) u->square += part[i]; // in order: the same for any number of threads
+    for (size_t i = 0; i < (n + PIECE - 1) / PIECE; i++) u->square += part[i]; // in order, whatever the threads
 }
 
 double gpt2_grad_norm(GPT2 *m) {
@@ -1303,7 +1103,7 @@ double gpt2_grad_norm(GPT2 *m) {
         part[s] = sum;
     }
     double total = 0;
-    for (size_t s = 0; s < spans; s++) total += part[s]; // in order: the same for any number of threads
+    for (size_t s = 0; s < spans; s++) total += part[s]; // in order, whatever the threads
     return sqrt(total);
 }
 
@@ -1337,6 +1137,245 @@ Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
 }
 
 // ----------------------------------------------------------------------------
+// Fast matrix products: gemm, behind the seam
+
+// The packed product. A register tile of C, MR rows by NR columns, is summed over KC terms; its operands are first
+// copied ("packed") so that the inner loop reads both from one end to the other: A in strips of MR rows, B in panels
+// of NR columns. NR is a few vector registers wide; the compiler's vector types map to whatever the machine has.
+// Reuse: a panel (KC,NR) stays in the first-level cache while TILE_M rows of strips pass by; those strips stay in the
+// second while the panels of TILE_N columns pass by. Each thread packs its own panels just before it needs them; the
+// strips, at most MC rows of KALL terms, are shared. A vector holds VL numbers, a tile's row NV vectors.
+#ifndef VECTOR // bytes of a vector register; the tests also build widths that their machine lacks
+#if defined(__AVX512F__)
+#define VECTOR 64
+#elif defined(__AVX__)
+#define VECTOR 32
+#else
+#define VECTOR 16
+#endif
+#endif
+enum { MR = 6, NV = VECTOR == 64 ? 4 : 2 }; // AVX-512 has 32 registers, the others 16
+enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 384, KALL = 8 * KC };
+enum { TILE_M = 16 * MR, TILE_N = 64, MC = 10 * TILE_M };
+typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
+
+// One register tile: c (rows, cols) (+)= strip (K, MR) times panel (K, NR).
+static void gemm_tile(int K, const real *restrict strip, const real *restrict panel, real *restrict c, size_t ldc,
+                      int rows, int cols, int add) {
+    for (int i = 0; i < rows; i++) __builtin_prefetch(c + i * ldc, 1); // there by the time it is added to
+    vec sum[MR][NV];
+    memset(sum, 0, sizeof sum);
+    for (int k = 0; k < K; k++, strip += MR, panel += NR) {
+        vec b[NV];
+        for (int j = 0; j < NV; j++) b[j] = ((const vec *)panel)[j];
+        for (int i = 0; i < MR; i++)
+            for (int j = 0; j < NV; j++) sum[i][j] += strip[i] * b[j];
+    }
+    if (rows == MR && cols == NR) {
+        for (int i = 0; i < MR; i++)
+            for (int j = 0; j < NV; j++) {
+                vec *to = (vec *)(c + i * ldc) + j;
+                if (add) sum[i][j] += *to;
+                *to = sum[i][j];
+            }
+    } else {
+        const real *s = (const real *)sum;
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < cols; j++) c[i * ldc + j] = (add ? c[i * ldc + j] : 0) + s[i * NR + j];
+    }
+}
+
+// Copies `lines` lines (stride `line`) of K terms (stride `term`) into panels (K, width), the last zero-padded.
+static inline __attribute__((always_inline)) void gemm_pack(real *restrict dst, const real *restrict src, size_t line,
+                                                            size_t term, int lines, const int width, int K) {
+    int whole = lines / width * width;
+    if (line == 1)
+        for (int k = 0; k < K; k++)
+            for (int p = 0; p < whole; p += width)
+                memcpy(dst + (size_t)p * K + k * width, src + k * term + p, width * sizeof *dst);
+    else
+        for (int p = 0; p < whole; p += width)
+            for (int k = 0; k < K; k++)
+                for (int i = 0; i < width; i++) dst[(size_t)p * K + k * width + i] = src[(p + i) * line + k * term];
+    for (int k = 0; k < K && whole < lines; k++)
+        for (int i = 0; i < width; i++)
+            dst[(size_t)whole * K + k * width + i] = whole + i < lines ? src[(whole + i) * line + k * term] : 0;
+}
+
+// c (M,N) (+)= packed strips times packed panels
+static void gemm_block(int M, int N, int K, const real *pa, const real *pb, real *c, size_t ldc, int add) {
+    for (int i0 = 0; i0 < M; i0 += TILE_M)
+        for (int j = 0; j < N; j += NR)
+            for (int i = i0; i < min_int(i0 + TILE_M, M); i += MR)
+                gemm_tile(K, pa + (size_t)i * K, pb + (size_t)j * K, c + (size_t)i * ldc + j, ldc,
+                          min_int(MR, M - i), min_int(NR, N - j), add);
+}
+
+// gemm by packed tiles. all: the strips of rows m0 .. m0+mc-1 over the terms K0 .. K1-1, one (full,kc) array for each
+// KC terms. A task is TILE_N columns (t) of some of those rows (part). The first KC terms overwrite c or not, as beta
+// says; the others add.
+static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
+                        real beta, real *c, size_t ldc) {
+    int tiles = (N + TILE_N - 1) / TILE_N;
+    real *all = room(ROOM_A, (size_t)min_int(MC, (M + MR - 1) / MR * MR) * (size_t)min_int(K, KALL));
+    for (int K0 = 0; K0 < K; K0 += KALL)
+        for (int m0 = 0; m0 < M; m0 += MC) {
+            int K1 = min_int(K0 + KALL, K), mc = min_int(MC, M - m0), full = (mc + MR - 1) / MR * MR;
+            int strips = (mc + TILE_M - 1) / TILE_M;
+            int parts = min_int(strips, (2 * n_threads + tiles - 1) / tiles); // few tiles: share the rows out as well
+            PARALLEL_FOR2
+            for (int k0 = K0; k0 < K1; k0 += KC)
+                for (int i = 0; i < mc; i += TILE_M) {
+                    int kc = min_int(KC, K1 - k0);
+                    gemm_pack(all + (size_t)full * (k0 - K0) + (size_t)i * kc, a + (size_t)(m0 + i) * am + k0 * ak,
+                              am, ak, min_int(TILE_M, mc - i), MR, kc);
+                }
+            PARALLEL_TILES
+            for (int t = 0; t < tiles; t++)
+                for (int part = 0; part < parts; part++) {
+                    real pb[TILE_N * KC] __attribute__((aligned(VECTOR)));
+                    int n0 = t * TILE_N, nc = min_int(TILE_N, N - n0);
+                    int i0 = strips * part / parts * TILE_M, i1 = min_int(strips * (part + 1) / parts * TILE_M, mc);
+                    for (int k0 = K0; k0 < K1; k0 += KC) {
+                        int kc = min_int(KC, K1 - k0);
+                        const real *pa = all + (size_t)full * (k0 - K0) + (size_t)i0 * kc;
+                        gemm_pack(pb, b + k0 * bk + (size_t)n0 * bn, bn, bk, nc, NR, kc);
+                        gemm_block(i1 - i0, nc, kc, pa, pb, c + (size_t)(m0 + i0) * ldc + n0, ldc, beta != 0 || k0 > 0);
+                    }
+                }
+        }
+}
+
+static void gemm_small(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
+                       real beta, real *c, size_t ldc) {
+    real pa[TILE_M * KC] __attribute__((aligned(VECTOR))), pb[TILE_N * KC] __attribute__((aligned(VECTOR)));
+    for (int k0 = 0; k0 < K; k0 += KC)
+        for (int m0 = 0; m0 < M; m0 += TILE_M) {
+            int kc = min_int(KC, K - k0), mc = min_int(TILE_M, M - m0);
+            gemm_pack(pa, a + (size_t)m0 * am + k0 * ak, am, ak, mc, MR, kc);
+            for (int n0 = 0; n0 < N; n0 += TILE_N) {
+                int nc = min_int(TILE_N, N - n0);
+                gemm_pack(pb, b + k0 * bk + (size_t)n0 * bn, bn, bk, nc, NR, kc);
+                gemm_block(mc, nc, kc, pa, pb, c + (size_t)m0 * ldc + n0, ldc, beta != 0 || k0 > 0);
+            }
+        }
+}
+
+#ifdef USE_ONEDNN
+static int onednn_bf16; // the CPU multiplies bfloat16 itself; if not, rounded operands go through oneDNN as float32
+
+static void onednn_check(dnnl_status_t status, const char *what) {
+    if (status != dnnl_success) die("--dtype bf16: oneDNN cannot %s (status %d); use --dtype fp32", what, (int)status);
+}
+
+// To the nearest bfloat16, ties to even; a NaN stays one. The result's lower half is zero.
+static inline uint32_t bf16_round(float x) {
+    union { float f; uint32_t i; } u;
+    u.f = x;
+    uint32_t nearest = u.i + 0x7fff + (u.i >> 16 & 1), nan = u.i | 0x400000;
+    return ((u.i & 0x7fffffff) > 0x7f800000 ? nan : nearest) & 0xffff0000;
+}
+
+// Rounds src (rows, cols) into to, without gaps: as bfloat16, or as float32 with the same values.
+static void *onednn_operand(int which, const real *src, int rows, int cols, size_t lead) {
+    real *to = room(which, (size_t)rows * (size_t)cols);
+    PARALLEL_FOR
+    for (int r = 0; r < rows; r++) {
+        const real *from = src + (size_t)r * lead;
+        size_t at = (size_t)r * (size_t)cols;
+        uint16_t *half = (uint16_t *)(void *)to + at;
+        uint32_t *bits = (uint32_t *)(void *)to + at;
+        if (onednn_bf16) for (int i = 0; i < cols; i++) half[i] = (uint16_t)(bf16_round((float)from[i]) >> 16);
+        else for (int i = 0; i < cols; i++) bits[i] = bf16_round((float)from[i]);
+    }
+    return to;
+}
+
+// oneDNN keeps the code it makes for each shape by itself, so nothing is cached here.
+static void gemm_onednn(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b,
+                        size_t ldb, real beta, real *c, size_t ldc) {
+    static dnnl_engine_t engine;
+    static dnnl_stream_t stream;
+    if (!engine) {
+        onednn_check(dnnl_engine_create(&engine, dnnl_cpu, 0), "start");
+        onednn_check(dnnl_stream_create(&stream, engine, dnnl_stream_default_flags), "start");
+    }
+    void *data[3] = {onednn_operand(ROOM_A, a, transa ? K : M, transa ? M : K, lda),
+                     onednn_operand(ROOM_B, b, transb ? N : K, transb ? K : N, ldb), c};
+    dnnl_data_type_t type = onednn_bf16 ? dnnl_bf16 : dnnl_f32, types[3] = {type, type, dnnl_f32};
+    dnnl_dims_t dims[3] = {{M, K}, {K, N}, {M, N}};
+    dnnl_dims_t strides[3] = {{transa ? 1 : K, transa ? M : 1}, {transb ? 1 : N, transb ? K : 1}, {(dnnl_dim_t)ldc, 1}};
+    static const int names[3] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST};
+    dnnl_primitive_attr_t attr;
+    dnnl_post_ops_t ops;
+    dnnl_primitive_desc_t made;
+    dnnl_primitive_t product;
+    dnnl_exec_arg_t arg[3];
+    onednn_check(dnnl_primitive_attr_create(&attr), "prepare a product");
+    onednn_check(dnnl_post_ops_create(&ops), "prepare a product");
+#if DNNL_VERSION_MAJOR >= 3
+    dnnl_memory_desc_t desc[3];
+    for (int i = 0; i < 3; i++)
+        onednn_check(dnnl_memory_desc_create_with_strides(&desc[i], 2, dims[i], types[i], strides[i]),
+                     "describe a matrix");
+    if (beta != 0) onednn_check(dnnl_post_ops_append_sum(ops, 1, 0, dnnl_data_type_undef), "add to a matrix");
+    onednn_check(dnnl_primitive_attr_set_post_ops(attr, ops), "add to a matrix");
+    onednn_check(dnnl_matmul_primitive_desc_create(&made, engine, desc[0], desc[1], NULL, desc[2], attr),
+                 "multiply these matrices");
+#else
+    dnnl_memory_desc_t made_of[3], *desc[3];
+    dnnl_matmul_desc_t matmul;
+    for (int i = 0; i < 3; i++) {
+        onednn_check(dnnl_memory_desc_init_by_strides(&made_of[i], 2, dims[i], types[i], strides[i]),
+                     "describe a matrix");
+        desc[i] = &made_of[i];
+    }
+    if (beta != 0) onednn_check(dnnl_post_ops_append_sum(ops, 1), "add to a matrix");
+    onednn_check(dnnl_primitive_attr_set_post_ops(attr, ops), "add to a matrix");
+    onednn_check(dnnl_matmul_desc_init(&matmul, desc[0], desc[1], NULL, desc[2]), "multiply these matrices");
+    onednn_check(dnnl_primitive_desc_create(&made, &matmul, attr, engine, NULL), "multiply these matrices");
+#endif
+    onednn_check(dnnl_primitive_create(&product, made), "make code for a product");
+    for (int i = 0; i < 3; i++) {
+        arg[i].arg = names[i];
+        onednn_check(dnnl_memory_create(&arg[i].memory, desc[i], engine, data[i]), "take a matrix");
+    }
+    onednn_check(dnnl_primitive_execute(product, stream, 3, arg), "multiply");
+    onednn_check(dnnl_stream_wait(stream), "multiply");
+    for (int i = 0; i < 3; i++) dnnl_memory_destroy(arg[i].memory);
+#if DNNL_VERSION_MAJOR >= 3
+    for (int i = 0; i < 3; i++) dnnl_memory_desc_destroy(desc[i]);
+#endif
+    dnnl_primitive_destroy(product);
+    dnnl_primitive_desc_destroy(made);
+    dnnl_post_ops_destroy(ops);
+    dnnl_primitive_attr_destroy(attr);
+}
+#endif
+
+static void gemm(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb,
+                 real beta, real *c, size_t ldc) {
+    size_t am = transa ? 1 : lda, ak = transa ? lda : 1, bk = transb ? 1 : ldb, bn = transb ? ldb : 1;
+    profile.flop[profile.at] += 2.0 * M * N * K;
+    if (gemm_kind == GEMM_NAIVE) gemm_naive(M, N, K, a, am, ak, b, bk, bn, beta, c, ldc);
+    else if (gemm_kind == GEMM_PACKED) gemm_packed(M, N, K, a, am, ak, b, bk, bn, beta, c, ldc);
+#ifdef USE_ONEDNN
+    else if (gemm_kind == GEMM_ONEDNN) gemm_onednn(transa, transb, M, N, K, a, lda, b, ldb, beta, c, ldc);
+#endif
+#ifdef USE_CBLAS
+    else {
+        enum CBLAS_TRANSPOSE ta = transa ? CblasTrans : CblasNoTrans, tb = transb ? CblasTrans : CblasNoTrans;
+        if (sizeof(real) == 4)
+            cblas_sgemm(CblasRowMajor, ta, tb, M, N, K, 1.0f, (const float *)a, (int)lda, (const float *)b, (int)ldb,
+                        (float)beta, (float *)c, (int)ldc);
+        else
+            cblas_dgemm(CblasRowMajor, ta, tb, M, N, K, 1.0, (const double *)a, (int)lda, (const double *)b, (int)ldb,
+                        (double)beta, (double *)c, (int)ldc);
+    }
+#endif
+}
+
+// ----------------------------------------------------------------------------
 // The machine
 
 const char *backend_start(int threads) {
@@ -1347,9 +1386,10 @@ const char *backend_start(int threads) {
 #else
     (void)threads;
 #endif
+    const char *products = gemm_kind == GEMM_CBLAS ? "CBLAS" : gemm_kind == GEMM_PACKED ? "built in"
+                         : "rounded to bfloat16, by oneDNN, summed in float32";
     snprintf(line, sizeof line, "CPU, %d thread%s, %s, matrix products: %s", n_threads, n_threads == 1 ? "" : "s",
-             sizeof(real) == 4 ? "float32" : "float64", gemm_kind == GEMM_CBLAS ? "CBLAS" : gemm_kind == GEMM_PACKED ? "built in"
-             : "rounded to bfloat16, by oneDNN, summed in float32");
+             sizeof(real) == 4 ? "float32" : "float64", products);
     return line;
 }
 
