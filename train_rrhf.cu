@@ -307,9 +307,9 @@ inline __device__ uint64_t block_before(uint64_t x, uint64_t *total, uint64_t *r
 // on what was asked before. That keeps runs equal to the bit. Where cuBLASLt has no algorithm (odd sizes that no tensor
 // core reads), a plain kernel does it.
 
-// Compared as bytes: all are int, so that there are none between them. bias, align[A, B, C]: the pointers' alignment, for
-// an algorithm may rely on that of those it was chosen for; 0: no bias.
-typedef struct { int transa, transb, m, n, k, lda, ldb, ldc, type, bias, align[3]; } GemmKey;
+// Compared as bytes: all are int, so that there is no padding. align[A, B, C]: the pointers' alignment, on which an
+// algorithm may rely; bias: is there one; unsplit: no algorithm that splits K (see drops_terms).
+typedef struct { int transa, transb, m, n, k, lda, ldb, ldc, type, bias, align[3], unsplit; } GemmKey;
 typedef struct { GemmKey key; int found; cublasLtMatmulAlgo_t algo; } GemmAlgo;
 
 static struct { GemmAlgo *at; int n; size_t cap; } gemm_algos;
@@ -343,14 +343,29 @@ static void gemm_call_free(GemmCall *g) {
     CHECK_BLAS(cublasLtMatrixLayoutDestroy(g->c));
 }
 
-static GemmAlgo gemm_ask(const GemmKey *key, const elem *bias) {
+static int alignment(const void *p) { // in bytes, up to the widest access: what lies beyond must not choose another algorithm
+    int a = 1;
+    while (a < 16 && (uintptr_t)p % (uintptr_t)(2 * a) == 0) a *= 2;
+    return a;
+}
+
+static int round_tokens(int n) { // up, keeping four leading bits
+    int grain = 1;
+    while (grain * 16 < n) grain *= 2;
+    return div_up((size_t)n, (size_t)grain) * grain;
+}
+
+enum { BIAS_ALIGN = 16 }; // with less an algorithm may read beyond its word; then the plain kernel multiplies
+
+static GemmAlgo gemm_ask(const GemmKey *key) {
     GemmAlgo a;
     cublasLtMatmulPreference_t want;
     cublasLtMatmulHeuristicResult_t best;
     uint64_t room = WORKSPACE;
-    uint32_t ordered = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE; // sums in a fixed order
+    uint32_t ordered = key->unsplit ? CUBLASLT_REDUCTION_SCHEME_NONE // sums in a fixed order
+                                    : CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     int found = 0;
-    GemmCall g = gemm_call(key, bias);
+    GemmCall g = gemm_call(key, (const elem *)BIAS_ALIGN); // the address itself stands for its alignment
     CHECK_BLAS(cublasLtMatmulPreferenceCreate(&want));
     CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room));
     CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &ordered, sizeof ordered));
@@ -374,12 +389,42 @@ static GemmAlgo gemm_ask(const GemmKey *key, const elem *bias) {
     return a;
 }
 
-static int gemm_algo(const GemmKey *key, const elem *bias) { // its place in gemm_algos
+static int gemm_algo(const GemmKey *key) { // its place in gemm_algos
     for (int i = 0; i < gemm_algos.n; i++)
         if (!memcmp(&gemm_algos.at[i].key, key, sizeof *key)) return i;
     xgrow((void **)&gemm_algos.at, &gemm_algos.cap, (size_t)gemm_algos.n + 1, sizeof *gemm_algos.at);
-    gemm_algos.at[gemm_algos.n] = gemm_ask(key, bias);
+    gemm_algos.at[gemm_algos.n] = gemm_ask(key);
     return gemm_algos.n++;
+}
+
+// Would this algorithm leave the last terms of a sum over K out? On Hopper cuBLASLt 12.8 and 13.1 do, silently, where
+// K is split among s, blocks of b terms divide evenly among the s, and fewer than s terms are left over: measured for
+// b = 64 in github.com/facebookexperimental/triton/pull/2767. K is the number of tokens in every weight's gradient.
+static int drops_terms(const cublasLtMatmulAlgo_t *algo, int K) {
+    int32_t s = 1;
+    size_t written;
+    CHECK_BLAS(cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &s, sizeof s, &written));
+    for (int b = 16; b <= 256 && s > 1; b *= 2)
+        if (K % b && K / b % s == 0 && K % b < s) return 1;
+    return 0;
+}
+
+// The algorithm for key: that of similar shapes where it can take this one too.
+static int gemm_choose(GemmKey key, GemmCall *g) {
+    int at = 0;
+    for (key.unsplit = 0; key.unsplit < 2; key.unsplit++) {
+        cublasLtMatmulHeuristicResult_t ok;
+        GemmKey similar = key;
+        if (key.transa) similar.k = round_tokens(key.k);
+        else similar.m = round_tokens(key.m);
+        at = gemm_algo(&similar);
+        if (!gemm_algos.at[at].found ||
+            cublasLtMatmulAlgoCheck(device.blas, g->desc, g->a, g->b, g->c, g->c, &gemm_algos.at[at].algo, &ok) !=
+                CUBLAS_STATUS_SUCCESS || ok.workspaceSize > WORKSPACE)
+            at = gemm_algo(&key);
+        if (!gemm_algos.at[at].found || !drops_terms(&gemm_algos.at[at].algo, key.k)) break;
+    }
+    return at;
 }
 
 // The definition. A thread owns an element of C; A and B are read as op() says. Bound by latency; for odd sizes only.
@@ -406,18 +451,6 @@ static void gemm_plain(const GemmKey *key, const elem *a, const elem *b, float b
                am, ak, bk, bn, ldc, beta);
 }
 
-static int alignment(const void *p) { // in bytes, up to the widest access: what lies beyond must not choose another algorithm
-    int a = 1;
-    while (a < 16 && (uintptr_t)p % (uintptr_t)(2 * a) == 0) a *= 2;
-    return a;
-}
-
-static int round_tokens(int n) { // up, keeping four leading bits
-    int grain = 1;
-    while (grain * 16 < n) grain *= 2;
-    return div_up((size_t)n, (size_t)grain) * grain;
-}
-
 static unsigned gemm_slot(const GemmKey *k) { // in gemm_recent: sizes are often multiples of 64, their lower bits equal
     unsigned shape = ((unsigned)k->m * 31u + (unsigned)k->n) * 31u + (unsigned)k->k;
     unsigned kind = (unsigned)k->transa + 2u * (unsigned)k->transb + 4u * (k->bias != 0) + 8u * (k->type == (int)CUDA_R_32F);
@@ -427,26 +460,28 @@ static unsigned gemm_slot(const GemmKey *k) { // in gemm_recent: sizes are often
 static void gemm(int transa, int transb, int M, int N, int K, const elem *a, int lda, const elem *b, int ldb,
                  float beta, void *c, cudaDataType_t type, int ldc, const elem *bias) {
     const float one = 1;
-    GemmKey key = {transa, transb, M, N, K, lda, ldb, ldc, (int)type, bias ? alignment(bias) : 0,
-                   {alignment(a), alignment(b), alignment(c)}};
-    GemmKey similar = key;
-    if (transa) similar.k = round_tokens(K);
-    else similar.m = round_tokens(M);
+    GemmKey key = {transa, transb, M, N, K, lda, ldb, ldc, (int)type, bias != NULL,
+                   {alignment(a), alignment(b), alignment(c)}, 0};
     unsigned recent = gemm_slot(&key);
     LAUNCHED("gemm");
+    if (bias && alignment(bias) < BIAS_ALIGN) {
+        gemm_plain(&key, a, b, beta, c, bias);
+        return;
+    }
     GemmCall g = gemm_call(&key, bias);
     int at = gemm_recent[recent].algo;
     if (memcmp(&gemm_recent[recent].key, &key, sizeof key)) {
-        cublasLtMatmulHeuristicResult_t ok;
-        at = gemm_algo(&similar, bias);
-        if (!gemm_algos.at[at].found ||
-            cublasLtMatmulAlgoCheck(device.blas, g.desc, g.a, g.b, g.c, g.c, &gemm_algos.at[at].algo, &ok) != CUBLAS_STATUS_SUCCESS ||
-            ok.workspaceSize > WORKSPACE)
-            at = gemm_algo(&key, bias);
+        at = gemm_choose(key, &g);
         gemm_recent[recent].key = key, gemm_recent[recent].algo = at;
     }
-    if (!gemm_algos.at[at].found) gemm_plain(&key, a, b, beta, c, bias);
-    else CHECK_BLAS(cublasLtMatmul(device.blas, g.desc, &one, b, g.a, a, g.b, &beta, c, g.c, c, g.c, &gemm_algos.at[at].algo, device.workspace, WORKSPACE, device.stream));
+    GemmAlgo *algo = &gemm_algos.at[at];
+    cublasStatus_t s = CUBLAS_STATUS_NOT_SUPPORTED;
+    if (algo->found) s = cublasLtMatmul(device.blas, g.desc, &one, b, g.a, a, g.b, &beta, c, g.c, c, g.c, &algo->algo,
+                                        device.workspace, WORKSPACE, device.stream);
+    if (s == CUBLAS_STATUS_NOT_SUPPORTED) { // a heuristic's answer is no promise
+        algo->found = 0;
+        gemm_plain(&key, a, b, beta, c, bias);
+    } else CHECK_BLAS(s);
     gemm_call_free(&g);
 }
 
@@ -1322,9 +1357,9 @@ static void top_k(Candidate *top, double *lse, const float *logits, int n, int V
 // (2), which are in the order of their ids, too.
 
 // First, once a row: logits become weights, in place, and weights outside of the top_p set become 0. total (rows): the
-// units of those that stay. The least weight that stays is found bit by bit from the top: weights are not negative, so
-// their bits sort as they do. Of those that equal it the last ones may have to go.
-// A block owns a row. Bytes: 12 per number; with top_p < 1 31 times 4 more, in part from the L2 cache.
+// units of those that stay. The least weight that stays is found two bits at a time from the top: weights are not negative,
+// so their bits sort as they do. Of those that equal it the last ones may have to go.
+// A block owns a row. Bytes: 12 per number; with top_p < 1 16 times 4 more.
 template <int STEP> __global__ void draw_weights_kernel(float *rows, uint64_t *total, int n, size_t ld, double temperature, double top_p) {
     __shared__ float room[WARPS];
     __shared__ uint64_t counts[WARPS];
@@ -1338,12 +1373,18 @@ template <int STEP> __global__ void draw_weights_kernel(float *rows, uint64_t *t
     }
     uint64_t kept = block_count(units, counts), enough = draw_enough(kept, top_p), seen = 0;
     unsigned bits = 0;
-    for (unsigned bit = top_p < 1 ? 1u << 29 : 0; bit; bit >>= 1) { // no weight is larger than 1
-        float from = __uint_as_float(bits | bit);
-        units = 0;
-        for (int i = threadIdx.x; i < n; i += BLOCK) if (z[i * STEP] >= from) units += draw_units(z[i * STEP]);
-        units = block_count(units, counts);
-        if (units >= enough) bits |= bit, kept = units;
+    for (int shift = 28; top_p < 1 && shift >= 0; shift -= 2) { // no weight is larger than 1, whose first bits are 00
+        uint64_t from[4] = {0, 0, 0, 0}; // units of the weights from bits | x << shift on
+        for (int i = threadIdx.x; i < n; i += BLOCK) {
+            uint64_t own = draw_units(z[i * STEP]);
+            for (unsigned x = 1; x < 4; x++) from[x] += z[i * STEP] >= __uint_as_float(bits | x << shift) ? own : 0;
+        }
+        for (unsigned x = 1; x < 4; x++) from[x] = block_count(from[x], counts);
+        for (unsigned x = 3; x > 0; x--) {
+            if (from[x] < enough) continue;
+            bits |= x << shift, kept = from[x];
+            break;
+        }
     }
     float least = __uint_as_float(bits);
     uint64_t equal = 0, spare = top_p < 1 && kept > enough ? (kept - enough) / draw_units(least) : 0; // of the equal ones
@@ -1497,7 +1538,7 @@ size_t gpt2_bytes(Config c, int training, int N, int U) { return parameter_bytes
 // Enough to fill a data-centre GPU, and no more than a third of this one's memory: all of it, not what is free now, so
 // that a resumed run chooses the same.
 int gpt2_tokens(const GPT2 *m) {
-    enum { LEAST = 2048, MOST = 65536 };
+    enum { LEAST = 2048, MOST = 32768 };
     size_t fit = device.prop.totalGlobalMem / 3 / (activation_bytes(m->c, m->grads != NULL, LEAST, LEAST) / LEAST);
     return fit < LEAST ? LEAST : fit > MOST ? MOST : (int)fit;
 }
@@ -1605,6 +1646,7 @@ void gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *ho
 // Everything that batches up to N tokens and U read rows need, so that no step allocates.
 void gpt2_plan(GPT2 *m, int N, int U) {
     if (N <= m->N && U <= m->U) return;
+    m->sent_for = NULL; // the stage is made anew
     Config c = m->c;
     const char *remedy = "lower --micro-batch";
     char what[64];

@@ -417,6 +417,7 @@ enum cublasComputeType_t { CUBLAS_COMPUTE_32F = 68 };
 enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
 enum cublasLtEpilogue_t { CUBLASLT_EPILOGUE_DEFAULT = 1, CUBLASLT_EPILOGUE_BIAS = 4 };
 enum { CUBLASLT_REDUCTION_SCHEME_NONE = 0, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2 };
+enum cublasLtMatmulAlgoConfigAttributes_t { CUBLASLT_ALGO_CONFIG_SPLITK_NUM };
 enum cublasLtMatmulDescAttributes_t { CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB, CUBLASLT_MATMUL_DESC_EPILOGUE,
                                       CUBLASLT_MATMUL_DESC_BIAS_POINTER };
 enum cublasLtMatmulPreferenceAttributes_t {
@@ -430,7 +431,7 @@ struct emu_preference { uint64_t at_least[6]; };
 typedef emu_desc *cublasLtMatmulDesc_t;
 typedef emu_layout *cublasLtMatrixLayout_t;
 typedef emu_preference *cublasLtMatmulPreference_t;
-struct cublasLtMatmulAlgo_t { uint32_t align[4], bias; };
+struct cublasLtMatmulAlgo_t { uint32_t align[4], bias; int32_t split; };
 struct cublasLtMatmulHeuristicResult_t { cublasLtMatmulAlgo_t algo; size_t workspaceSize; cublasStatus_t state; };
 
 static inline cublasStatus_t cublasLtCreate(cublasLtHandle_t *h) { return *h = NULL, CUBLAS_STATUS_SUCCESS; }
@@ -466,6 +467,8 @@ static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cu
     for (int i = 0; i < 4; i++) r->algo.align[i] = (uint32_t)p->at_least[2 + i];
     r->algo.bias = 1; // its address is taken as a promise too
     while (d->bias && r->algo.bias < 16 && (uintptr_t)d->bias % (2 * r->algo.bias) == 0) r->algo.bias *= 2;
+    uint64_t k = d->ta == CUBLAS_OP_N ? a->cols : a->rows;
+    r->algo.split = k >= 128 && p->at_least[CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK] ? 3 : 1;
     r->workspaceSize = 0;
     r->state = CUBLAS_STATUS_SUCCESS;
     *found = 1;
@@ -476,6 +479,11 @@ static inline cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtM
     r->workspaceSize = 0;
     r->state = CUBLAS_STATUS_SUCCESS;
     return CUBLAS_STATUS_SUCCESS;
+}
+
+static inline cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *algo, cublasLtMatmulAlgoConfigAttributes_t,
+        void *to, size_t n, size_t *written) {
+    return memcpy(to, &algo->split, *written = n), n == sizeof algo->split ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
 }
 
 static inline float emu_load(const void *p, const emu_layout *l, uint64_t row, uint64_t col) {
@@ -492,6 +500,7 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
     if ((d->ta == CUBLAS_OP_N ? a->rows : a->cols) != m || (d->tb == CUBLAS_OP_N ? b->cols : b->rows) != n ||
         (d->tb == CUBLAS_OP_N ? b->rows : b->cols) != k || c->rows != m || c->cols != n || c->ld != dl->ld || c->type != dl->type)
         return CUBLAS_STATUS_INVALID_VALUE;
+    if (algo->split > 1 && k / 64 % algo->split == 0 && k % 64 < (uint64_t)algo->split) k -= k % 64; // the defect of drops_terms
     for (uint64_t j = 0; j < n; j++)
         for (uint64_t i = 0; i < m; i++) {
             double s = 0;

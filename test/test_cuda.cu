@@ -498,6 +498,31 @@ static void test_top_k(int n, int V, int Vp, int k, int distinct) {
     free(room);
 }
 
+// A product of ones counts its terms: none may be missing. In the emulation cuBLASLt splits K among 3; on a device the
+// sizes are those of GPT-2's gradients.
+static void test_terms(void) {
+    static const int emulated[][2] = {{8, 12}}, real[][2] = {{768, 768}, {2304, 768}, {3072, 768}, {768, 3072}, {50304, 768}};
+    int here = !strcmp(device.prop.name, "emulated"), sizes = here ? 1 : 5, wrong = 0, products = 0;
+    int longest = here ? 640 : 11648;
+    for (int i = 0; i < sizes; i++) {
+        int M = here ? emulated[i][0] : real[i][0], N = here ? emulated[i][1] : real[i][1];
+        size_t wide = (size_t)(M > N ? M : N) * longest;
+        float *ones = (float *)xalloc(wide, sizeof *ones), first[8];
+        for (size_t j = 0; j < wide; j++) ones[j] = 1;
+        elem *x = send_elem(ones, wide);
+        float *c = fresh((size_t)M * N);
+        for (int K = here ? 130 : 8192; K <= longest; K += !here && K == 8320 ? 11520 - 8320 : here ? 1 : 3, products++) {
+            gemm(1, 0, M, N, K, x, M, x, N, 0, c, CUDA_R_32F, N, NULL);
+            CHECK_CUDA(cudaMemcpyAsync(first, c, sizeof first, cudaMemcpyDeviceToHost, device.stream));
+            device_wait();
+            for (int j = 0; j < 8; j++) wrong += first[j] != (float)K;
+        }
+        free(ones);
+        room_free();
+    }
+    check(!wrong, "%d products of ones have all their terms, wrong %d (%s, %s)", products, wrong, device.prop.name, precision);
+}
+
 // Three sequences draw from each row: from its k candidates, or, where k is V, from all logits. A row's first draw is the
 // very last that u allows.
 static void test_draw(int n, int V, int Vp, int k, double temperature, double top_p, int distinct) {
@@ -530,6 +555,7 @@ static void test_draw(int n, int V, int Vp, int k, double temperature, double to
 }
 
 static void test_layers(void) {
+    test_terms();
     static const int tops[][5] = {{3, 259, 264, 1, 0}, {2, 259, 259, 50, 0}, {2, 300, 301, 50, 4}, {1, 1, 4, 1, 0}, {2, 77, 80, 77, 5}, {2, 1300, 1304, 1000, 3}, {2, 3001, 3001, 256, 7}, {2, 3001, 3004, 257, 0}, {1, 1025, 1028, 1025, 0}};
     for (size_t i = 0; i < sizeof tops / sizeof *tops; i++) test_top_k(tops[i][0], tops[i][1], tops[i][2], tops[i][3], tops[i][4]);
     static const struct { int n, V, Vp, k; double temperature, top_p; int distinct; } draws[] = {
