@@ -33,13 +33,15 @@ test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one o
 #include <cuda_runtime.h>
 #include <cublasLt.h>    // defines: cublasLtMatmul
 #define LAUNCH_(kernel, grid, block, shared, ...) (kernel<<<grid, block, shared, device.stream>>>(__VA_ARGS__))
-#define WIDE(type, p) (*(type *)(p)) // one access of sizeof(type) bytes, where p must be aligned: the emulation checks that
-#define SHARED(type, name) extern __shared__ __align__(128) unsigned char shared_room[]; type *name = (type *)(void *)shared_room
+#define WIDE(type, p) (*(type *)(p)) // one access of sizeof(type) bytes; p must be aligned: the emulation checks that
+#define SHARED(type, name) \
+    extern __shared__ __align__(128) unsigned char shared_room[]; type *name = (type *)(void *)shared_room
 
 // Two operations of a warp's tensor cores, by their names in the PTX ISA, which says which lane holds what. A register
 // holds two bfloat16, the first one in its lower half.
 // ldmatrix: four 8 x 8 matrices from shared memory. Row i of matrix j lies at the address that lane 8j + i gives, a
-// multiple of 16. to[j] of lane l: columns 2 (l%4) and the next of row l/4 of matrix j, or, with TRANS, of its transpose.
+// multiple of 16. to[j] of lane l: columns 2 (l%4) and the next of row l/4 of matrix j, or, with TRANS, of its
+// transpose.
 template <bool TRANS> __device__ inline void ldmatrix(unsigned to[4], const __nv_bfloat16 *row) {
     unsigned at = (unsigned)__cvta_generic_to_shared(row);
     if (TRANS)
@@ -50,12 +52,14 @@ template <bool TRANS> __device__ inline void ldmatrix(unsigned to[4], const __nv
                      : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
 }
 
-// mma: c (16,8) += a (16,16) b (16,8). Lane l holds, with r = l/4 and i = 2 (l%4): of a, columns i, i+1 of row r, of row
-// r+8, and columns i+8, i+9 of row r, of row r+8; of b, rows i, i+1 of column r, and rows i+8, i+9; of c, columns i, i+1
-// of row r, and of row r+8.
+// mma: c (16,8) += a (16,16) b (16,8). Lane l holds, with r = l/4 and i = 2 (l%4): of a, columns i, i+1 of row r, of
+// row r+8, and columns i+8, i+9 of row r, of row r+8; of b, rows i, i+1 of column r, and rows i+8, i+9; of c, columns
+// i, i+1 of row r, and of row r+8.
 inline __device__ void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b[2]) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 #endif
 
@@ -122,7 +126,8 @@ static void device_start(void) {
     if (device.ready) return;
     int n = 0;
     cudaError_t e = cudaGetDeviceCount(&n);
-    if (e != cudaSuccess || n < 1) die("CUDA: no GPU found (%s); ./train_rrhf does the same on the CPU", cudaGetErrorString(e));
+    if (e != cudaSuccess || n < 1)
+        die("CUDA: no GPU found (%s); ./train_rrhf does the same on the CPU", cudaGetErrorString(e));
     CHECK_CUDA(cudaSetDevice(0));
     CHECK_CUDA(cudaGetDeviceProperties(&device.prop, 0));
     CHECK_CUDA(cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking));
@@ -133,6 +138,17 @@ static void device_start(void) {
 
 static void device_wait(void) { CHECK_CUDA(cudaStreamSynchronize(device.stream)); }
 
+// Copies that the stream comes to in its turn; the host goes on where its memory is pinned.
+static void to_device(void *to, const void *from, size_t bytes) {
+    CHECK_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, device.stream));
+}
+
+static void to_host(void *to, const void *from, size_t bytes) {
+    CHECK_CUDA(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, device.stream));
+}
+
+static double mib(size_t bytes) { return (double)bytes / 1048576; }
+
 // Device memory; `what` and `remedy` are for the error when it does not fit.
 static void *device_alloc(size_t bytes, const char *what, const char *remedy) {
     void *p = NULL;
@@ -140,20 +156,23 @@ static void *device_alloc(size_t bytes, const char *what, const char *remedy) {
     if (!bytes) return NULL;
     CHECK_CUDA(cudaMemGetInfo(&left, &total));
     if (cudaMalloc(&p, bytes) != cudaSuccess)
-        die("GPU memory: %s need %.1f MiB, but %.1f of %.1f MiB are free; %s", what, (double)bytes / 1048576,
-            (double)left / 1048576, (double)total / 1048576, remedy);
+        die("GPU memory: %s need %.1f MiB, but %.1f of %.1f MiB are free; %s", what, mib(bytes), mib(left), mib(total),
+            remedy);
     return p;
 }
 
-static void *pinned_alloc(size_t bytes, const char *what, const char *remedy) { // host memory that the device copies to and from while the host goes on
+// Host memory that the device copies to and from while the host goes on.
+static void *pinned_alloc(size_t bytes, const char *what, const char *remedy) {
     void *p = NULL;
-    if (bytes && cudaMallocHost(&p, bytes) != cudaSuccess) die("host memory: %s need %.1f MiB of pinned memory; %s", what, (double)bytes / 1048576, remedy);
+    if (bytes && cudaMallocHost(&p, bytes) != cudaSuccess)
+        die("host memory: %s need %.1f MiB of pinned memory; %s", what, mib(bytes), remedy);
     return p;
 }
 
 // Says what is about to be taken; small amounts are not worth a line.
 static void memory_note(size_t bytes, const char *what) {
-    if (bytes >> 26) fprintf(stderr, "GPU memory: %.1f of %.1f MiB for %s\n", (double)bytes / 1048576, (double)device.prop.totalGlobalMem / 1048576, what);
+    if (bytes >> 26)
+        fprintf(stderr, "GPU memory: %.1f of %.1f MiB for %s\n", mib(bytes), mib(device.prop.totalGlobalMem), what);
 }
 
 static void device_free(void *p) { if (p) CHECK_CUDA(cudaFree(p)); }
@@ -205,7 +224,9 @@ template <int W> __device__ void store(float *to, const float *from) {
 }
 
 inline __device__ unsigned pack(const float *from) {
-    return __bfloat16_as_ushort(__float2bfloat16_rn(from[0])) | (unsigned)__bfloat16_as_ushort(__float2bfloat16_rn(from[1])) << 16;
+    unsigned low = __bfloat16_as_ushort(__float2bfloat16_rn(from[0]));
+    unsigned high = __bfloat16_as_ushort(__float2bfloat16_rn(from[1]));
+    return low | high << 16;
 }
 
 template <int W> __device__ void store(__nv_bfloat16 *to, const float *from) {
@@ -329,7 +350,8 @@ static GemmCall gemm_call(const GemmKey *key, const elem *bias) {
     CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_TRANSA, &ta, sizeof ta));
     CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_TRANSB, &tb, sizeof tb));
     CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
-    if (key->bias) CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    if (key->bias)
+        CHECK_BLAS(cublasLtMatmulDescSetAttribute(g.desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
     CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.a, ELEM_TYPE, key->transb ? k : n, key->transb ? n : k, key->ldb));
     CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.b, ELEM_TYPE, key->transa ? m : k, key->transa ? k : m, key->lda));
     CHECK_BLAS(cublasLtMatrixLayoutCreate(&g.c, (cudaDataType_t)key->type, n, m, key->ldc));
@@ -343,7 +365,8 @@ static void gemm_call_free(GemmCall *g) {
     CHECK_BLAS(cublasLtMatrixLayoutDestroy(g->c));
 }
 
-static int alignment(const void *p) { // in bytes, up to the widest access: what lies beyond must not choose another algorithm
+// In bytes, up to the widest access: what lies beyond must not choose another algorithm.
+static int alignment(const void *p) {
     int a = 1;
     while (a < 16 && (uintptr_t)p % (uintptr_t)(2 * a) == 0) a *= 2;
     return a;
@@ -367,15 +390,16 @@ static GemmAlgo gemm_ask(const GemmKey *key) {
     int found = 0;
     GemmCall g = gemm_call(key, (const elem *)BIAS_ALIGN); // the address itself stands for its alignment
     CHECK_BLAS(cublasLtMatmulPreferenceCreate(&want));
-    CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room));
-    CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &ordered, sizeof ordered));
-    cublasLtMatmulPreferenceAttributes_t of[4] = {
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, // the operands change places
-        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
-    for (int i = 0; i < 4; i++) {
-        uint32_t align = (uint32_t)key->align[min_int(i, 2)]; // D is C
-        CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, of[i], &align, sizeof align));
-    }
+    uint32_t align[3] = {(uint32_t)key->align[0], (uint32_t)key->align[1], (uint32_t)key->align[2]};
+    const struct { cublasLtMatmulPreferenceAttributes_t what; const void *value; size_t bytes; } ask[] = {
+        {CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &room, sizeof room},
+        {CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &ordered, sizeof ordered},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &align[0], sizeof *align}, // the operands change places
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &align[1], sizeof *align},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align[2], sizeof *align},
+        {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &align[2], sizeof *align}}; // D is C
+    for (size_t i = 0; i < sizeof ask / sizeof *ask; i++)
+        CHECK_BLAS(cublasLtMatmulPreferenceSetAttribute(want, ask[i].what, ask[i].value, ask[i].bytes));
     cublasStatus_t s = cublasLtMatmulAlgoGetHeuristic(device.blas, g.desc, g.a, g.b, g.c, g.c, want, 1, &best, &found);
     if (s != CUBLAS_STATUS_NOT_SUPPORTED) CHECK_BLAS(s);
     CHECK_BLAS(cublasLtMatmulPreferenceDestroy(want));
@@ -384,8 +408,8 @@ static GemmAlgo gemm_ask(const GemmKey *key) {
     a.found = s == CUBLAS_STATUS_SUCCESS && found > 0 && best.state == CUBLAS_STATUS_SUCCESS;
     if (a.found) a.algo = best.algo;
     else if ((double)key->m * key->n * key->k > 1e8)
-        fprintf(stderr, "note: cuBLASLt has no algorithm for a %d x %d x %d product: a plain kernel computes it, slowly; is the driver older than the toolkit?\n",
-                key->m, key->n, key->k);
+        fprintf(stderr, "note: cuBLASLt has no algorithm for a %d x %d x %d product: a plain kernel computes it, "
+                        "slowly; is the driver older than the toolkit?\n", key->m, key->n, key->k);
     return a;
 }
 
@@ -428,8 +452,9 @@ static int gemm_choose(GemmKey key, GemmCall *g) {
 }
 
 // The definition. A thread owns an element of C; A and B are read as op() says. Bound by latency; for odd sizes only.
-template <typename T> __global__ void gemm_plain_kernel(T *c, const elem *a, const elem *b, const elem *bias, int M, int N, int K, size_t am, size_t ak,
-                                                        size_t bk, size_t bn, size_t ldc, float beta) {
+template <typename T> __global__ void gemm_plain_kernel(T *c, const elem *a, const elem *b, const elem *bias, int M,
+                                                        int N, int K, size_t am, size_t ak, size_t bk, size_t bn,
+                                                        size_t ldc, float beta) {
     size_t i = (size_t)blockIdx.x * BLOCK + threadIdx.x, m = i / N, n = i % N;
     float sum = 0;
     if (m >= (size_t)M) return;
@@ -442,7 +467,8 @@ template <typename T> __global__ void gemm_plain_kernel(T *c, const elem *a, con
 static void gemm_plain(const GemmKey *key, const elem *a, const elem *b, float beta, void *c, const elem *bias) {
     int blocks = div_up((size_t)key->m * (size_t)key->n, BLOCK);
     size_t lda = (size_t)key->lda, ldb = (size_t)key->ldb, ldc = (size_t)key->ldc;
-    size_t am = key->transa ? 1 : lda, ak = key->transa ? lda : 1, bk = key->transb ? 1 : ldb, bn = key->transb ? ldb : 1;
+    size_t am = key->transa ? 1 : lda, ak = key->transa ? lda : 1;
+    size_t bk = key->transb ? 1 : ldb, bn = key->transb ? ldb : 1;
     if (key->type == (int)CUDA_R_32F)
         LAUNCH(gemm_plain_kernel<float>, blocks, BLOCK, 0, (float *)c, a, b, bias, key->m, key->n, key->k,
                am, ak, bk, bn, ldc, beta);
@@ -453,7 +479,7 @@ static void gemm_plain(const GemmKey *key, const elem *a, const elem *b, float b
 
 static unsigned gemm_slot(const GemmKey *k) { // in gemm_recent: sizes are often multiples of 64, their lower bits equal
     unsigned shape = ((unsigned)k->m * 31u + (unsigned)k->n) * 31u + (unsigned)k->k;
-    unsigned kind = (unsigned)k->transa + 2u * (unsigned)k->transb + 4u * (k->bias != 0) + 8u * (k->type == (int)CUDA_R_32F);
+    unsigned kind = (unsigned)(k->transa + 2 * k->transb + 4 * k->bias + 8 * (k->type == (int)CUDA_R_32F));
     return (shape * 16u + kind) * 2654435761u >> (32 - RECENT_BITS);
 }
 
@@ -508,7 +534,8 @@ __global__ void add_partials_kernel(float *dst, float *dst2, const float *part, 
 
 // Embedding: out[n] = wte[token[n]] + wpe[pos[n]].   out (N,C), wte (V,C), wpe (T,C), all float
 // A block owns a row. Bytes: 12 per element.
-template <int W> __global__ void embedding_forward_kernel(float *out, const int *token, const int *pos, const float *wte, const float *wpe, int C) {
+template <int W> __global__ void embedding_forward_kernel(float *out, const int *token, const int *pos,
+                                                          const float *wte, const float *wpe, int C) {
     size_t n = blockIdx.x;
     const float *t = wte + (size_t)token[n] * C, *p = wpe + (size_t)pos[n] * C;
     for (int i = threadIdx.x * W; i < C; i += blockDim.x * W) {
@@ -520,14 +547,16 @@ template <int W> __global__ void embedding_forward_kernel(float *out, const int 
     }
 }
 
-static void embedding_forward(float *out, const int *token, const int *pos, const float *wte, const float *wpe, int N, int C) {
+static void embedding_forward(float *out, const int *token, const int *pos, const float *wte, const float *wpe, int N,
+                              int C) {
     LAUNCH_WIDE(C % 4 == 0, 4, embedding_forward_kernel, N, 128, 0, out, token, pos, wte, wpe, C);
 }
 
 // dwte[token[n]] += dout[n], dwpe[pos[n]] += dout[n]. The host has sorted the rows by what they add to: rows
 // order[start[e]] .. order[start[e+1]-1] add to row key[e] of the table. A block owns 32 W columns of one such row, a
 // lane W of them, a warp every fourth row. Bytes: 4 per element of dout, 8 per element of a row that is added to.
-template <int W> __global__ void embedding_backward_kernel(float *table, const float *dout, const int *order, const int *start, const int *key, int C) {
+template <int W> __global__ void embedding_backward_kernel(float *table, const float *dout, const int *order,
+                                                           const int *start, const int *key, int C) {
     __shared__ float room[4][32 * W];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = (blockIdx.y * 32 + lane) * W;
     float sum[W], a[W];
@@ -541,7 +570,10 @@ template <int W> __global__ void embedding_backward_kernel(float *table, const f
     if (warp || i >= C) return;
     float *to = table + (size_t)key[blockIdx.x] * C + i;
     load<W>(a, to);
-    for (int k = 0; k < W; k++) a[k] += (room[0][lane * W + k] + room[1][lane * W + k]) + (room[2][lane * W + k] + room[3][lane * W + k]);
+    for (int k = 0; k < W; k++) {
+        int at = lane * W + k;
+        a[k] += (room[0][at] + room[1][at]) + (room[2][at] + room[3][at]);
+    }
     store<W>(to, a);
 }
 
@@ -549,16 +581,20 @@ typedef struct { const int *order, *start, *key; int n; } Sorted; // n different
 
 static void embedding_backward(float *dwte, float *dwpe, const float *dout, Sorted token, Sorted pos, int C) {
     int wide = C % 4 == 0, spans = div_up((size_t)C, wide ? 128 : 32);
-    LAUNCH_WIDE(wide, 4, embedding_backward_kernel, dim3(token.n, spans), 128, 0, dwte, dout, token.order, token.start, token.key, C);
-    LAUNCH_WIDE(wide, 4, embedding_backward_kernel, dim3(pos.n, spans), 128, 0, dwpe, dout, pos.order, pos.start, pos.key, C);
+    LAUNCH_WIDE(wide, 4, embedding_backward_kernel, dim3(token.n, spans), 128, 0, dwte, dout, token.order, token.start,
+                token.key, C);
+    LAUNCH_WIDE(wide, 4, embedding_backward_kernel, dim3(pos.n, spans), 128, 0, dwpe, dout, pos.order, pos.start,
+                pos.key, C);
 }
 
-// Residual and LayerNorm: sum = x + add, out = w * (sum - mean) * rstd + b, rstd = 1 / sqrt(var + eps), over the C channels of each row.
+// Residual and LayerNorm: sum = x + add, out = w * (sum - mean) * rstd + b, rstd = 1 / sqrt(var + eps), over the C
+// channels of each row.
 // out, add (N,C) elem; sum, x (N,C) float; w, b (C); mean, rstd (N) are saved for the backward.
 // add NULL: none; sum, mean, rstd NULL: not wanted; sum may be x. row (N): output row n is input row row[n] (NULL: n).
 // A warp owns a row, which it keeps in shared memory. Bytes: 4 (x) + 2 (add) + 4 (sum) + 2 (out) per element.
-template <int W> __global__ void layernorm_forward_kernel(elem *out, float *mean, float *rstd, float *sum, const float *x, const elem *add,
-                                                          const int *row, const float *w, const float *b, int N, int C) {
+template <int W> __global__ void layernorm_forward_kernel(elem *out, float *mean, float *rstd, float *sum,
+                                                          const float *x, const elem *add, const int *row,
+                                                          const float *w, const float *b, int N, int C) {
     SHARED(float, rows);
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n = blockIdx.x * (blockDim.x / 32) + warp;
     if (n >= N) return;
@@ -591,22 +627,25 @@ template <int W> __global__ void layernorm_forward_kernel(elem *out, float *mean
 
 enum { SHARED_MAX = 48 << 10, CHANNELS_MAX = 4096 }; // bytes of shared memory that need no opting in; what fits there
 
-static void layernorm_forward(elem *out, float *mean, float *rstd, float *sum, const float *x, const elem *add, const int *row,
-                              const float *w, const float *b, int N, int C) {
+static void layernorm_forward(elem *out, float *mean, float *rstd, float *sum, const float *x, const elem *add,
+                              const int *row, const float *w, const float *b, int N, int C) {
     int rows = min_int(4, SHARED_MAX / (C * (int)sizeof(float)));
-    LAUNCH_WIDE(C % 4 == 0, 4, layernorm_forward_kernel, div_up((size_t)N, (size_t)rows), rows * 32, rows * C * sizeof(float), out, mean, rstd,
-                sum, x, add, row, w, b, N, C);
+    LAUNCH_WIDE(C % 4 == 0, 4, layernorm_forward_kernel, div_up((size_t)N, (size_t)rows), rows * 32,
+                rows * C * sizeof(float), out, mean, rstd, sum, x, add, row, w, b, N, C);
 }
 
 // With xhat = (x - mean) rstd and g = dout * w:   dx += rstd (g - mean_C(g) - xhat mean_C(g xhat)),
 // dw += sum_N dout xhat, db += sum_N dout. Adds to dx: the residual stream carries a gradient past the layer.
-// half (N,C), if wanted, gets dx as elem, for the matrix products. row (N): rows n of x and dout belong to row row[n] of dx.
+// half (N,C), if wanted, gets dx as elem, for the matrix products. row (N): rows n of x and dout belong to row row[n]
+// of dx.
 // A block owns `span` rows, eight at a time: first a warp owns a row and forms its two means, then a thread owns
 // channels and adds up their dw and db, in shared memory (2C). Rows are few for so large a device: a thread asks for
 // AHEAD of them before it needs the first, which the compiler may not do on its own past the stores to dx.
 // Bytes: 2 (dout) + 4 (x) + 8 (dx) + 2 (half) per element.
-template <int W> __global__ void layernorm_backward_kernel(float *dx, elem *half, float *part, const elem *dout, const float *x, const int *row,
-                                                           const float *w, const float *mean, const float *rstd, int N, int C, int span) {
+template <int W> __global__ void layernorm_backward_kernel(float *dx, elem *half, float *part, const elem *dout,
+                                                           const float *x, const int *row, const float *w,
+                                                           const float *mean, const float *rstd, int N, int C,
+                                                           int span) {
     SHARED(float, total); // (2,C): dw, db
     __shared__ float mean_g[WARPS], mean_gx[WARPS];
     const int AHEAD = 4;
@@ -669,10 +708,12 @@ template <int W> __global__ void layernorm_backward_kernel(float *dx, elem *half
     }
 }
 
-static void layernorm_backward(float *dx, elem *half, float *dw, float *db, float *part, const elem *dout, const float *x, const int *row,
-                               const float *w, const float *mean, const float *rstd, int N, int C) {
+static void layernorm_backward(float *dx, elem *half, float *dw, float *db, float *part, const elem *dout,
+                               const float *x, const int *row, const float *w, const float *mean, const float *rstd,
+                               int N, int C) {
     int span = div_up((size_t)N, 2 * PARTS * WARPS) * WARPS, blocks = div_up((size_t)N, (size_t)span);
-    LAUNCH_WIDE(C % 4 == 0, 4, layernorm_backward_kernel, blocks, BLOCK, 2 * C * sizeof(float), dx, half, part, dout, x, row, w, mean, rstd, N, C, span);
+    LAUNCH_WIDE(C % 4 == 0, 4, layernorm_backward_kernel, blocks, BLOCK, 2 * C * sizeof(float), dx, half, part, dout, x,
+                row, w, mean, rstd, N, C, span);
     LAUNCH(add_partials_kernel, div_up(2 * (size_t)C, 32), BLOCK, 0, dw, db, part, blocks, 2 * C, C);
 }
 
@@ -707,11 +748,13 @@ template <int W> __global__ void bias_backward_kernel(float *part, const elem *d
 // dx = dout W, dW += dout^T x, dbias += sum_N dout.   dx, dout elem; dW, dbias float
 // cuBLASLt's bias gradient epilogue overwrites dbias where micro-batches must add to it: hence a pass of 2 bytes per
 // element of dout, beside the two products' 4 and their 4 C operations per element.
-static void matmul_backward(elem *dx, float *dw, float *dbias, float *part, const elem *dout, const elem *x, const elem *w, int N, int C, int OC) {
+static void matmul_backward(elem *dx, float *dw, float *dbias, float *part, const elem *dout, const elem *x,
+                            const elem *w, int N, int C, int OC) {
     int wide = OC % 8 == 0, span = div_up((size_t)N, PARTS * WARPS) * WARPS, spans = div_up((size_t)N, (size_t)span);
     gemm(0, 0, N, C, OC, dout, OC, w, C, 0, dx, ELEM_TYPE, C, NULL);
     gemm(1, 0, OC, C, N, dout, OC, x, C, 1, dw, CUDA_R_32F, C, NULL);
-    LAUNCH_WIDE(wide, 8, bias_backward_kernel, dim3(div_up((size_t)OC, wide ? 256 : 32), spans), BLOCK, 0, part, dout, N, OC, span);
+    LAUNCH_WIDE(wide, 8, bias_backward_kernel, dim3(div_up((size_t)OC, wide ? 256 : 32), spans), BLOCK, 0, part, dout,
+                N, OC, span);
     LAUNCH(add_partials_kernel, div_up((size_t)OC, 32), BLOCK, 0, dbias, dbias, part, spans, OC, OC);
 }
 
@@ -724,12 +767,13 @@ static void matmul_backward(elem *dx, float *dw, float *dbias, float *part, cons
 // response, or, for a query's keys, the end of the last response, for the responses follow one another.
 
 enum { TILE = 32, ATTENTION_BLOCK = 4 * TILE, HEAD_MAX = 256 }; // where a row is one's own, four threads share it
-// Row lengths in shared memory, padded against bank conflicts: of a score tile as float and as elem; a head's has 8 more.
+// Row lengths in shared memory, padded against bank conflicts: of a score tile as float and as elem; a head's has 8
+// more.
 enum { LDS = TILE + 4, LDP = TILE + 8 };
 
 typedef struct { int n0, n1, a0, a1, b0, seen; } Tile; // rows n0 .. n1-1
 
-static __host__ __device__ int padded(int hs) { return (hs + 15) / 16 * 16; } // a head's columns in a tile: zeros after hs
+static __host__ __device__ int padded(int hs) { return (hs + 15) / 16 * 16; } // a head's columns in a tile, then zeros
 inline __device__ int key_tiles(Tile t) { return (t.a1 - t.a0 + TILE - 1) / TILE + (t.n1 - t.b0 + TILE - 1) / TILE; }
 
 inline __device__ void key_tile(Tile t, int i, int *j0, int *j1) { // keys *j0 .. *j1-1: the query's, then the rows' own
@@ -773,19 +817,23 @@ inline __device__ void tile_store(elem *to, const float *from, int stride, int n
 // c (M,N) = op(A) op(B), or += with ADD, in shared memory; M, N, K are multiples of 16. TA: A is stored (K,M).
 // TB: B is stored (N,K). In bfloat16 a warp computes 16 x 16 tiles of c on the tensor cores; in float32 a thread
 // computes 2 x 4 of its elements.
-template <bool TA, bool TB, bool ADD> __device__ void tile_product(float *c, int ldc, const elem *a, int lda, const elem *b, int ldb, int M, int N, int K) {
+template <bool TA, bool TB, bool ADD> __device__ void tile_product(float *c, int ldc, const elem *a, int lda,
+                                                                   const elem *b, int ldb, int M, int N, int K) {
 #ifdef PRECISION_FP32
     for (int i = threadIdx.x; i < M * N / 8; i += ATTENTION_BLOCK) {
         int r = i / (N / 4) * 2, s = i % (N / 4) * 4;
         float sum[2][4];
         for (int x = 0; x < 8; x++) sum[x / 4][x % 4] = ADD ? c[(r + x / 4) * ldc + s + x % 4] : 0;
         for (int k = 0; k < K; k++)
-            for (int x = 0; x < 8; x++)
-                sum[x / 4][x % 4] += (TA ? a[k * lda + r + x / 4] : a[(r + x / 4) * lda + k]) * (TB ? b[(s + x % 4) * ldb + k] : b[k * ldb + s + x % 4]);
+            for (int x = 0; x < 8; x++) {
+                int i = r + x / 4, j = s + x % 4;
+                sum[x / 4][x % 4] += (TA ? a[k * lda + i] : a[i * lda + k]) * (TB ? b[j * ldb + k] : b[k * ldb + j]);
+            }
         for (int x = 0; x < 8; x++) c[(r + x / 4) * ldc + s + x % 4] = sum[x / 4][x % 4];
     }
 #else
-    // Where a lane's row of an 8 x 8 matrix starts in a 16 x 16 tile: matrices 0 .. 3 go down first, or to the right first.
+    // Where a lane's row of an 8 x 8 matrix starts in a 16 x 16 tile: matrices 0 .. 3 go down first, or to the right
+    // first.
     int lane = threadIdx.x % 32, down = lane % 16, down_col = lane / 16 * 8;
     int right = lane / 16 * 8 + lane % 8, right_col = lane / 8 % 2 * 8;
     for (int i = threadIdx.x / 32; i < M * N / 256; i += ATTENTION_BLOCK / 32) {
@@ -822,7 +870,8 @@ static size_t attention_room(int hs, int elem_heads, int elem_scores, int float_
 }
 
 // Per head: with s_j = q_n . k_j / sqrt(hs) for every j that n sees, out_n = sum_j softmax(s)_j v_j. The softmax is
-// formed as the keys pass by: max and sum so far, and out scaled down when the max grows. Saves lse_n = log sum_j exp(s_j).
+// formed as the keys pass by: max and sum so far, and out scaled down when the max grows. Saves
+// lse_n = log sum_j exp(s_j).
 // out (N,C), lse (N,NH), qkv (N,3C). A block owns a tile of rows of one head; four threads the softmax of a row.
 // Operations: 4 hs per row and key that it sees; bytes: 2 (3 hs + hs) per row, and keys again for each tile.
 template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_forward_kernel(
@@ -885,13 +934,15 @@ static void attention_forward(elem *out, float *lse, const elem *qkv, const Tile
 }
 
 // With p_j = exp(s_j - lse), dp_j = dout . v_j and D = dout . out = sum_j p_j dp_j:
-// ds_j = p_j (dp_j - D) / sqrt(hs); dq = sum_j ds_j k_j, dk_j += ds_j q, dv_j += p_j dout. dqkv (N,3C) is overwritten.
+// ds_j = p_j (dp_j - D) / sqrt(hs); dq = sum_j ds_j k_j, dk_j += ds_j q, dv_j += p_j dout. dqkv (N,3C) is overwritten;
+// dout, out (N,C), qkv (N,3C), lse and delta (N,NH), where delta keeps D for the second kernel. g: a tile of dout.
 // Two kernels, so that every sum has one owner: the first owns rows and forms dq (and D), the second owns keys.
 // Operations: 6 hs per row and key for the first, 8 hs for the second.
 
 // One tile of p and ds: scores s and dp are given; ds as elem, and p too if wanted. Row r of the tile is row n0 + r.
 // A thread owns eight keys of a row. What is not seen may be NaN: it is left out, not multiplied by zero.
-inline __device__ void attention_ds(elem *ds, elem *p, const float *s, const float *dp, const float *lse, const float *D, int n0, int n1, int j0, int j1, float scale) {
+inline __device__ void attention_ds(elem *ds, elem *p, const float *s, const float *dp, const float *lse,
+                                    const float *D, int n0, int n1, int j0, int j1, float scale) {
     int r = threadIdx.x / 4, j = threadIdx.x % 4 * 8, last = n0 + r < n1 ? min(j1, n0 + r + 1) - j0 - j : 0;
     float prob[8], d[8];
     load<8>(prob, s + r * LDS + j);
@@ -905,14 +956,15 @@ inline __device__ void attention_ds(elem *ds, elem *p, const float *s, const flo
 }
 
 template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_q_kernel(
-        elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv, const Tile *tiles,
-        int C, int any_hs) {
+        elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv,
+        const Tile *tiles, int C, int any_hs) {
     SHARED(elem, q);
     __shared__ float row_lse[TILE], row_D[TILE];
     int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
     int row = threadIdx.x / 4, part = threadIdx.x % 4; // a row's four threads
     elem *g = q + TILE * ldh, *k = g + TILE * ldh, *v = k + TILE * ldh, *ds = v + TILE * ldh;
-    float *dq = (float *)(ds + TILE * LDP), *s = dq + TILE * ldh, *dp = s + TILE * LDS, scale = 1 / sqrtf((float)hs), D = 0;
+    float *dq = (float *)(ds + TILE * LDP), *s = dq + TILE * ldh, *dp = s + TILE * LDS;
+    float scale = 1 / sqrtf((float)hs), D = 0;
     Tile t = tiles[blockIdx.x];
     const elem *head = qkv + h * hs;
     tile_load(q, head, 3 * C, t.n0, t.n1, hs);
@@ -955,7 +1007,8 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
 }
 
 template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_kv_kernel(
-        elem *dqkv, const elem *dout, const float *lse, const float *delta, const elem *qkv, const Tile *tiles, int C, int any_hs) {
+        elem *dqkv, const elem *dout, const float *lse, const float *delta, const elem *qkv, const Tile *tiles,
+        int C, int any_hs) {
     SHARED(elem, q);
     __shared__ float row_lse[TILE], row_D[TILE];
     int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
@@ -990,8 +1043,8 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
     tile_store(dqkv + 2 * C + h * hs, dv, 3 * C, t.n0, t.n1, hs);
 }
 
-static void attention_backward(elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv,
-                               const Tile *tiles, int n_tiles, int C, int NH) {
+static void attention_backward(elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse,
+                               const elem *qkv, const Tile *tiles, int n_tiles, int C, int NH) {
     int hs = C / NH;
     dim3 grid(n_tiles, NH);
     LAUNCH_HEAD(hs, attention_backward_q_kernel, grid, ATTENTION_BLOCK, attention_room(hs, 4, 1, 1, 2),
@@ -1003,8 +1056,9 @@ static void attention_backward(elem *dqkv, float *delta, const elem *dout, const
 // The same attention for one new token each, over a list of cache slots.
 // out (n,C), q in qkv (n,3C), cache (slots,2C): keys, then values. A warp owns one token's head: 32 slots at a time, a
 // lane first owns a slot (its score), then channels. Bytes: 4 hs per slot and head, mostly from the L2 cache.
-template <int HS> __global__ void attention_decode_kernel(elem *out, const elem *qkv, const elem *cache, const int *list,
-                                                          const int *at, const int *len, int n, int C, int NH) {
+template <int HS> __global__ void attention_decode_kernel(elem *out, const elem *qkv, const elem *cache,
+                                                          const int *list, const int *at, const int *len, int n,
+                                                          int C, int NH) {
     SHARED(float, rows);
     const int OWN = (HS ? HS : HEAD_MAX) / 32; // channels of a lane: every 32nd
     int hs = HS ? HS : C / NH, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -1016,7 +1070,8 @@ template <int HS> __global__ void attention_decode_kernel(elem *out, const elem 
     for (int c = 0; c < OWN; c++) o[c] = 0;
     __syncwarp();
     for (int j0 = 0; j0 < len[i]; j0 += 32) {
-        int keys = min(32, len[i] - j0), mine = lane < keys, s = slot[mine ? j0 + lane : j0]; // others repeat the first slot
+        int keys = min(32, len[i] - j0), mine = lane < keys;
+        int s = slot[mine ? j0 + lane : j0]; // others repeat the first slot
         const elem *k = cache + (size_t)s * 2 * C + h * hs;
         float z = 0, a[8];
         if (hs % 8 == 0)
@@ -1026,7 +1081,8 @@ template <int HS> __global__ void attention_decode_kernel(elem *out, const elem 
             }
         else
             for (int c = 0; c < hs; c++) z += q[c] * to_float(k[c]);
-        float most = warp_max(z), now = j0 ? fmaxf(top, most) : most, e = mine ? expf(z - now) : 0, keep = j0 ? expf(top - now) : 0;
+        float most = warp_max(z), now = j0 ? fmaxf(top, most) : most;
+        float e = mine ? expf(z - now) : 0, keep = j0 ? expf(top - now) : 0;
         sum = sum * keep + warp_sum(e);
         top = now;
         for (int c = 0; c < OWN; c++) o[c] *= keep;
@@ -1044,7 +1100,8 @@ template <int HS> __global__ void attention_decode_kernel(elem *out, const elem 
         if (c * 32 + lane < hs) put(out + (size_t)i * C + h * hs + c * 32 + lane, o[c] / sum);
 }
 
-static void attention_decode(elem *out, const elem *qkv, const elem *cache, const int *list, const int *at, const int *len, int n, int C, int NH) {
+static void attention_decode(elem *out, const elem *qkv, const elem *cache, const int *list, const int *at,
+                             const int *len, int n, int C, int NH) {
     int hs = C / NH;
     LAUNCH_HEAD(hs, attention_decode_kernel, div_up((size_t)n * (size_t)NH, 4), 128, 4 * hs * sizeof(float),
                 out, qkv, cache, list, at, len, n, C, NH);
@@ -1066,8 +1123,8 @@ static void cache_write(elem *cache, const elem *qkv, const int *slot, int n, in
 // GELU, tanh form: out = x/2 (1 + tanh(u)) = x s with s = 1 / (1 + exp(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3). Where
 // exp overflows, s is 0. A thread owns W elements.
 // Bytes: 2 (x) + 2 (out) per element. cuBLASLt's GELU epilogue would save the 2 of x in the forward (the backward needs
-// x stored, and so does its epilogue), 1.7 GB of a step of 22,528 tokens of GPT-2 124M, and binds the product to the few
-// algorithms that have it, on leading dimensions that are multiples of 8. The pass is kept.
+// x stored, and so does its epilogue), 1.7 GB of a step of 22,528 tokens of GPT-2 124M, and binds the product to the
+// few algorithms that have it, on leading dimensions that are multiples of 8. The pass is kept.
 inline __device__ float gelu_s(float x) {
     return __fdividef(1, 1 + __expf(-2 * (float)GELU_S * (x + (float)GELU_A * x * x * x)));
 }
@@ -1111,7 +1168,8 @@ static void gelu_backward(elem *d, const elem *x, int N, int C) {
 // Classifier: logits = x wte^T, log P(v) = logit_v - log sum exp(logits), for the U predicting rows.
 // logits (U,Vp) float, lse (U), logp (P), x (U,C), wte (Vp,C). No probability is stored.
 // A block owns a row; a thread keeps max and sum of the logits that it passes. Bytes: 4 per logit.
-template <int W> __global__ void classifier_forward_kernel(float *logp, float *lse, const float *logits, const int *pred, const int *target, int V, int Vp) {
+template <int W> __global__ void classifier_forward_kernel(float *logp, float *lse, const float *logits,
+                                                           const int *pred, const int *target, int V, int Vp) {
     __shared__ float room[WARPS];
     const float *z = logits + (size_t)blockIdx.x * Vp;
     float top = z[0], sum = 0, a[W];
@@ -1130,8 +1188,8 @@ template <int W> __global__ void classifier_forward_kernel(float *logp, float *l
     for (int i = pred[blockIdx.x] + threadIdx.x; i < pred[blockIdx.x + 1]; i += BLOCK) logp[i] = z[target[i]] - l;
 }
 
-static void classifier_forward(float *logp, float *logits, float *lse, const elem *x, const elem *wte, const int *pred, const int *target,
-                               int U, int C, int V, int Vp) {
+static void classifier_forward(float *logp, float *logits, float *lse, const elem *x, const elem *wte, const int *pred,
+                               const int *target, int U, int C, int V, int Vp) {
     gemm(0, 1, U, Vp, C, x, C, wte, C, 0, logits, CUDA_R_32F, Vp, NULL);
     LAUNCH_WIDE(Vp % 4 == 0, 4, classifier_forward_kernel, U, BLOCK, 0, logp, lse, logits, pred, target, V, Vp);
 }
@@ -1141,8 +1199,9 @@ static void classifier_forward(float *logp, float *logits, float *lse, const ele
 // half of its float row, and a block that goes through the row from the left, reading before it writes, never
 // overwrites what it has yet to read. Then dx = dlogits wte, dwte += dlogits^T x.
 // c (R): one coefficient per response. A block owns a row. Bytes: 4 + 2 per logit.
-template <int W> __global__ void classifier_backward_kernel(float *logits, const float *logp, const float *lse, const float *c, const int *pred,
-                                                            const int *target, const int *resp, int V, int Vp) {
+template <int W> __global__ void classifier_backward_kernel(float *logits, const float *logp, const float *lse,
+                                                            const float *c, const int *pred, const int *target,
+                                                            const int *resp, int V, int Vp) {
     float *z = logits + (size_t)blockIdx.x * Vp, l = lse[blockIdx.x], sum = 0, a[W];
     elem *d = (elem *)z;
     int p0 = pred[blockIdx.x], p1 = pred[blockIdx.x + 1];
@@ -1169,11 +1228,13 @@ template <int W> __global__ void classifier_backward_kernel(float *logits, const
     }
 }
 
-static void classifier_backward(elem *dx, float *dwte, float *logits, const float *logp, const float *lse, const float *c, const elem *x, const elem *wte,
-                                const int *pred, const int *target, const int *resp, int U, int C, int V, int Vp) {
+static void classifier_backward(elem *dx, float *dwte, float *logits, const float *logp, const float *lse,
+                                const float *c, const elem *x, const elem *wte, const int *pred, const int *target,
+                                const int *resp, int U, int C, int V, int Vp) {
     const elem *d = (const elem *)logits;
     int ld = Vp * (int)(sizeof(float) / sizeof(elem));
-    LAUNCH_WIDE(Vp % 4 == 0, 4, classifier_backward_kernel, U, BLOCK, 0, logits, logp, lse, c, pred, target, resp, V, Vp);
+    LAUNCH_WIDE(Vp % 4 == 0, 4, classifier_backward_kernel, U, BLOCK, 0, logits, logp, lse, c, pred, target, resp, V,
+                Vp);
     gemm(0, 0, U, C, Vp, d, ld, wte, C, 0, dx, ELEM_TYPE, C, NULL);
     gemm(1, 0, Vp, C, U, d, ld, x, C, 1, dwte, CUDA_R_32F, C, NULL);
 }
@@ -1193,7 +1254,8 @@ static void head_forward(float *out, const elem *x, const float *w, const float 
 }
 
 // dx_r = c_r w, dw += sum_r c_r x_r, db += sum_r c_r. A thread owns a channel, the first one db too.
-__global__ void head_backward_kernel(elem *dx, float *dw, float *db, const float *c, const elem *x, const float *w, int R, int C) {
+__global__ void head_backward_kernel(elem *dx, float *dw, float *db, const float *c, const elem *x, const float *w,
+                                     int R, int C) {
     int i = blockIdx.x * BLOCK + threadIdx.x;
     float sum = 0, bias = 0;
     if (i >= C) return;
@@ -1223,8 +1285,8 @@ typedef struct { const int *query, *first, *pred, *resp, *resp_len; const float 
 
 // values (R,3): what the loss sees of each response, p_i, dL/dvalue; coef (R) the last, times scale; end (Q).
 // A block, one warp, owns a query; a lane a response (its sum of log P), the first lane the loss. Bound by latency.
-__global__ void query_loss_kernel(float *coef, QueryEnd *end, double *value, double *p, double *dc, const float *out, Queries b, int kind,
-                                  int reward, Objective o, double scale) {
+__global__ void query_loss_kernel(float *coef, QueryEnd *end, double *value, double *p, double *c, const float *out,
+                                  Queries b, int kind, int reward, Objective o, double scale) {
     int g = blockIdx.x, r0 = b.first[g], k = b.first[g + 1] - r0;
     for (int r = r0 + threadIdx.x; r < r0 + k; r += 32) {
         double sum = reward ? (double)out[r] : 0;
@@ -1236,15 +1298,15 @@ __global__ void query_loss_kernel(float *coef, QueryEnd *end, double *value, dou
         QueryEnd e;
         const int *n = b.resp_len + r0;
         const float *score = b.score + r0;
-        e.loss = kind == LOSS_RRHF ? rrhf_loss(&o, k, value + r0, n, score, p + r0, dc + r0)
-               : kind == LOSS_LOGISTIC ? logistic_loss(&o, k, value + r0, n, score, p + r0, dc + r0)
-                                       : pairwise_loss(&o, k, value + r0, n, score, p + r0, dc + r0);
+        e.loss = kind == LOSS_RRHF ? rrhf_loss(&o, k, value + r0, n, score, p + r0, c + r0)
+               : kind == LOSS_LOGISTIC ? logistic_loss(&o, k, value + r0, n, score, p + r0, c + r0)
+                                       : pairwise_loss(&o, k, value + r0, n, score, p + r0, c + r0);
         e.bad = 0, e.value = 0;
         for (int i = k; i > 0; i--) if (!isfinite(value[r0 + i - 1])) e.bad = i, e.value = value[r0 + i - 1];
         end[g] = e;
     }
     __syncthreads();
-    for (int r = r0 + threadIdx.x; r < r0 + k; r += 32) coef[r] = (float)(dc[r] * scale);
+    for (int r = r0 + threadIdx.x; r < r0 + k; r += 32) coef[r] = (float)(c[r] * scale);
 }
 
 // Adds a micro-batch's losses to the step's, in the order of its queries. One thread.
@@ -1253,11 +1315,13 @@ __global__ void add_losses_kernel(StepEnd *end, const QueryEnd *query, Queries b
         end->loss.loss += query[g].loss.loss * scale;
         end->loss.rank += query[g].loss.rank * scale;
         end->loss.ft += query[g].loss.ft * scale;
-        if (query[g].bad && !end->bad) end->query = b.query[g] + 1, end->bad = query[g].bad, end->value = query[g].value;
+        if (query[g].bad && !end->bad)
+            end->query = b.query[g] + 1, end->bad = query[g].bad, end->value = query[g].value;
     }
 }
 
-// The gradient's norm from its partial sums, and what the update multiplies it by: 0 = leave everything alone. One thread.
+// The gradient's norm from its partial sums, and what the update multiplies it by: 0 = leave everything alone. One
+// thread.
 __global__ void step_end_kernel(StepEnd *end, const double *part, int parts, double clip) {
     double sum = 0;
     if (threadIdx.x) return;
@@ -1353,14 +1417,15 @@ static void top_k(Candidate *top, double *lse, const float *logits, int n, int V
     LAUNCH_WIDE(Vp % 4 == 0, 4, top_k_kernel, n, BLOCK, 0, top, lse, logits, V, Vp, k);
 }
 
-// Draws, as sampler.h defines them. A row is n numbers, `step` floats apart: all logits (1), or the logits of candidates
+// Draws, as sampler.h defines them. A row is n numbers, STEP floats apart: all logits (1), or the logits of candidates
 // (2), which are in the order of their ids, too.
 
 // First, once a row: logits become weights, in place, and weights outside of the top_p set become 0. total (rows): the
-// units of those that stay. The least weight that stays is found two bits at a time from the top: weights are not negative,
-// so their bits sort as they do. Of those that equal it the last ones may have to go.
+// units of those that stay. The least weight that stays is found two bits at a time from the top: weights are not
+// negative, so their bits sort as they do. Of those that equal it the last ones may have to go.
 // A block owns a row. Bytes: 12 per number; with top_p < 1 16 times 4 more.
-template <int STEP> __global__ void draw_weights_kernel(float *rows, uint64_t *total, int n, size_t ld, double temperature, double top_p) {
+template <int STEP> __global__ void draw_weights_kernel(float *rows, uint64_t *total, int n, size_t ld,
+                                                        double temperature, double top_p) {
     __shared__ float room[WARPS];
     __shared__ uint64_t counts[WARPS];
     float *z = rows + blockIdx.x * ld, most = z[0];
@@ -1387,7 +1452,8 @@ template <int STEP> __global__ void draw_weights_kernel(float *rows, uint64_t *t
         }
     }
     float least = __uint_as_float(bits);
-    uint64_t equal = 0, spare = top_p < 1 && kept > enough ? (kept - enough) / draw_units(least) : 0; // of the equal ones
+    uint64_t equal = 0, spare = 0; // of those that equal it: how many there are, how many may go
+    if (top_p < 1 && kept > enough) spare = (kept - enough) / draw_units(least);
     for (int i = threadIdx.x; spare && i < n; i += BLOCK) equal += z[i * STEP] == least;
     if (spare) equal = block_count(equal, counts);
     for (int i0 = 0; top_p < 1 && i0 < n; i0 += BLOCK) {
@@ -1402,9 +1468,14 @@ template <int STEP> __global__ void draw_weights_kernel(float *rows, uint64_t *t
 
 typedef struct { double u; int row; } DrawFrom;
 
-// Then, once a sequence: token[i] is where u falls in its row's weights. A block owns a sequence and goes through the row
-// from the left, a thread with PER neighbours at a time. Bytes: 4 per number, up to where it falls.
-template <int STEP> __global__ void draw_kernel(int *token, const float *rows, const uint64_t *total, const DrawFrom *from, int n, size_t ld) {
+// Then, once a sequence: token[i] is where u falls in its row's weights. A block owns a sequence and goes through the
+// row from the left, a thread with PER neighbours at a time. Bytes: 4 per number, up to where it falls.
+template <int STEP> __device__ int draw_id(const float *z, int i) {
+    return STEP == 1 ? i : ((const Candidate *)z)[i].id;
+}
+
+template <int STEP> __global__ void draw_kernel(int *token, const float *rows, const uint64_t *total,
+                                                const DrawFrom *from, int n, size_t ld) {
     __shared__ uint64_t counts[WARPS];
     const int PER = 4;
     DrawFrom own = from[blockIdx.x];
@@ -1416,17 +1487,18 @@ template <int STEP> __global__ void draw_kernel(int *token, const float *rows, c
         for (int k = 0; k < PER; k++) mine += units[k] = i + k < n ? draw_units(z[(i + k) * STEP]) : 0;
         uint64_t before = passed + block_before(mine, &strip, counts);
         for (int k = 0; k < PER; k++) {
-            if (before <= wanted && wanted < before + units[k]) token[blockIdx.x] = STEP == 1 ? i + k : ((const Candidate *)z)[i + k].id;
+            if (before <= wanted && wanted < before + units[k]) token[blockIdx.x] = draw_id<STEP>(z, i + k);
             before += units[k];
         }
         passed += strip;
         if (passed > wanted) return;
     }
-    if (threadIdx.x == 0) token[blockIdx.x] = STEP == 1 ? n - 1 : ((const Candidate *)z)[n - 1].id; // no weight is a number
+    if (threadIdx.x == 0) token[blockIdx.x] = draw_id<STEP>(z, n - 1); // no weight is a number
 }
 
 // token (n): from `rows` rows of `width` numbers, ld floats apart, which are spent.
-template <int STEP> static void draw_tokens(int *token, float *z, uint64_t *total, const DrawFrom *from, int n, int rows, int width, size_t ld, Draw how) {
+template <int STEP> static void draw_tokens(int *token, float *z, uint64_t *total, const DrawFrom *from, int n,
+                                            int rows, int width, size_t ld, Draw how) {
     double temperature = how.temperature > 0 ? how.temperature : 1; // 0 chooses among one
     LAUNCH(draw_weights_kernel<STEP>, rows, BLOCK, 0, z, total, width, ld, temperature, how.top_p);
     LAUNCH(draw_kernel<STEP>, n, BLOCK, 0, token, z, total, from, width, ld);
@@ -1435,9 +1507,9 @@ template <int STEP> static void draw_tokens(int *token, float *z, uint64_t *tota
 // ----------------------------------------------------------------------------
 // GPT-2
 
-// X(type, name, layers, rows, columns): what the forward saves for the backward, then what the backward needs besides.
-// S = c.L when training; a model that only runs forward keeps one layer's.
-#define ACTIVATIONS(X)                                                                          \
+// X(type, name, layers, rows, columns): what the forward saves for the backward. S = c.L slices when training; a model
+// that only runs forward keeps one. Of every block:
+#define SAVED(X)                                                                                \
     X(float, x,      S, N, c.C)        /* residual stream before each block */                  \
     X(elem,  ln1,    S, N, c.C)                                                                 \
     X(float, mean1,  S, N, 1)                                                                   \
@@ -1450,7 +1522,9 @@ template <int STEP> static void draw_tokens(int *token, float *z, uint64_t *tota
     X(float, mean2,  S, N, 1)                                                                   \
     X(float, rstd2,  S, N, 1)                                                                   \
     X(elem,  fc,     S, N, 4 * c.C)                                                             \
-    X(elem,  gelu,   S, N, 4 * c.C)                                                             \
+    X(elem,  gelu,   S, N, 4 * c.C)
+// and once:
+#define SAVED_READ(X)                                                                           \
     X(elem,  branch, 1, N, c.C)        /* what half a block adds to the residual stream */      \
     X(float, read,   1, U, c.C)        /* the rows that are read */                             \
     X(elem,  lnf,    1, U, c.C)                                                                 \
@@ -1459,10 +1533,11 @@ template <int STEP> static void draw_tokens(int *token, float *z, uint64_t *tota
     X(float, logits, !c.reward, U, c.Vp) /* then their gradient */                              \
     X(float, lsef,   1, U, 1)                                                                   \
     X(float, out,    1, N, 1)          /* log P of each prediction, or each response's reward */
+// What the backward needs besides.
 #define GRADIENT_ROOM(X)                                                                        \
     X(float, dx,     1, N, c.C)        /* of the residual stream */                             \
     X(elem,  half,   HALF, N, c.C)     /* the same, as elem */                                  \
-    X(elem,  dc,     1, N, c.C)                                                                 \
+    X(elem,  dc,     1, N, c.C)        /* gradients with C, 3C and 4C columns */                \
     X(elem,  d3c,    1, N, 3 * c.C)                                                             \
     X(elem,  d4c,    1, N, 4 * c.C)                                                             \
     X(elem,  dlnf,   1, U, c.C)                                                                 \
@@ -1472,7 +1547,7 @@ template <int STEP> static void draw_tokens(int *token, float *z, uint64_t *tota
     X(QueryEnd, ends, 1, N, 1)         /* each query's losses */                                \
     X(float, part,   1, PARTS, 4 * c.C)
 
-#define X(name, layers, rows, cols, decay) elem *name;
+#define X(name, layers, rows, cols, kind) elem *name;
 typedef struct { GPT2_PARAMS(X) } Weights; // the parameters as elem, for the matrix products
 #undef X
 
@@ -1487,7 +1562,8 @@ struct GPT2 {
     elem *copies;                     // (n_params); params themselves in the float32 build
     double *norm, *norm_host;         // (NORM_BLOCKS)
 #define X(type, name, layers, rows, cols) type *name;
-    ACTIVATIONS(X)
+    SAVED(X)
+    SAVED_READ(X)
     GRADIENT_ROOM(X)
 #undef X
     char *activations;                // one allocation for all of the above
@@ -1522,8 +1598,10 @@ static size_t rounded(size_t bytes) { return (bytes + 255) / 256 * 256; } // ten
 static size_t activation_bytes(Config c, int training, int N, int U) {
     size_t n = 0;
     int S = training ? c.L : 1;
-#define X(type, name, layers, rows, cols) n += rounded(sizeof(type) * (size_t)(layers) * (size_t)(rows) * (size_t)(cols));
-    ACTIVATIONS(X)
+#define X(type, name, layers, rows, cols) \
+    n += rounded(sizeof(type) * (size_t)(layers) * (size_t)(rows) * (size_t)(cols));
+    SAVED(X)
+    SAVED_READ(X)
     if (training) { GRADIENT_ROOM(X) }
 #undef X
     return n;
@@ -1533,7 +1611,9 @@ static size_t parameter_bytes(Config c, int training) {
     return gpt2_count(c) * (sizeof(float) * (training ? 4 : 1) + (HALF ? sizeof(elem) : 0));
 }
 
-size_t gpt2_bytes(Config c, int training, int N, int U) { return parameter_bytes(c, training) + activation_bytes(c, training, N, U); }
+size_t gpt2_bytes(Config c, int training, int N, int U) {
+    return parameter_bytes(c, training) + activation_bytes(c, training, N, U);
+}
 
 // Enough to fill a data-centre GPU, and no more than a third of this one's memory: all of it, not what is free now, so
 // that a resumed run chooses the same.
@@ -1550,16 +1630,17 @@ static void shared_memory(Config c) {
     int hs = c.C / c.NH, limit = (int)device.prop.sharedMemPerBlockOptin;
     size_t kv = attention_room(hs, 4, 2, 2, 2); // the largest
     if (c.C > CHANNELS_MAX || hs > HEAD_MAX || kv + STATIC_SHARED > (size_t)limit)
-        die("GPU: %d channels in heads of %d: up to %d, in heads up to %d and as %s's shared memory allows (%zu of %d bytes); "
-            "./train_rrhf does it on the CPU", c.C, hs, CHANNELS_MAX, HEAD_MAX, device.prop.name, kv, limit);
+        die("GPU: %d channels in heads of %d: up to %d, in heads up to %d and as %s's shared memory allows (%zu of %d "
+            "bytes); ./train_rrhf does it on the CPU", c.C, hs, CHANNELS_MAX, HEAD_MAX, device.prop.name, kv, limit);
     // For all models: one with smaller heads, built later, must not take away what this one needs.
-#define MORE_SHARED(kernel)                                                                                                  \
-    CHECK_CUDA(cudaFuncSetAttribute(kernel<0>, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));         \
-    CHECK_CUDA(cudaFuncSetAttribute(kernel<64>, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED))
-    MORE_SHARED(attention_forward_kernel);
-    MORE_SHARED(attention_backward_q_kernel);
-    MORE_SHARED(attention_backward_kv_kernel);
+#define MORE_(kernel) \
+    CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));
+#define MORE_SHARED(kernel) MORE_(kernel<0>) MORE_(kernel<64>)
+    MORE_SHARED(attention_forward_kernel)
+    MORE_SHARED(attention_backward_q_kernel)
+    MORE_SHARED(attention_backward_kv_kernel)
 #undef MORE_SHARED
+#undef MORE_
 }
 
 static float *param_alloc(size_t n) {
@@ -1577,11 +1658,12 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
     memory_note(parameter_bytes(c, training), training ? "parameters, gradients and AdamW's moments" : "parameters");
     m->params = param_alloc(n);
     m->w = gpt2_params(c, m->params);
-    m->copies = HALF ? (elem *)device_alloc(n * sizeof(elem), "parameters", "use a smaller model") : (elem *)(void *)m->params;
+    m->copies = (elem *)(void *)m->params;
+    if (HALF) m->copies = (elem *)device_alloc(n * sizeof(elem), "parameters", "use a smaller model");
     Tensor t[N_TENSORS];
     int i = 0;
     gpt2_tensors(c, t);
-#define X(name, layers, rows, cols, decay) m->h.name = m->copies + t[i++].at;
+#define X(name, layers, rows, cols, kind) m->h.name = m->copies + t[i++].at;
     GPT2_PARAMS(X)
 #undef X
     if (training) {
@@ -1608,10 +1690,11 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
 void gpt2_free(GPT2 *m) {
     if (!m) return;
     device_wait();
-    void *on_device[] = {m->params, HALF ? m->copies : NULL, m->grads, m->m, m->v, m->norm, m->end, m->activations, m->stage, m->cache,
-                         m->dec, m->dec_logits, m->dec_ints, m->top, m->top_lse, m->draws, m->draw_total, m->drawn};
-    void *pinned[] = {m->norm_host, m->end_host, m->out_host, m->coef_host, m->stage_both[0], m->stage_both[1], m->dec_ints_host, m->top_host, m->top_lse_host,
-                      m->draws_host, m->drawn_host};
+    void *on_device[] = {m->params, HALF ? m->copies : NULL, m->grads, m->m, m->v, m->norm, m->end, m->activations,
+                         m->stage, m->cache, m->dec, m->dec_logits, m->dec_ints, m->top, m->top_lse, m->draws,
+                         m->draw_total, m->drawn};
+    void *pinned[] = {m->norm_host, m->end_host, m->out_host, m->coef_host, m->stage_both[0], m->stage_both[1],
+                      m->dec_ints_host, m->top_host, m->top_lse_host, m->draws_host, m->drawn_host};
     for (size_t i = 0; i < sizeof on_device / sizeof *on_device; i++) device_free(on_device[i]);
     for (size_t i = 0; i < sizeof pinned / sizeof *pinned; i++) pinned_free(pinned[i]);
     for (int i = 0; i < 2; i++) CHECK_CUDA(cudaEventDestroy(m->sent[i]));
@@ -1627,7 +1710,7 @@ static float *copy_which(GPT2 *m, enum Copy what) {
 }
 
 void gpt2_get_part(GPT2 *m, enum Copy what, size_t at, size_t n, float *host) {
-    CHECK_CUDA(cudaMemcpyAsync(host, copy_which(m, what) + at, n * sizeof *host, cudaMemcpyDeviceToHost, device.stream));
+    to_host(host, copy_which(m, what) + at, n * sizeof *host);
     device_wait();
 }
 
@@ -1638,8 +1721,9 @@ __global__ void copy_params_kernel(elem *to, const float *from, size_t n) {
 }
 
 void gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *host) {
-    CHECK_CUDA(cudaMemcpyAsync(copy_which(m, what) + at, host, n * sizeof *host, cudaMemcpyHostToDevice, device.stream));
-    if (HALF && what == COPY_PARAMS) LAUNCH(copy_params_kernel, div_up(n, BLOCK), BLOCK, 0, m->copies + at, m->params + at, n);
+    to_device(copy_which(m, what) + at, host, n * sizeof *host);
+    if (HALF && what == COPY_PARAMS)
+        LAUNCH(copy_params_kernel, div_up(n, BLOCK), BLOCK, 0, m->copies + at, m->params + at, n);
     device_wait(); // host may go away
 }
 
@@ -1664,13 +1748,16 @@ void gpt2_plan(GPT2 *m, int N, int U) {
 #define X(type, name, layers, rows, cols)                                           \
     m->name = (type *)(void *)p;                                                    \
     p += rounded(sizeof(type) * (size_t)(layers) * (size_t)(rows) * (size_t)(cols));
-    ACTIVATIONS(X)
+    SAVED(X)
+    SAVED_READ(X)
     if (training) { GRADIENT_ROOM(X) }
 #undef X
     if (!HALF) m->half = (elem *)(void *)m->dx;
-    m->stage_size = (size_t)N * (6 + 4 + sizeof(Tile) / sizeof(int)) + 16; // token pos rows pred target resp, 2 x (order start+key), tiles
-    m->stage_size += (size_t)N * (2 + 5); // and query first pred resp_len score
-    for (int i = 0; i < 2; i++) m->stage_both[i] = (int *)pinned_alloc(m->stage_size * sizeof(int), "a batch's numbers", remedy);
+    // token pos rows pred target resp; twice order, start, key; query first pred resp_len score; a tile per row at
+    // most; and the ends of lists
+    m->stage_size = (size_t)N * (6 + 2 * 3 + 5 + sizeof(Tile) / sizeof(int)) + 16;
+    for (int i = 0; i < 2; i++)
+        m->stage_both[i] = (int *)pinned_alloc(m->stage_size * sizeof(int), "a batch's numbers", remedy);
     m->stage = (int *)device_alloc(m->stage_size * sizeof(int), "a batch's numbers", remedy);
     m->out_host = (float *)pinned_alloc((size_t)N * sizeof(float), "log-probabilities", remedy);
     m->coef_host = (float *)pinned_alloc((size_t)N * sizeof(float), "coefficients", remedy);
@@ -1685,7 +1772,8 @@ static int *stage_room(GPT2 *m, const int **at, size_t n) {
     int *host = m->stage_host + m->staged;
     *at = m->stage + m->staged;
     m->staged += n;
-    if (m->staged > m->stage_size) die("batch: %zu integers, planned for %zu; a bug: please report it", m->staged, m->stage_size);
+    if (m->staged > m->stage_size)
+        die("batch: %zu integers, planned for %zu; a bug: please report it", m->staged, m->stage_size);
     return host;
 }
 
@@ -1739,7 +1827,10 @@ static void batch_send(GPT2 *m, const Batch *b) {
     for (int g = 0; g < b->Q; g++) {
         int x0 = b->group[g], r0 = b->first[g], x1 = b->last[r0] - b->resp_len[r0] + 1;
         stage_run(m, x0, x1, x0, x0, b->group[g + 1]);
-        for (int r = r0; r < b->first[g + 1]; r++) stage_run(m, b->last[r] - b->resp_len[r] + 1, b->last[r] + 1, x0, x1, b->last[r] + 1);
+        for (int r = r0; r < b->first[g + 1]; r++) {
+            int end = b->last[r] + 1;
+            stage_run(m, end - b->resp_len[r], end, x0, x1, end);
+        }
     }
     m->token = stage_copy(m, b->token, b->N);
     m->pos = stage_copy(m, b->pos, b->N);
@@ -1762,48 +1853,68 @@ static void batch_send(GPT2 *m, const Batch *b) {
         m->queries.score = (const float *)(const void *)stage_copy(m, (const int *)(const void *)b->score, b->R);
         m->queries.resp = m->resp;
     }
-    CHECK_CUDA(cudaMemcpyAsync(m->stage, m->stage_host, m->staged * sizeof(int), cudaMemcpyHostToDevice, device.stream));
+    to_device(m->stage, m->stage_host, m->staged * sizeof(int));
     CHECK_CUDA(cudaEventRecord(m->sent[m->turn], device.stream));
 }
 
 // ----------------------------------------------------------------------------
 // Forward and backward
 
-// Where layer l's slice of an activation with `width` columns starts.
-static size_t slice(const GPT2 *m, int l, int width) { return m->grads ? (size_t)l * (size_t)m->N * (size_t)width : 0; }
+// Block l's slices of what is saved, and of the parameters as elem (block_params in model.h has them as float).
+#define X(type, name, layers, rows, cols) type *name;
+typedef struct { SAVED(X) } Block;
+#undef X
+static Block block_saved(const GPT2 *m, int l) {
+    Config c = m->c;
+    size_t slice = m->grads ? (size_t)l : 0, N = (size_t)m->N;
+    Block s;
+#define X(type, name, layers, rows, cols) s.name = m->name + slice * (rows) * (size_t)(cols);
+    SAVED(X)
+#undef X
+    return s;
+}
+
+static Weights block_weights(Config c, Weights h, int l) {
+#define X(name, layers, rows, cols, kind) if ((layers) > 1) h.name += (size_t)l * (size_t)(rows) * (size_t)(cols);
+    GPT2_PARAMS(X)
+#undef X
+    return h;
+}
 
 // One block of the transformer, forward: x -> x + attention(ln1(x)) -> that + mlp(ln2(that)). The LayerNorm that
-// follows adds: `branch` is what the block before still owes to the stream, or NULL; this block leaves its own debt.
+// follows adds: `from` is the residual stream so far and `branch` what the block before still owes to it, or NULL; this
+// block leaves its own debt.
 static void block_forward(GPT2 *m, int N, int l, const float *from, const elem *branch) {
-    Config c = m->c;
-    int C = c.C;
-    size_t NC_ = slice(m, l, C), n1 = slice(m, l, 1), LC = (size_t)l * (size_t)C, CC = LC * (size_t)C;
-    float *x = m->x + NC_;
-    layernorm_forward(m->ln1 + NC_, m->mean1 + n1, m->rstd1 + n1, branch ? x : NULL, from, branch, NULL, m->w.ln1w + LC, m->w.ln1b + LC, N, C);
-    matmul_forward(m->qkv + 3 * NC_, m->ln1 + NC_, m->h.qkvw + 3 * CC, m->h.qkvb + 3 * LC, N, C, 3 * C);
-    attention_forward(m->att + NC_, m->lse + n1 * (size_t)c.NH, m->qkv + 3 * NC_, m->tiles, m->n_tiles, C, c.NH);
-    matmul_forward(m->branch, m->att + NC_, m->h.attprojw + CC, m->h.attprojb + LC, N, C, C);
-    layernorm_forward(m->ln2 + NC_, m->mean2 + n1, m->rstd2 + n1, m->mid + NC_, x, m->branch, NULL, m->w.ln2w + LC, m->w.ln2b + LC, N, C);
-    matmul_forward(m->fc + 4 * NC_, m->ln2 + NC_, m->h.fcw + 4 * CC, m->h.fcb + 4 * LC, N, C, 4 * C);
-    gelu_forward(m->gelu + 4 * NC_, m->fc + 4 * NC_, N, 4 * C);
-    matmul_forward(m->branch, m->gelu + 4 * NC_, m->h.fcprojw + 4 * CC, m->h.fcprojb + LC, N, 4 * C, C);
+    Params w = block_params(m->c, m->w, l, 1);
+    Weights h = block_weights(m->c, m->h, l);
+    Block s = block_saved(m, l);
+    int C = m->c.C, NH = m->c.NH;
+    layernorm_forward(s.ln1, s.mean1, s.rstd1, branch ? s.x : NULL, from, branch, NULL, w.ln1w, w.ln1b, N, C);
+    matmul_forward(s.qkv, s.ln1, h.qkvw, h.qkvb, N, C, 3 * C);
+    attention_forward(s.att, s.lse, s.qkv, m->tiles, m->n_tiles, C, NH);
+    matmul_forward(m->branch, s.att, h.attprojw, h.attprojb, N, C, C);
+    layernorm_forward(s.ln2, s.mean2, s.rstd2, s.mid, s.x, m->branch, NULL, w.ln2w, w.ln2b, N, C);
+    matmul_forward(s.fc, s.ln2, h.fcw, h.fcb, N, C, 4 * C);
+    gelu_forward(s.gelu, s.fc, N, 4 * C);
+    matmul_forward(m->branch, s.gelu, h.fcprojw, h.fcprojb, N, 4 * C, C);
 }
 
 // The same block backward; m->dx (and m->half) is the gradient of its output, then of its input.
 static void block_backward(GPT2 *m, int N, int l) {
-    Config c = m->c;
-    Params d = m->dw;
-    int C = c.C;
-    elem *half = HALF ? m->half : NULL;
-    size_t NC_ = slice(m, l, C), n1 = slice(m, l, 1), LC = (size_t)l * (size_t)C, CC = LC * (size_t)C;
-    matmul_backward(m->d4c, d.fcprojw + 4 * CC, d.fcprojb + LC, m->part, m->half, m->gelu + 4 * NC_, m->h.fcprojw + 4 * CC, N, 4 * C, C);
-    gelu_backward(m->d4c, m->fc + 4 * NC_, N, 4 * C);
-    matmul_backward(m->dc, d.fcw + 4 * CC, d.fcb + 4 * LC, m->part, m->d4c, m->ln2 + NC_, m->h.fcw + 4 * CC, N, C, 4 * C);
-    layernorm_backward(m->dx, half, d.ln2w + LC, d.ln2b + LC, m->part, m->dc, m->mid + NC_, NULL, m->w.ln2w + LC, m->mean2 + n1, m->rstd2 + n1, N, C);
-    matmul_backward(m->dc, d.attprojw + CC, d.attprojb + LC, m->part, m->half, m->att + NC_, m->h.attprojw + CC, N, C, C);
-    attention_backward(m->d3c, m->delta, m->dc, m->att + NC_, m->lse + n1 * (size_t)c.NH, m->qkv + 3 * NC_, m->tiles, m->n_tiles, C, c.NH);
-    matmul_backward(m->dc, d.qkvw + 3 * CC, d.qkvb + 3 * LC, m->part, m->d3c, m->ln1 + NC_, m->h.qkvw + 3 * CC, N, C, 3 * C);
-    layernorm_backward(m->dx, half, d.ln1w + LC, d.ln1b + LC, m->part, m->dc, m->x + NC_, NULL, m->w.ln1w + LC, m->mean1 + n1, m->rstd1 + n1, N, C);
+    Params w = block_params(m->c, m->w, l, 1), d = block_params(m->c, m->dw, l, 1);
+    Weights h = block_weights(m->c, m->h, l);
+    Block s = block_saved(m, l);
+    int C = m->c.C, NH = m->c.NH;
+    float *dx = m->dx, *part = m->part;
+    elem *half = HALF ? m->half : NULL, *dc = m->dc, *dqkv = m->d3c, *dfc = m->d4c;
+    matmul_backward(dfc, d.fcprojw, d.fcprojb, part, m->half, s.gelu, h.fcprojw, N, 4 * C, C);
+    gelu_backward(dfc, s.fc, N, 4 * C);
+    matmul_backward(dc, d.fcw, d.fcb, part, dfc, s.ln2, h.fcw, N, C, 4 * C);
+    layernorm_backward(dx, half, d.ln2w, d.ln2b, part, dc, s.mid, NULL, w.ln2w, s.mean2, s.rstd2, N, C);
+    matmul_backward(dc, d.attprojw, d.attprojb, part, m->half, s.att, h.attprojw, N, C, C);
+    attention_backward(dqkv, m->delta, dc, s.att, s.lse, s.qkv, m->tiles, m->n_tiles, C, NH);
+    matmul_backward(dc, d.qkvw, d.qkvb, part, dqkv, s.ln1, h.qkvw, N, C, 3 * C);
+    layernorm_backward(dx, half, d.ln1w, d.ln1b, part, dc, s.x, NULL, w.ln1w, s.mean1, s.rstd1, N, C);
 }
 
 // Of the batch that was sent; leaves the outputs in m->out.
@@ -1811,9 +1922,9 @@ static void forward(GPT2 *m, const Batch *b) {
     Config c = m->c;
     int U = c.reward ? b->R : b->U;
     embedding_forward(m->x, m->token, m->pos, m->w.wte, m->w.wpe, b->N, c.C);
-    for (int l = 0; l < c.L; l++)
-        block_forward(m, b->N, l, l ? m->mid + slice(m, l - 1, c.C) : m->x, l ? m->branch : NULL);
-    layernorm_forward(m->lnf, m->meanf, m->rstdf, m->read, m->mid + slice(m, c.L - 1, c.C), m->branch, m->rows, m->w.lnfw, m->w.lnfb, U, c.C);
+    for (int l = 0; l < c.L; l++) block_forward(m, b->N, l, l ? block_saved(m, l - 1).mid : m->x, l ? m->branch : NULL);
+    layernorm_forward(m->lnf, m->meanf, m->rstdf, m->read, block_saved(m, c.L - 1).mid, m->branch, m->rows,
+                      m->w.lnfw, m->w.lnfb, U, c.C);
     if (c.reward) head_forward(m->out, m->lnf, m->w.rewardw, m->w.rewardb, U, c.C);
     else classifier_forward(m->out, m->logits, m->lsef, m->lnf, m->h.wte, m->pred, m->target, U, c.C, c.V, c.Vp);
 }
@@ -1822,7 +1933,7 @@ void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
     int n_out = m->c.reward ? b->R : b->P;
     batch_send(m, b);
     forward(m, b);
-    CHECK_CUDA(cudaMemcpyAsync(m->out_host, m->out, (size_t)n_out * sizeof(float), cudaMemcpyDeviceToHost, device.stream));
+    to_host(m->out_host, m->out, (size_t)n_out * sizeof(float));
     device_wait();
     for (int i = 0; i < n_out; i++) out[i] = (real)m->out_host[i];
 }
@@ -1831,27 +1942,30 @@ void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
 static void backward(GPT2 *m, const Batch *b) {
     Config c = m->c;
     int U = c.reward ? b->R : b->U;
-    size_t NC_ = (size_t)b->N * (size_t)c.C;
+    size_t NC = (size_t)b->N * (size_t)c.C;
     if (c.reward) head_backward(m->dlnf, m->dw.rewardw, m->dw.rewardb, m->coef, m->lnf, m->w.rewardw, U, c.C);
-    else classifier_backward(m->dlnf, m->dw.wte, m->logits, m->out, m->lsef, m->coef, m->lnf, m->h.wte, m->pred, m->target, m->resp, U, c.C, c.V, c.Vp);
-    CHECK_CUDA(cudaMemsetAsync(m->dx, 0, NC_ * sizeof(float), device.stream)); // rows that are not read have no gradient
-    if (HALF) CHECK_CUDA(cudaMemsetAsync(m->half, 0, NC_ * sizeof(elem), device.stream));
-    layernorm_backward(m->dx, HALF ? m->half : NULL, m->dw.lnfw, m->dw.lnfb, m->part, m->dlnf, m->read, m->rows, m->w.lnfw, m->meanf, m->rstdf, U, c.C);
+    else classifier_backward(m->dlnf, m->dw.wte, m->logits, m->out, m->lsef, m->coef, m->lnf, m->h.wte, m->pred,
+                             m->target, m->resp, U, c.C, c.V, c.Vp);
+    // Rows that are not read have no gradient.
+    CHECK_CUDA(cudaMemsetAsync(m->dx, 0, NC * sizeof(float), device.stream));
+    if (HALF) CHECK_CUDA(cudaMemsetAsync(m->half, 0, NC * sizeof(elem), device.stream));
+    layernorm_backward(m->dx, HALF ? m->half : NULL, m->dw.lnfw, m->dw.lnfb, m->part, m->dlnf, m->read, m->rows,
+                       m->w.lnfw, m->meanf, m->rstdf, U, c.C);
     for (int l = c.L - 1; l >= 0; l--) block_backward(m, b->N, l);
     embedding_backward(m->dw.wte, m->dw.wpe, m->dx, m->by_token, m->by_pos, c.C);
 }
 
 void gpt2_backward(GPT2 *m, const Batch *b, const real *coef) {
     for (int i = 0; i < b->R; i++) m->coef_host[i] = (float)coef[i];
-    CHECK_CUDA(cudaMemcpyAsync(m->coef, m->coef_host, (size_t)b->R * sizeof(float), cudaMemcpyHostToDevice, device.stream));
+    to_device(m->coef, m->coef_host, (size_t)b->R * sizeof(float));
     backward(m, b);
 }
 
 // The losses of a batch and its coefficients, from m->out into m->coef and m->ends.
 static void batch_loss(GPT2 *m, int Q, QueryLoss loss, Objective o, double scale) {
     int kind = loss == rrhf_loss ? LOSS_RRHF : loss == logistic_loss ? LOSS_LOGISTIC : LOSS_PAIRWISE;
-    LAUNCH(query_loss_kernel, Q, 32, 0, m->coef, m->ends, m->values, m->values + m->N, m->values + 2 * (size_t)m->N, m->out, m->queries, kind,
-           m->c.reward, o, scale);
+    LAUNCH(query_loss_kernel, Q, 32, 0, m->coef, m->ends, m->values, m->values + m->N, m->values + 2 * (size_t)m->N,
+           m->out, m->queries, kind, m->c.reward, o, scale);
 }
 
 void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n) {
@@ -1875,7 +1989,8 @@ void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int 
 
 // X(type, name, columns): per token
 #define DECODE_ROOM(X)                                                                         \
-    X(float, x, c.C) X(elem, norm, c.C) X(elem, att, c.C) X(elem, branch, c.C) X(elem, qkv, 3 * c.C) X(elem, fc, 4 * c.C)
+    X(float, x, c.C) X(elem, norm, c.C) X(elem, att, c.C) X(elem, branch, c.C) X(elem, qkv, 3 * c.C)  \
+    X(elem, fc, 4 * c.C)
 
 void gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots) {
     Config c = m->c;
@@ -1886,8 +2001,8 @@ void gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots) {
 #define X(type, name, cols) bytes += rounded(sizeof(type) * (size_t)n * (size_t)(cols));
     DECODE_ROOM(X)
 #undef X
-    memory_note((n > m->dec_n ? bytes + ints * sizeof(int) : 0) + (n_rows > m->dec_rows ? logits : 0) + (slots > m->dec_slots ? cache : 0),
-                "decoding: activations, logits and the key/value cache");
+    memory_note((n > m->dec_n ? bytes + ints * sizeof(int) : 0) + (n_rows > m->dec_rows ? logits : 0) +
+                (slots > m->dec_slots ? cache : 0), "decoding: activations, logits and the key/value cache");
     if (n > m->dec_n) {
         device_free(m->dec), device_free(m->dec_ints), pinned_free(m->dec_ints_host);
         m->dec = (char *)device_alloc(bytes, "decoding's activations", remedy);
@@ -1897,7 +2012,8 @@ void gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots) {
     }
     if (n_rows > m->dec_rows) {
         size_t rows = (size_t)n_rows;
-        device_free(m->dec_logits), device_free(m->top_lse), device_free(m->draws), device_free(m->draw_total), device_free(m->drawn);
+        device_free(m->dec_logits), device_free(m->top_lse), device_free(m->draws), device_free(m->draw_total);
+        device_free(m->drawn);
         pinned_free(m->top_lse_host), pinned_free(m->draws_host), pinned_free(m->drawn_host);
         m->top_lse = (double *)device_alloc(rows * sizeof(double), "decoding's sums", remedy);
         m->top_lse_host = (double *)pinned_alloc(rows * sizeof(double), "decoding's sums", remedy);
@@ -1934,35 +2050,38 @@ static void decode_send(GPT2 *m, const Decode *d, const int *arrays[7]) {
         memcpy(list + n_list, d->list + d->at[i] + had, (size_t)(d->len[i] - had) * sizeof(int));
         n_list += (size_t)(d->len[i] - had);
     }
-    CHECK_CUDA(cudaMemcpyAsync(m->dec_ints, host, (5 * n + (size_t)d->n_rows + n_list) * sizeof(int), cudaMemcpyHostToDevice, device.stream));
+    to_device(m->dec_ints, host, (5 * n + (size_t)d->n_rows + n_list) * sizeof(int));
 }
 
 // Leaves the logits of the rows that are wanted on the device.
 static void decode_logits(GPT2 *m, const Decode *d) {
     Config c = m->c;
+    Params w = m->w;
     int n = d->n, C = c.C;
     const int *in[7]; // token, pos, slot, at, len, row, list
     char *p = m->dec;
-#define X(type, name, cols) type *name = (type *)(void *)p; p += rounded(sizeof(type) * (size_t)m->dec_n * (size_t)(cols));
+#define X(type, name, cols) \
+    type *name = (type *)(void *)p; p += rounded(sizeof(type) * (size_t)m->dec_n * (size_t)(cols));
     DECODE_ROOM(X)
 #undef X
     decode_send(m, d, in);
-    embedding_forward(x, in[0], in[1], m->w.wte, m->w.wpe, n, C);
+    embedding_forward(x, in[0], in[1], w.wte, w.wpe, n, C);
     for (int l = 0; l < c.L; l++) {
-        size_t LC = (size_t)l * (size_t)C, CC = LC * (size_t)C;
+        Params b = block_params(c, w, l, 1);
+        Weights h = block_weights(c, m->h, l);
         elem *cache = m->cache + (size_t)l * (size_t)m->dec_slots * 2 * (size_t)C;
-        layernorm_forward(norm, NULL, NULL, l ? x : NULL, x, l ? branch : NULL, NULL, m->w.ln1w + LC, m->w.ln1b + LC, n, C);
-        matmul_forward(qkv, norm, m->h.qkvw + 3 * CC, m->h.qkvb + 3 * LC, n, C, 3 * C);
+        layernorm_forward(norm, NULL, NULL, l ? x : NULL, x, l ? branch : NULL, NULL, b.ln1w, b.ln1b, n, C);
+        matmul_forward(qkv, norm, h.qkvw, h.qkvb, n, C, 3 * C);
         cache_write(cache, qkv, in[2], n, C);
         attention_decode(att, qkv, cache, in[6], in[3], in[4], n, C, c.NH);
-        matmul_forward(branch, att, m->h.attprojw + CC, m->h.attprojb + LC, n, C, C);
-        layernorm_forward(norm, NULL, NULL, x, x, branch, NULL, m->w.ln2w + LC, m->w.ln2b + LC, n, C);
-        matmul_forward(fc, norm, m->h.fcw + 4 * CC, m->h.fcb + 4 * LC, n, C, 4 * C);
+        matmul_forward(branch, att, h.attprojw, h.attprojb, n, C, C);
+        layernorm_forward(norm, NULL, NULL, x, x, branch, NULL, b.ln2w, b.ln2b, n, C);
+        matmul_forward(fc, norm, h.fcw, h.fcb, n, C, 4 * C);
         gelu_forward(fc, fc, n, 4 * C);
-        matmul_forward(branch, fc, m->h.fcprojw + 4 * CC, m->h.fcprojb + LC, n, 4 * C, C);
+        matmul_forward(branch, fc, h.fcprojw, h.fcprojb, n, 4 * C, C);
     }
     if (!d->n_rows) return;
-    layernorm_forward(norm, NULL, NULL, NULL, x, branch, in[5], m->w.lnfw, m->w.lnfb, d->n_rows, C);
+    layernorm_forward(norm, NULL, NULL, NULL, x, branch, in[5], w.lnfw, w.lnfb, d->n_rows, C);
     gemm(0, 1, d->n_rows, c.Vp, C, norm, C, m->h.wte, C, 0, m->dec_logits, CUDA_R_32F, (size_t)c.Vp, NULL);
 }
 
@@ -1982,8 +2101,8 @@ const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double *
     size_t n = (size_t)d->n_rows;
     decode_logits(m, d);
     candidates(m, d->n_rows, k, lse ? m->top_lse : NULL);
-    if (n) CHECK_CUDA(cudaMemcpyAsync(m->top_host, m->top, n * (size_t)k * sizeof(Candidate), cudaMemcpyDeviceToHost, device.stream));
-    if (n && lse) CHECK_CUDA(cudaMemcpyAsync(m->top_lse_host, m->top_lse, n * sizeof(double), cudaMemcpyDeviceToHost, device.stream));
+    if (n) to_host(m->top_host, m->top, n * (size_t)k * sizeof(Candidate));
+    if (n && lse) to_host(m->top_lse_host, m->top_lse, n * sizeof(double));
     device_wait();
     if (lse) *lse = m->top_lse_host;
     return m->top_host;
@@ -1992,14 +2111,14 @@ const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double *
 const int *gpt2_decode_draw(GPT2 *m, const Decode *d, Draw how, int n, const int *row, const double *u) {
     int V = m->c.V, k = draw_width(how, V);
     for (int i = 0; i < n; i++) m->draws_host[i].u = u[i], m->draws_host[i].row = row[i];
-    CHECK_CUDA(cudaMemcpyAsync(m->draws, m->draws_host, (size_t)n * sizeof(DrawFrom), cudaMemcpyHostToDevice, device.stream));
+    to_device(m->draws, m->draws_host, (size_t)n * sizeof(DrawFrom));
     decode_logits(m, d);
     if (k < V) {
         candidates(m, d->n_rows, k, NULL);
         draw_tokens<2>(m->drawn, &m->top->logit, m->draw_total, m->draws, n, d->n_rows, k, 2 * (size_t)k, how);
     } else
         draw_tokens<1>(m->drawn, m->dec_logits, m->draw_total, m->draws, n, d->n_rows, V, (size_t)m->c.Vp, how);
-    CHECK_CUDA(cudaMemcpyAsync(m->drawn_host, m->drawn, (size_t)n * sizeof(int), cudaMemcpyDeviceToHost, device.stream));
+    to_host(m->drawn_host, m->drawn, (size_t)n * sizeof(int));
     device_wait();
     return m->drawn_host;
 }
@@ -2025,7 +2144,10 @@ __global__ void grad_norm_kernel(double *part, const float *g, size_t n) {
         load<4>(a, g + 4 * i);
         sum += (double)(a[0] * a[0] + a[1] * a[1]) + (double)(a[2] * a[2] + a[3] * a[3]);
     }
-    if (blockIdx.x == 0 && threadIdx.x < n % 4) sum += (double)g[n / 4 * 4 + threadIdx.x] * (double)g[n / 4 * 4 + threadIdx.x];
+    if (blockIdx.x == 0 && threadIdx.x < n % 4) {
+        double last = g[n / 4 * 4 + threadIdx.x];
+        sum += last * last;
+    }
     room[threadIdx.x] = sum;
     __syncthreads();
     for (int half = BLOCK / 2; half > 0; half /= 2) {
@@ -2038,7 +2160,7 @@ __global__ void grad_norm_kernel(double *part, const float *g, size_t n) {
 double gpt2_grad_norm(GPT2 *m) {
     double total = 0;
     LAUNCH(grad_norm_kernel, NORM_BLOCKS, BLOCK, 0, m->norm, m->grads, m->n_params);
-    CHECK_CUDA(cudaMemcpyAsync(m->norm_host, m->norm, NORM_BLOCKS * sizeof(double), cudaMemcpyDeviceToHost, device.stream));
+    to_host(m->norm_host, m->norm, NORM_BLOCKS * sizeof(double));
     device_wait();
     for (int i = 0; i < NORM_BLOCKS; i++) total += m->norm_host[i];
     return sqrt(total);
@@ -2049,8 +2171,9 @@ double gpt2_grad_norm(GPT2 *m) {
 // gs scales the gradient; where `end` is given it says by how much, and whether at all.
 // a1, a2: 1-b1 and 1-b2, formed before rounding: 1 - 0.999f is off by 1e-5.
 // A thread owns W elements. Bytes: 4 (g) + 8 (m) + 8 (v) + 8 (w) + 2 (half) per element.
-template <int W> __global__ void adamw_kernel(float *w, elem *half, float *m, float *v, const float *g, size_t n, float lr, float b1, float b2,
-                                              float a1, float a2, float vs, float eps, float decay, float gs, const StepEnd *end) {
+template <int W> __global__ void adamw_kernel(float *w, elem *half, float *m, float *v, const float *g, size_t n,
+                                              float lr, float b1, float b2, float a1, float a2, float vs, float eps,
+                                              float decay, float gs, const StepEnd *end) {
     size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * W;
     if (end) gs = end->scale;
     if (i >= n || (end && gs == 0)) return;
@@ -2079,9 +2202,10 @@ static void update(GPT2 *m, AdamW o, double grad_scale, const StepEnd *end, int 
         size_t at = t[k].at, n = t[k].size;
         int wide = at % 4 == 0 && n % 4 == 0;
         if (!n) continue;
-        LAUNCH_WIDE(wide, 4, adamw_kernel, div_up(n, BLOCK * (wide ? 4 : 1)), BLOCK, 0, m->params + at, HALF ? m->copies + at : NULL, m->m + at,
-                    m->v + at, m->grads + at, n, lr, (float)o.beta1, (float)o.beta2, (float)(1 - o.beta1), (float)(1 - o.beta2),
-                    vs, (float)o.eps, t[k].decay ? (float)(o.lr * o.weight_decay) : 0.0f, (float)grad_scale, end);
+        LAUNCH_WIDE(wide, 4, adamw_kernel, div_up(n, BLOCK * (wide ? 4 : 1)), BLOCK, 0, m->params + at,
+                    HALF ? m->copies + at : NULL, m->m + at, m->v + at, m->grads + at, n, lr, (float)o.beta1,
+                    (float)o.beta2, (float)(1 - o.beta1), (float)(1 - o.beta2), vs, (float)o.eps,
+                    t[k].decay ? (float)(o.lr * o.weight_decay) : 0.0f, (float)grad_scale, end);
     }
 }
 
@@ -2092,7 +2216,7 @@ Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
     LAUNCH(grad_norm_kernel, NORM_BLOCKS, BLOCK, 0, m->norm, m->grads, m->n_params);
     LAUNCH(step_end_kernel, 1, 32, 0, m->end, m->norm, NORM_BLOCKS, t->grad_clip);
     update(m, s->adam, 1, m->end, s->step);
-    CHECK_CUDA(cudaMemcpyAsync(m->end_host, m->end, sizeof *m->end, cudaMemcpyDeviceToHost, device.stream));
+    to_host(m->end_host, m->end, sizeof *m->end);
     device_wait(); // the one of this step
     if (e->bad) check_value(s->step, e->query - 1, e->bad - 1, e->value);
     check_norm(s->step, *grad_norm = e->norm, e->loss.loss);
@@ -2116,12 +2240,14 @@ const char *backend_start(int threads) {
 }
 
 void backend_profile(int steps) {
-    if (!steps) fprintf(stderr, "note: --profile 1: the GPU build has no profile of its own; run it under nsys profile\n");
+    if (!steps)
+        fprintf(stderr, "note: --profile 1: the GPU build has no profile of its own; run it under nsys profile\n");
 }
 
 void backend_dtype_set(const char *dtype) {
     if (strcmp(dtype, backend_dtype()))
-        die_usage("--dtype %s: this build computes in %s; make train_rrhfcu PRECISION=%s", dtype, backend_dtype(), HALF ? "FP32, or use ./train_rrhf" : "BF16");
+        die_usage("--dtype %s: this build computes in %s; make train_rrhfcu PRECISION=%s", dtype, backend_dtype(),
+                  HALF ? "FP32, or use ./train_rrhf" : "BF16");
 }
 
 const char *backend_dtype(void) { return HALF ? "bf16" : "fp32"; }
