@@ -174,8 +174,8 @@ EMULATOR static void emu_fiber_start(int i) {
 }
 
 [[noreturn]] static void emu_fail(const char *what, int line, int other) {
-    fprintf(stderr, "emulation: %s, block (%u,%u,%u), thread %d, line %d: %s (%d)\n", emu.kernel, blockIdx.x, blockIdx.y,
-            blockIdx.z, emu.now, line, what, other);
+    fprintf(stderr, "emulation: %s, block (%u,%u,%u), thread %d, line %d: %s (%d)\n", emu.kernel, blockIdx.x,
+            blockIdx.y, blockIdx.z, emu.now, line, what, other);
     _exit(1);
 }
 
@@ -192,7 +192,8 @@ EMULATOR static void *emu_aligned(const void *p, size_t bytes, int line) {
 EMULATOR static void emu_syncthreads(int line) {
     char *barrier = &emu.barrier[emu.generation & 1]; // nobody is two barriers ahead
     if (emu.arrived == 0) emu.line = line;
-    if (emu.line != line) emu_fail("__syncthreads here, while other threads wait at that of another line", line, emu.line);
+    if (emu.line != line) emu_fail("__syncthreads here, while other threads wait at that of another line", line,
+                                   emu.line);
     __tsan_release(barrier);
     if (++emu.arrived < emu.n) emu_yield(FIBER_AT_BARRIER);
     else {
@@ -266,7 +267,8 @@ EMULATOR static void emu_block() {
     if (emu.done == emu.n) return;
     for (emu.now = 0; emu.fiber[emu.now].state == FIBER_DONE; emu.now++) {}
     if (emu.arrived) emu_fail("__syncthreads that not every thread reaches; threads that do:", emu.line, emu.arrived);
-    emu_fail("warp operation that not every lane reaches; lanes that do:", emu.fiber[emu.now].line, emu.warp[emu.now / WARP].arrived);
+    emu_fail("warp operation that not every lane reaches; lanes that do:", emu.fiber[emu.now].line,
+             emu.warp[emu.now / WARP].arrived);
 }
 
 template <typename F> static void emu_call(void *f) { (*(F *)f)(); }
@@ -286,9 +288,11 @@ static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, v
     emu.call = emu_call<decltype(f)>;
     emu.arg = &f;
     emu.n = (int)(block.x * block.y * block.z);
-    if (emu.n < 1 || emu.n > FIBER_MAX || emu.n % WARP) emu_fail("threads per block: whole warps up to 1,024 expected", 0, emu.n);
+    if (emu.n < 1 || emu.n > FIBER_MAX || emu.n % WARP) emu_fail("threads per block: whole warps up to 1,024 expected",
+                                                                 0, emu.n);
     if (shared > *emu_shared_limit((const void *)kernel)) emu_fail("more dynamic shared memory than the kernel may have", 0, (int)shared);
-    if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.y > 65535 || grid.z > 65535) emu_fail("grid out of bounds", 0, (int)grid.x);
+    if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.y > 65535 || grid.z > 65535) emu_fail("grid out of bounds", 0,
+                                                                                             (int)grid.x);
     if (!emu.stacks) emu.stacks = (char *)mmap(NULL, (size_t)FIBER_MAX * FIBER_STACK, PROT_READ | PROT_WRITE,
                                                MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (emu.stacks == MAP_FAILED) emu_fail("no memory for the stacks", 0, 0);
@@ -381,9 +385,12 @@ static inline cudaError_t cudaMallocHost(void **p, size_t n) { return cudaMalloc
 static inline cudaError_t cudaFree(void *p) { return free(p), cudaSuccess; }
 static inline cudaError_t cudaFreeHost(void *p) { return free(p), cudaSuccess; }
 static inline cudaError_t cudaMemGetInfo(size_t *left, size_t *total) { return *left = *total = (size_t)1 << 40, cudaSuccess; }
-static inline cudaError_t cudaMemsetAsync(void *p, int v, size_t n, cudaStream_t) { return memset(p, v, n), cudaSuccess; }
-static inline cudaError_t cudaMemcpyAsync(void *d, const void *s, size_t n, cudaMemcpyKind, cudaStream_t) { return memcpy(d, s, n), cudaSuccess; }
-static inline cudaError_t cudaMemcpy2DAsync(void *d, size_t dp, const void *s, size_t sp, size_t w, size_t h, cudaMemcpyKind, cudaStream_t) {
+static inline cudaError_t cudaMemsetAsync(void *p, int v, size_t n,
+                                          cudaStream_t) { return memset(p, v, n), cudaSuccess; }
+static inline cudaError_t cudaMemcpyAsync(void *d, const void *s, size_t n, cudaMemcpyKind,
+                                          cudaStream_t) { return memcpy(d, s, n), cudaSuccess; }
+static inline cudaError_t cudaMemcpy2DAsync(void *d, size_t dp, const void *s, size_t sp, size_t w, size_t h,
+                                            cudaMemcpyKind, cudaStream_t) {
     for (size_t i = 0; i < h; i++) memcpy((char *)d + i * dp, (const char *)s + i * sp, w);
     return cudaSuccess;
 }
@@ -440,14 +447,16 @@ static inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *d, c
     return CUBLAS_STATUS_SUCCESS;
 }
 static inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) { return delete d, CUBLAS_STATUS_SUCCESS; }
-static inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t a, const void *v, size_t n) {
+static inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t a,
+                                                            const void *v, size_t n) {
     void *to[] = {&d->ta, &d->tb, &d->epilogue, &d->bias};
     size_t size[] = {sizeof d->ta, sizeof d->tb, sizeof d->epilogue, sizeof d->bias};
     if (n != size[a]) return CUBLAS_STATUS_INVALID_VALUE;
     memcpy(to[a], v, n);
     return CUBLAS_STATUS_SUCCESS;
 }
-static inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *l, cudaDataType_t type, uint64_t rows, uint64_t cols, int64_t ld) {
+static inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *l, cudaDataType_t type, uint64_t rows,
+                                                        uint64_t cols, int64_t ld) {
     if (ld < (int64_t)rows || !rows || !cols) return CUBLAS_STATUS_INVALID_VALUE;
     *l = new emu_layout{type, rows, cols, ld};
     return CUBLAS_STATUS_SUCCESS;

@@ -104,9 +104,11 @@ static double error_of(const float *got, const float *want, size_t n) {
 }
 
 // Charges the error to every kernel launched since section(). terms (n) or NULL: T, as above
-static void compare_rounded(const char *what, const float *got, const float *want, const float *terms, int stored, size_t n) {
+static void compare_rounded(const char *what, const float *got, const float *want, const float *terms, int stored,
+                            size_t n) {
     double e = error_of(got, want, n), share = worst_of(got, want, terms, stored, 1e-4, n);
-    if (!(e <= tolerance && share <= 1)) printf("     %s: error %.2e, an element at %.2f of its bound\n", what, e, share);
+    if (!(e <= tolerance && share <= 1)) printf("     %s: error %.2e, an element at %.2f of its bound\n", what, e,
+                                                share);
     for (int i = 0; i < n_kernels; i++) {
         if (!kernels[i].launched) continue;
         kernels[i].checks++;
@@ -115,7 +117,8 @@ static void compare_rounded(const char *what, const float *got, const float *wan
     }
 }
 
-static void compare(const char *what, const float *got, const float *want, size_t n) { compare_rounded(what, got, want, NULL, 0, n); }
+static void compare(const char *what, const float *got, const float *want,
+                    size_t n) { compare_rounded(what, got, want, NULL, 0, n); }
 
 // ----------------------------------------------------------------------------
 // Numbers here and on the device
@@ -208,8 +211,10 @@ static float *back(const __nv_bfloat16 *from, size_t n) {
 }
 #endif
 
-static void check_elem(const char *what, const elem *got, const float *want, size_t n) { compare_rounded(what, back(got, n), want, NULL, 1, n); }
-static void check_float(const char *what, const float *got, const float *want, size_t n) { compare(what, back(got, n), want, n); }
+static void check_elem(const char *what, const elem *got, const float *want,
+                       size_t n) { compare_rounded(what, back(got, n), want, NULL, 1, n); }
+static void check_float(const char *what, const float *got, const float *want,
+                        size_t n) { compare(what, back(got, n), want, n); }
 
 // ----------------------------------------------------------------------------
 // Batches: queries and responses of given lengths, random tokens
@@ -292,7 +297,8 @@ static void test_layernorm(const Batch *b, GPT2 *m, int C) {
     check_float("mean", g_mean, mean, N);
     check_float("rstd", g_rstd, rstd, N);
     section();
-    layernorm_backward(g_dx, HALF ? g_half : NULL, g_dw, g_db, part, send_elem(dout, NC), g_sum, NULL, g_w, g_mean, g_rstd, b->N, C);
+    layernorm_backward(g_dx, HALF ? g_half : NULL, g_dw, g_db, part, send_elem(dout, NC), g_sum, NULL, g_w, g_mean,
+                       g_rstd, b->N, C);
     cpu.layernorm_backward(dx, dw, db, dout, sum, w, mean, rstd, b->N, C);
     check_float("layernorm dx", g_dx, dx, NC);
     if (HALF) check_elem("layernorm dx as elem", g_half, dx, NC);
@@ -338,13 +344,15 @@ static void test_matmul(int N, int C, int OC) {
     check_float("dbias", g_dbias, dbias, OC);
     check_float("plain product, added", added, dw, CO);
     e = fmax(e, fmax(error_of(back(g_dx, NC), dx, NC), error_of(back(g_dw, CO), dw, CO)));
-    double share = fmax(worst_of(back(g_dx, NC), dx, NULL, 1, 1e-4, NC), worst_of(back(g_dw, CO), dw, NULL, 0, 1e-4, CO));
+    double share = fmax(worst_of(back(g_dx, NC), dx, NULL, 1, 1e-4, NC),
+                        worst_of(back(g_dw, CO), dw, NULL, 0, 1e-4, CO));
     if (!(e <= tolerance && share <= 1)) check(0, "gemm (%d,%d,%d)  error %.2e  tolerance %.0e, an element at %.2f of its bound", N, C, OC, e, tolerance, share);
 }
 
 // The terms that attention rounds to elem on the way: p of out = sum p v and dv = sum p dout, ds of dq = sum ds k and
 // dk = sum ds q. terms (N,C) and dterms (N,3C), zero before: the sums of the products' absolute values.
-static void attention_terms(float *terms, float *dterms, const float *dout, const float *out, const float *lse, const float *qkv, const Batch *b, int C, int NH) {
+static void attention_terms(float *terms, float *dterms, const float *dout, const float *out, const float *lse,
+                            const float *qkv, const Batch *b, int C, int NH) {
     int hs = C / NH;
     double scale = 1 / sqrt((double)hs);
     for (int n = 0; n < b->N; n++)
@@ -407,7 +415,8 @@ static void test_classifier(const Batch *b, GPT2 *m, int C, int V, int Vp) {
     check_float("log P", g_logp, logp, P);
     check_float("log sum exp", g_lse, lse, U);
     section();
-    classifier_backward(g_dx, g_dwte, g_logits, g_logp, g_lse, send(c, (size_t)b->R), g_x, g_wte, m->pred, m->target, m->resp, b->U, C, V, Vp);
+    classifier_backward(g_dx, g_dwte, g_logits, g_logp, g_lse, send(c, (size_t)b->R), g_x, g_wte, m->pred, m->target,
+                        m->resp, b->U, C, V, Vp);
     cpu.classifier_backward(dx, dwte, logits, lse, c, x, wte, b, C, V, Vp);
     float *terms = HALF ? zeros(UC) : NULL, *dterms = HALF ? zeros(VC) : NULL; // logits are their gradient by now
     for (size_t u = 0; HALF && u < U; u++)
@@ -455,12 +464,14 @@ static void test_decode(int n, int NH, int hs) {
     Decode d = {n, 0, NULL, NULL, slot, at, len, list, NULL};
     section();
     cache_write(g_cache, g_qkv, send(slot, n), n, C);
-    for (int i = 0; i < n; i++) memcpy(cache + (size_t)slot[i] * 2 * C, qkv + (size_t)i * 3 * C + C, 2 * (size_t)C * sizeof(float));
+    for (int i = 0; i < n; i++) memcpy(cache + (size_t)slot[i] * 2 * C, qkv + (size_t)i * 3 * C + C,
+                                       2 * (size_t)C * sizeof(float));
     check_elem("cache", g_cache, cache, SC);
     for (int s = 0; s < SLOTS; s++) // the CPU's cache is laid out head by head: (NH,slots,2hs)
         for (int h = 0; h < NH; h++)
             for (int i = 0; i < 2; i++)
-                memcpy(by_head + (((size_t)h * SLOTS + s) * 2 + i) * hs, cache + ((size_t)s * 2 + i) * C + h * hs, hs * sizeof(float));
+                memcpy(by_head + (((size_t)h * SLOTS + s) * 2 + i) * hs, cache + ((size_t)s * 2 + i) * C + h * hs,
+                       hs * sizeof(float));
     section();
     attention_decode(g_out, g_qkv, g_cache, send(list, (size_t)n * LONGEST), send(at, n), send(len, n), n, C, NH);
     cpu.cache_write(by_head, SLOTS, qkv, &d, C, NH);
@@ -511,7 +522,8 @@ static void test_terms(void) {
         for (size_t j = 0; j < wide; j++) ones[j] = 1;
         elem *x = send_elem(ones, wide);
         float *c = fresh((size_t)M * N);
-        for (int K = here ? 130 : 8192; K <= longest; K += !here && K == 8320 ? 11520 - 8320 : here ? 1 : 3, products++) {
+        for (int K = here ? 130 : 8192; K <= longest; K += !here && K == 8320 ? 11520 - 8320 : here ? 1 : 3,
+             products++) {
             gemm(1, 0, M, N, K, x, M, x, N, 0, c, CUDA_R_32F, N, NULL);
             CHECK_CUDA(cudaMemcpyAsync(first, c, sizeof first, cudaMemcpyDeviceToHost, device.stream));
             device_wait();
@@ -520,7 +532,8 @@ static void test_terms(void) {
         free(ones);
         room_free();
     }
-    check(!wrong, "%d products of ones have all their terms, wrong %d (%s, %s)", products, wrong, device.prop.name, precision);
+    check(!wrong, "%d products of ones have all their terms, wrong %d (%s, %s)", products, wrong, device.prop.name,
+          precision);
 }
 
 // Three sequences draw from each row: from its k candidates, or, where k is V, from all logits. A row's first draw is the
@@ -530,7 +543,8 @@ static void test_draw(int n, int V, int Vp, int k, double temperature, double to
     size_t all = (size_t)n * Vp, draws = (size_t)EACH * n, nk = (size_t)n * k;
     float *logits = normals(all, 5), *got = zeros(draws), *want = zeros(draws);
     for (size_t i = 0; distinct && i < all; i++) logits[i] = (float)((int)fabsf(logits[i]) % distinct) - 3;
-    Candidate *room = (Candidate *)xalloc((size_t)V, sizeof *room), *g_top = (Candidate *)sent(normals(2 * nk, 1), nk * sizeof *g_top);
+    Candidate *room = (Candidate *)xalloc((size_t)V, sizeof *room), *g_top = (Candidate *)sent(normals(2 * nk, 1),
+                                                                                               nk * sizeof *g_top);
     DrawFrom *from = (DrawFrom *)xalloc(draws, sizeof *from);
     for (size_t i = 0; i < draws; i++) from[i].row = (int)i % n, from[i].u = i < (size_t)n ? 1 - 0x1p-53 : rng_uniform(&rng);
     DrawFrom *g_from = (DrawFrom *)sent(from, draws * sizeof *from);
@@ -557,13 +571,15 @@ static void test_draw(int n, int V, int Vp, int k, double temperature, double to
 static void test_layers(void) {
     test_terms();
     static const int tops[][5] = {{3, 259, 264, 1, 0}, {2, 259, 259, 50, 0}, {2, 300, 301, 50, 4}, {1, 1, 4, 1, 0}, {2, 77, 80, 77, 5}, {2, 1300, 1304, 1000, 3}, {2, 3001, 3001, 256, 7}, {2, 3001, 3004, 257, 0}, {1, 1025, 1028, 1025, 0}};
-    for (size_t i = 0; i < sizeof tops / sizeof *tops; i++) test_top_k(tops[i][0], tops[i][1], tops[i][2], tops[i][3], tops[i][4]);
+    for (size_t i = 0; i < sizeof tops / sizeof *tops; i++) test_top_k(tops[i][0], tops[i][1], tops[i][2], tops[i][3],
+                                                                       tops[i][4]);
     static const struct { int n, V, Vp, k; double temperature, top_p; int distinct; } draws[] = {
         {3, 259, 264, 259, 1, 1, 0}, {2, 300, 301, 300, 0.7, 0.9, 0}, {3, 1300, 1304, 1300, 1.5, 0.6, 4}, {2, 259, 259, 50, 1, 1, 0},
         {3, 300, 304, 17, 0.8, 0.7, 5}, {2, 77, 80, 1, 0, 0.5, 0}, {1, 1, 4, 1, 1, 0.9, 0}, {2, 2500, 2500, 2500, 9, 0.99, 0},
         {1, 1030, 1030, 1030, 1, 0.5, 1}, {2, 600, 600, 600, 1, 0, 3}, {2, 700, 704, 300, 3, 0.95, 0}};
     for (size_t i = 0; i < sizeof draws / sizeof *draws; i++)
-        test_draw(draws[i].n, draws[i].V, draws[i].Vp, draws[i].k, draws[i].temperature, draws[i].top_p, draws[i].distinct);
+        test_draw(draws[i].n, draws[i].V, draws[i].Vp, draws[i].k, draws[i].temperature, draws[i].top_p,
+                  draws[i].distinct);
     room_free();
     static const int heads[][2] = {{1, 16}, {2, 64}, {3, 5}, {2, 12}}; // NH, hs
     for (int s = 0; s < SHAPES; s++) {
@@ -596,7 +612,8 @@ static void test_layers(void) {
     Ranked d = ranked_make(many, 7, VOCABULARY);
     Batch b = batch_of(&d, 0, 7);
     GPT2 *m = carrier(&b, 0);
-    check(b.N > 2 * PARTS * WARPS, "%d rows, more than the %d that partial sums take in one go", b.N, 2 * PARTS * WARPS);
+    check(b.N > 2 * PARTS * WARPS, "%d rows, more than the %d that partial sums take in one go", b.N,
+          2 * PARTS * WARPS);
     test_layernorm(&b, m, 12);
     test_matmul(b.N, 12, 24);
     test_embedding(&b, m, 12);
@@ -670,7 +687,8 @@ static void test_odd_sizes(void) {
         gpt2_backward(m, &batch, coef);
         cpu.backward(r, &batch, coef);
         double e = error_of(got, want, (size_t)batch.P);
-        check(m->N % 2 == 1 && batch.N % 2 == (q0 == 0) && batch.N % 8, "15 channels, %d tokens, planned for %d", batch.N, m->N);
+        check(m->N % 2 == 1 && batch.N % 2 == (q0 == 0) && batch.N % 8, "15 channels, %d tokens, planned for %d",
+              batch.N, m->N);
         report("15 channels: log P and gradients", fmax(e, gradients_error(m, r, a, b)), tolerance);
         batch_free(&batch);
     }
@@ -721,13 +739,17 @@ static void test_training(int reward) {
     gpt2_forward(inference, &batch, out_again);
     cpu.forward(r, &batch, out_cpu);
     report(reward ? "reward model's values" : "model's log P", error_of(out_gpu, out_cpu, n_out), tolerance);
-    check(!memcmp(out_gpu, out_again, n_out * sizeof(float)), "a model that does not train gives the same bits (%s, %s)", device.prop.name, precision);
+    check(!memcmp(out_gpu, out_again, n_out * sizeof(float)),
+          "a model that does not train gives the same bits (%s, %s)", device.prop.name, precision);
     for (int i = 0; i < STEPS; i++) {
-        loss_gpu[i] = (float)step<GPT2>(m, &batch, reward, i + 1, query_loss, gpt2_forward, gpt2_backward, gpt2_zero_grad, gpt2_grad_norm, gpt2_update, &norm);
+        loss_gpu[i] = (float)step<GPT2>(m, &batch, reward, i + 1, query_loss, gpt2_forward, gpt2_backward,
+                                        gpt2_zero_grad, gpt2_grad_norm, gpt2_update, &norm);
         norm_gpu[i] = (float)norm;
-        loss_cpu[i] = (float)step<CpuGPT2>(r, &batch, reward, i + 1, query_loss, cpu.forward, cpu.backward, cpu.zero_grad, cpu.grad_norm, cpu.update, &norm);
+        loss_cpu[i] = (float)step<CpuGPT2>(r, &batch, reward, i + 1, query_loss, cpu.forward, cpu.backward,
+                                           cpu.zero_grad, cpu.grad_norm, cpu.update, &norm);
         norm_cpu[i] = (float)norm;
-        if (i == 0) report(reward ? "reward model's gradients" : "model's gradients", gradients_error(m, r, a, b), tolerance);
+        if (i == 0) report(reward ? "reward model's gradients" : "model's gradients", gradients_error(m, r, a, b),
+                           tolerance);
     }
     snprintf(line, sizeof line, "losses of %d steps", STEPS);
     report(line, error_of(loss_gpu, loss_cpu, STEPS), tolerance);
@@ -936,7 +958,8 @@ static void test_generation(void) {
         for (int j = 0; j < d.n_rows; j++) {
             Candidate room[5];
             top_k_candidates(room, x + (size_t)j * c.V, c.V, 5);
-            right &= !memcmp(room, top + 5 * j, sizeof room) && fabs(lse[j] - log_sum_exp(x + (size_t)j * c.V, c.V)) < 1e-5;
+            right &= !memcmp(room, top + 5 * j, sizeof room) && fabs(lse[j] - log_sum_exp(x + (size_t)j * c.V,
+                                                                                          c.V)) < 1e-5;
         }
         double e = error_of(x, y, (size_t)d.n_rows * c.V);
         worst = e <= worst ? worst : e;
@@ -982,7 +1005,8 @@ static double cpu_reads(CpuGPT2 *r, const Ranked *y, float *p) {
 }
 
 static int same_texts(const Ranked *x, const Ranked *y) {
-    return x->R == y->R && x->n_tokens == y->n_tokens && !memcmp(x->tokens, y->tokens, (size_t)x->n_tokens * sizeof *x->tokens) &&
+    return x->R == y->R && x->n_tokens == y->n_tokens && !memcmp(x->tokens, y->tokens,
+                                                                 (size_t)x->n_tokens * sizeof *x->tokens) &&
            !memcmp(x->resp_len, y->resp_len, (size_t)x->R * sizeof *x->resp_len);
 }
 
@@ -1006,8 +1030,8 @@ static void test_policies(void) {
     for (int i = 0; i < 3 && !HALF; i++) { // in bfloat16 other tokens are as likely to be drawn
         Sampling s = {3, 12, how[i], c.V - 1, 5};
         x = sample(m, &d, s, 0, ""), y = cpu.sample(r, &d, s, 0, "");
-        check(same_texts(&x, &y), "completions drawn at temperature %g, top-p %g, top-k %d: the CPU's (%s, %s)", how[i].temperature,
-              how[i].top_p, how[i].top_k, device.prop.name, precision);
+        check(same_texts(&x, &y), "completions drawn at temperature %g, top-p %g, top-k %d: the CPU's (%s, %s)",
+              how[i].temperature, how[i].top_p, how[i].top_k, device.prop.name, precision);
         ranked_free(&x), ranked_free(&y);
     }
     for (int groups = 1; groups <= 4; groups *= 4) {
@@ -1064,7 +1088,8 @@ static void run_races(void) {
     test_losses(2, pairwise_loss, 1);
     test_optimizer();
     for (int i = 0; i < n_kernels; i++) check(kernels[i].checks, "%s ran", kernels[i].name);
-    check(n_kernels > 0 && !races, "%d kernels: ThreadSanitizer finds %d races (%s, %s)", n_kernels, races, device.prop.name, precision);
+    check(n_kernels > 0 && !races, "%d kernels: ThreadSanitizer finds %d races (%s, %s)", n_kernels, races,
+          device.prop.name, precision);
 }
 #endif
 

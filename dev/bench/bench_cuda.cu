@@ -5,14 +5,15 @@ bench_cuda.cu: RRHF steps, sampling and beam search of GPT-2 124M on the GPU, an
 
 Random weights and tokens: the time does not depend on them. The table lists every kernel of one step with its time,
 the bytes or operations that it cannot do without, and their rate beside what the card was measured to reach: the copy
-of a large array, and a large matrix product. A kernel's time reaches from its start to that of the next.
+of a large array, and a large matrix product. A kernel's time reaches from its start to that of the next, what is copied
+or set to zero between them included, and the last one's to the end of the step.
 */
 #define NO_MAIN
 #define LAUNCHED(name) mark(name)
 static void mark(const char *name);
 #include "../../train_rrhf.cu" // defines: everything
 
-enum { MARKS = 1 << 16 };
+enum { MARKS = 1 << 12 };
 static cudaEvent_t event[MARKS];
 static const char *mark_name[MARKS];
 static int marks, marking;
@@ -20,7 +21,6 @@ static int marks, marking;
 static void mark(const char *name) {
     if (!marking || marks == MARKS) return;
     mark_name[marks] = name;
-    if (!event[marks]) CHECK_CUDA(cudaEventCreate(&event[marks]));
     CHECK_CUDA(cudaEventRecord(event[marks++], device.stream));
 }
 
@@ -61,7 +61,8 @@ static double copy_rate(size_t bytes) {
 
 static double product_rate(int n) {
     size_t nn = (size_t)n * (size_t)n;
-    float *x = (float *)xalloc(nn, sizeof *x), *f = (float *)device_alloc(nn * sizeof *f, "the product", "use a smaller one");
+    float *x = (float *)xalloc(nn, sizeof *x), *f = (float *)device_alloc(nn * sizeof *f, "the product",
+                                                                          "use a smaller one");
     elem *a[3];
     double s[7];
     Rng rng = rng_make(1, 1, 1);
@@ -113,7 +114,7 @@ static Work work(const char *name, Config c, const Batch *b, double seen) {
         {"embedding_forward_kernel", {12 * NC, 0}},
         {"embedding_backward_kernel", {8 * NC, 0}},
         {"layernorm_forward_kernel", {(8 + 2 * e) * (2 * L * NC + UC), 0}},
-        {"layernorm_backward_kernel", {(12 + 2 * e) * (2 * L * NC + UC), 0}},
+        {"layernorm_backward_kernel", {(12 + e + (HALF ? e : 0)) * (2 * L * NC + UC), 0}},
         {"bias_backward_kernel", {9 * L * NC * e, 0}},
         {"attention_forward_kernel", {4 * L * NC * e, 4 * L * C * seen}},
         {"attention_backward_q_kernel", {6 * L * NC * e, 6 * L * C * seen}},
@@ -134,7 +135,8 @@ static Work work(const char *name, Config c, const Batch *b, double seen) {
 static void profile(Config c, const Batch *b, double copy, double product) {
     double seen = 0, all = between(0, marks - 1);
     for (int n = 0; n < b->N; n++) seen += b->a1[n] - b->a0[n] + n + 1 - b->b0[n];
-    printf("\n%-30s %6s %9s %6s %10s %8s %10s %8s\n", "kernel", "calls", "ms", "%", "GB/s", "of copy", "TFLOP/s", "of gemm");
+    printf("\n%-30s %6s %9s %6s %10s %8s %10s %8s\n", "kernel", "calls", "ms", "%", "GB/s", "of copy", "TFLOP/s",
+           "of gemm");
     for (int i = 0; i + 1 < marks; i++) {
         double s = 0;
         int calls = 0, seen_before = 0;
@@ -156,7 +158,8 @@ static void profile(Config c, const Batch *b, double copy, double product) {
 }
 
 // Median of `repeat` steps, in ms; the last one is profiled.
-static double bench_step(GPT2 *m, int Q, int micro, int query, int k, int resp, int repeat, double copy, double product) {
+static double bench_step(GPT2 *m, int Q, int micro, int query, int k, int resp, int repeat, double copy,
+                         double product) {
     Config c = gpt2_config(m);
     Ranked d = random_data(Q, query, k, resp, c.V);
     Train t;
@@ -203,8 +206,8 @@ static void bench_sampling(GPT2 *m, int Q, int query, int k, int new_tokens, int
         double start = now_s();
         Ranked out = sample(m, &d, s, 0, "");
         double ms = (now_s() - start) * 1e3;
-        if (i) printf("sampling: queries %d completions %d x %d tokens, top-k %d  ms %.1f  tokens_per_s %.0f\n", Q, k, new_tokens, top_k, ms,
-                      (double)Q * k * new_tokens / ms * 1e3);
+        if (i) printf("sampling: queries %d completions %d x %d tokens, top-k %d  ms %.1f  tokens_per_s %.0f\n", Q, k,
+                      new_tokens, top_k, ms, (double)Q * k * new_tokens / ms * 1e3);
         ranked_free(&out);
     }
     ranked_free(&d);
@@ -230,6 +233,7 @@ int main(int argc, char **argv) {
     Config small = {64, 300, 304, 2, 2, 32, 0, 0};
     if (tiny) c = small;
     printf("%s\n", backend_start(0));
+    for (int i = 0; i < MARKS; i++) CHECK_CUDA(cudaEventCreate(&event[i]));
     marking = 1;
     double copy = copy_rate(tiny ? 1 << 16 : (size_t)1 << 31), product = product_rate(tiny ? 64 : 8192);
     marking = 0;
