@@ -216,7 +216,8 @@ EMULATOR static const uint64_t (*emu_gather(const uint64_t *words, int n, int li
     __tsan_release(&w->value[g]);
     if (++w->arrived < WARP) emu_yield(FIBER_AT_WARP);
     else {
-        for (int i = first; i < first + WARP; i++) if (emu.fiber[i].state == FIBER_AT_WARP) emu.fiber[i].state = FIBER_READY;
+        for (int i = first; i < first + WARP; i++)
+            if (emu.fiber[i].state == FIBER_AT_WARP) emu.fiber[i].state = FIBER_READY;
         w->arrived = 0;
         w->generation++;
     }
@@ -290,7 +291,8 @@ static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, v
     emu.n = (int)(block.x * block.y * block.z);
     if (emu.n < 1 || emu.n > FIBER_MAX || emu.n % WARP) emu_fail("threads per block: whole warps up to 1,024 expected",
                                                                  0, emu.n);
-    if (shared > *emu_shared_limit((const void *)kernel)) emu_fail("more dynamic shared memory than the kernel may have", 0, (int)shared);
+    if (shared > *emu_shared_limit((const void *)kernel))
+        emu_fail("more dynamic shared memory than the kernel may have", 0, (int)shared);
     if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.y > 65535 || grid.z > 65535) emu_fail("grid out of bounds", 0,
                                                                                              (int)grid.x);
     if (!emu.stacks) emu.stacks = (char *)mmap(NULL, (size_t)FIBER_MAX * FIBER_STACK, PROT_READ | PROT_WRITE,
@@ -380,11 +382,15 @@ enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpy
 
 static inline const char *cudaGetErrorString(cudaError_t e) { return e ? "out of memory" : "no error"; }
 static inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-static inline cudaError_t cudaMalloc(void **p, size_t n) { return (*p = malloc(n)) ? memset(*p, 0xff, n), cudaSuccess : cudaErrorMemoryAllocation; }
+static inline cudaError_t cudaMalloc(void **p, size_t n) {
+    return (*p = malloc(n)) ? memset(*p, 0xff, n), cudaSuccess : cudaErrorMemoryAllocation;
+}
 static inline cudaError_t cudaMallocHost(void **p, size_t n) { return cudaMalloc(p, n); }
 static inline cudaError_t cudaFree(void *p) { return free(p), cudaSuccess; }
 static inline cudaError_t cudaFreeHost(void *p) { return free(p), cudaSuccess; }
-static inline cudaError_t cudaMemGetInfo(size_t *left, size_t *total) { return *left = *total = (size_t)1 << 40, cudaSuccess; }
+static inline cudaError_t cudaMemGetInfo(size_t *left, size_t *total) {
+    return *left = *total = (size_t)1 << 40, cudaSuccess;
+}
 static inline cudaError_t cudaMemsetAsync(void *p, int v, size_t n,
                                           cudaStream_t) { return memset(p, v, n), cudaSuccess; }
 static inline cudaError_t cudaMemcpyAsync(void *d, const void *s, size_t n, cudaMemcpyKind,
@@ -399,12 +405,20 @@ static inline cudaError_t cudaEventCreate(cudaEvent_t *e) { return *e = malloc(8
 static inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 static inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return free(e), cudaSuccess; }
 static inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
-static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t, cudaEvent_t) { return *ms = 1, cudaSuccess; } // no clock here
+static inline cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t, cudaEvent_t) {
+    return *ms = 1, cudaSuccess; // no clock here
+}
 enum { cudaStreamNonBlocking = 1 };
 static inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned) { return *s = NULL, cudaSuccess; }
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-template <typename F> static cudaError_t cudaFuncSetAttribute(F *f, cudaFuncAttribute, int bytes) { return *emu_shared_limit((const void *)f) = (size_t)bytes, cudaSuccess; }
-struct cudaDeviceProp { char name[256]; size_t totalGlobalMem, sharedMemPerBlockOptin; int major, minor, multiProcessorCount; };
+template <typename F> static cudaError_t cudaFuncSetAttribute(F *f, cudaFuncAttribute, int bytes) {
+    return *emu_shared_limit((const void *)f) = (size_t)bytes, cudaSuccess;
+}
+struct cudaDeviceProp {
+    char name[256];
+    size_t totalGlobalMem, sharedMemPerBlockOptin;
+    int major, minor, multiProcessorCount;
+};
 static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
@@ -425,8 +439,9 @@ enum cublasOperation_t { CUBLAS_OP_N, CUBLAS_OP_T };
 enum cublasLtEpilogue_t { CUBLASLT_EPILOGUE_DEFAULT = 1, CUBLASLT_EPILOGUE_BIAS = 4 };
 enum { CUBLASLT_REDUCTION_SCHEME_NONE = 0, CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2 };
 enum cublasLtMatmulAlgoConfigAttributes_t { CUBLASLT_ALGO_CONFIG_SPLITK_NUM };
-enum cublasLtMatmulDescAttributes_t { CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB, CUBLASLT_MATMUL_DESC_EPILOGUE,
-                                      CUBLASLT_MATMUL_DESC_BIAS_POINTER };
+enum cublasLtMatmulDescAttributes_t {
+    CUBLASLT_MATMUL_DESC_TRANSA, CUBLASLT_MATMUL_DESC_TRANSB, CUBLASLT_MATMUL_DESC_EPILOGUE,
+    CUBLASLT_MATMUL_DESC_BIAS_POINTER };
 enum cublasLtMatmulPreferenceAttributes_t {
     CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
     CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
@@ -446,7 +461,9 @@ static inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *d, c
     *d = new emu_desc{CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_EPILOGUE_DEFAULT, NULL};
     return CUBLAS_STATUS_SUCCESS;
 }
-static inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) { return delete d, CUBLAS_STATUS_SUCCESS; }
+static inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) {
+    return delete d, CUBLAS_STATUS_SUCCESS;
+}
 static inline cublasStatus_t cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t d, cublasLtMatmulDescAttributes_t a,
                                                             const void *v, size_t n) {
     void *to[] = {&d->ta, &d->tb, &d->epilogue, &d->bias};
@@ -461,16 +478,25 @@ static inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *
     *l = new emu_layout{type, rows, cols, ld};
     return CUBLAS_STATUS_SUCCESS;
 }
-static inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) { return delete l, CUBLAS_STATUS_SUCCESS; }
-static inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) { return *p = new emu_preference(), CUBLAS_STATUS_SUCCESS; }
-static inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) { return delete p, CUBLAS_STATUS_SUCCESS; }
-static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t a, const void *v, size_t n) {
+static inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) {
+    return delete l, CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) {
+    return *p = new emu_preference(), CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) {
+    return delete p, CUBLAS_STATUS_SUCCESS;
+}
+static inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p,
+                                                                  cublasLtMatmulPreferenceAttributes_t a,
+                                                                  const void *v, size_t n) {
     if (n != (a == CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES ? 8u : 4u)) return CUBLAS_STATUS_INVALID_VALUE;
     memcpy(&p->at_least[a], v, n);
     return CUBLAS_STATUS_SUCCESS;
 }
-static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a,
-        cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t, cublasLtMatmulPreference_t p, int, cublasLtMatmulHeuristicResult_t *r, int *found) {
+static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cublasLtMatmulDesc_t d,
+        cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c, cublasLtMatrixLayout_t,
+        cublasLtMatmulPreference_t p, int, cublasLtMatmulHeuristicResult_t *r, int *found) {
     *found = 0;
     if ((a->ld | b->ld | c->ld) % 2) return CUBLAS_STATUS_NOT_SUPPORTED; // as a library may refuse odd sizes
     for (int i = 0; i < 4; i++) r->algo.align[i] = (uint32_t)p->at_least[2 + i];
@@ -483,33 +509,40 @@ static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cu
     *found = 1;
     return CUBLAS_STATUS_SUCCESS;
 }
-static inline cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
-        cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t *, cublasLtMatmulHeuristicResult_t *r) {
+static inline cublasStatus_t cublasLtMatmulAlgoCheck(cublasLtHandle_t, cublasLtMatmulDesc_t,
+        cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
+        const cublasLtMatmulAlgo_t *, cublasLtMatmulHeuristicResult_t *r) {
     r->workspaceSize = 0;
     r->state = CUBLAS_STATUS_SUCCESS;
     return CUBLAS_STATUS_SUCCESS;
 }
 
-static inline cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *algo, cublasLtMatmulAlgoConfigAttributes_t,
-        void *to, size_t n, size_t *written) {
-    return memcpy(to, &algo->split, *written = n), n == sizeof algo->split ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
+static inline cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t *algo,
+                                                                  cublasLtMatmulAlgoConfigAttributes_t, void *to,
+                                                                  size_t n, size_t *written) {
+    return memcpy(to, &algo->split, *written = n),
+           n == sizeof algo->split ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
 }
 
 static inline float emu_load(const void *p, const emu_layout *l, uint64_t row, uint64_t col) {
     size_t at = row + col * (size_t)l->ld;
     return l->type == CUDA_R_32F ? ((const float *)p)[at] : __bfloat162float(((const __nv_bfloat16 *)p)[at]);
 }
-static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const float *alpha, const void *A, cublasLtMatrixLayout_t a,
-        const void *B, cublasLtMatrixLayout_t b, const float *beta, const void *C, cublasLtMatrixLayout_t c, void *D, cublasLtMatrixLayout_t dl,
+static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t d, const float *alpha,
+        const void *A, cublasLtMatrixLayout_t a, const void *B, cublasLtMatrixLayout_t b, const float *beta,
+        const void *C, cublasLtMatrixLayout_t c, void *D, cublasLtMatrixLayout_t dl,
         const cublasLtMatmulAlgo_t *algo, void *, size_t, cudaStream_t) {
     const void *p[4] = {A, B, C, D};
-    for (int i = 0; i < 4; i++) if ((uintptr_t)p[i] % algo->align[i]) return CUBLAS_STATUS_INVALID_VALUE; // a promise not kept
+    for (int i = 0; i < 4; i++)
+        if ((uintptr_t)p[i] % algo->align[i]) return CUBLAS_STATUS_INVALID_VALUE; // a promise not kept
     if ((uintptr_t)d->bias % algo->bias) return CUBLAS_STATUS_INVALID_VALUE;
     uint64_t m = dl->rows, n = dl->cols, k = d->ta == CUBLAS_OP_N ? a->cols : a->rows;
     if ((d->ta == CUBLAS_OP_N ? a->rows : a->cols) != m || (d->tb == CUBLAS_OP_N ? b->cols : b->rows) != n ||
-        (d->tb == CUBLAS_OP_N ? b->rows : b->cols) != k || c->rows != m || c->cols != n || c->ld != dl->ld || c->type != dl->type)
+        (d->tb == CUBLAS_OP_N ? b->rows : b->cols) != k || c->rows != m || c->cols != n || c->ld != dl->ld ||
+        c->type != dl->type)
         return CUBLAS_STATUS_INVALID_VALUE;
-    if (algo->split > 1 && k / 64 % algo->split == 0 && k % 64 < (uint64_t)algo->split) k -= k % 64; // the defect of drops_terms
+    if (algo->split > 1 && k / 64 % algo->split == 0 && k % 64 < (uint64_t)algo->split)
+        k -= k % 64; // the defect of drops_terms
     for (uint64_t j = 0; j < n; j++)
         for (uint64_t i = 0; i < m; i++) {
             double s = 0;

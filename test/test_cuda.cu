@@ -58,7 +58,8 @@ static void kernels_read(void) {
     while (fgets(line, sizeof line, f)) {
         char *s = strstr(line, "__global__"), *end = s ? strstr(s, "_kernel(") : NULL;
         if (!s) continue;
-        if (!end || n_kernels == (int)(sizeof kernels / sizeof *kernels)) die("%s: a kernel without a name that ends in _kernel, or too many: %s", path, line);
+        if (!end || n_kernels == (int)(sizeof kernels / sizeof *kernels))
+            die("%s: a kernel without a name that ends in _kernel, or too many: %s", path, line);
         char *start = end;
         while (start > s && start[-1] != ' ') start--;
         snprintf(kernels[n_kernels++].name, sizeof kernels[0].name, "%.*s", (int)(end + 7 - start), start);
@@ -230,7 +231,8 @@ static Ranked ranked_make(const Shape *s, int n, int V) {
         for (int t = 0; t < s[q].query; t++) tok[t] = (uint16_t)rng_below(&rng, V);
         ranked_query(&d, tok, s[q].query);
         for (int r = 0; r < s[q].k; r++) {
-            for (int t = 0; t < s[q].resp[r]; t++) tok[t] = (uint16_t)rng_below(&rng, t ? V : 3); // first tokens collide
+            for (int t = 0; t < s[q].resp[r]; t++)
+                tok[t] = (uint16_t)rng_below(&rng, t ? V : 3); // first tokens collide
             ranked_response(&d, tok, s[q].resp[r], (float)rng_normal(&rng), 0);
         }
     }
@@ -267,7 +269,8 @@ static GPT2 *carrier(const Batch *b, int reward) {
 
 static void test_embedding(const Batch *b, GPT2 *m, int C) {
     size_t NC = (size_t)b->N * C, VC = (size_t)VOCABULARY * C, TC = (size_t)CONTEXT * C;
-    float *wte = normals(VC, 1), *wpe = normals(TC, 1), *out = zeros(NC), *dout = normals(NC, 1), *dwte = normals(VC, 1), *dwpe = normals(TC, 1);
+    float *wte = normals(VC, 1), *wpe = normals(TC, 1), *out = zeros(NC), *dout = normals(NC, 1);
+    float *dwte = normals(VC, 1), *dwpe = normals(TC, 1);
     float *g_out = fresh(NC), *g_dwte = send(dwte, VC), *g_dwpe = send(dwpe, TC);
     section();
     embedding_forward(g_out, m->token, m->pos, send(wte, VC), send(wpe, TC), b->N, C);
@@ -284,9 +287,11 @@ static void test_embedding(const Batch *b, GPT2 *m, int C) {
 static void test_layernorm(const Batch *b, GPT2 *m, int C) {
     size_t N = (size_t)b->N, U = (size_t)b->U, NC = N * C, UC = U * C;
     float *x = normals(NC, 1), *add = normals(NC, 1), *w = normals(C, 1), *bias = normals(C, 1), *sum = zeros(NC);
-    float *out = zeros(NC), *mean = zeros(N), *rstd = zeros(N), *dout = normals(NC, 1), *dx = normals(NC, 1), *dw = normals(C, 1), *db = normals(C, 1);
+    float *out = zeros(NC), *mean = zeros(N), *rstd = zeros(N), *dout = normals(NC, 1);
+    float *dx = normals(NC, 1), *dw = normals(C, 1), *db = normals(C, 1);
     elem *g_out = fresh_elem(NC), *g_half = fresh_elem(NC);
-    float *g_mean = fresh(N), *g_rstd = fresh(N), *g_sum = fresh(NC), *g_w = send(w, C), *g_bias = send(bias, C), *g_dx = send(dx, NC);
+    float *g_mean = fresh(N), *g_rstd = fresh(N), *g_sum = fresh(NC);
+    float *g_w = send(w, C), *g_bias = send(bias, C), *g_dx = send(dx, NC);
     float *g_dw = send(dw, C), *g_db = send(db, C), *part = fresh((size_t)PARTS * 4 * C);
     for (size_t i = 0; i < NC; i++) sum[i] = x[i] + add[i];
     section();
@@ -322,7 +327,8 @@ static void test_layernorm(const Batch *b, GPT2 *m, int C) {
 
 static void test_matmul(int N, int C, int OC) {
     size_t NC = (size_t)N * C, NO = (size_t)N * OC, CO = (size_t)C * OC;
-    float *x = normals(NC, 1), *w = normals(CO, 1), *bias = normals(OC, 1), *out = zeros(NO), *dout = normals(NO, 1), *dx = zeros(NC);
+    float *x = normals(NC, 1), *w = normals(CO, 1), *bias = normals(OC, 1), *out = zeros(NO);
+    float *dout = normals(NO, 1), *dx = zeros(NC);
     float *dw = normals(CO, 1), *dbias = normals(OC, 1), *g_dw = send(dw, CO), *g_dbias = send(dbias, OC);
     elem *g_out = fresh_elem(NO), *g_dx = fresh_elem(NC), *g_x = send_elem(x, NC), *g_w = send_elem(w, CO);
     section();
@@ -336,7 +342,8 @@ static void test_matmul(int N, int C, int OC) {
     check_elem("plain product", g_plain, out, NO);
     double e = error_of(back(g_out, NO), out, NO); // cuBLASLt's product is no kernel of ours: a line of its own
     float *added = send(dw, CO);
-    key.transa = 1, key.transb = 0, key.type = (int)CUDA_R_32F, key.m = OC, key.n = C, key.k = N, key.lda = OC, key.ldc = C;
+    key.transa = 1, key.transb = 0, key.type = (int)CUDA_R_32F;
+    key.m = OC, key.n = C, key.k = N, key.lda = OC, key.ldc = C;
     gemm_plain(&key, send_elem(dout, NO), g_x, 1, added, NULL);
     section();
     matmul_backward(g_dx, g_dw, g_dbias, fresh((size_t)PARTS * OC), send_elem(dout, NO), g_x, g_w, N, C, OC);
@@ -346,7 +353,9 @@ static void test_matmul(int N, int C, int OC) {
     e = fmax(e, fmax(error_of(back(g_dx, NC), dx, NC), error_of(back(g_dw, CO), dw, CO)));
     double share = fmax(worst_of(back(g_dx, NC), dx, NULL, 1, 1e-4, NC),
                         worst_of(back(g_dw, CO), dw, NULL, 0, 1e-4, CO));
-    if (!(e <= tolerance && share <= 1)) check(0, "gemm (%d,%d,%d)  error %.2e  tolerance %.0e, an element at %.2f of its bound", N, C, OC, e, tolerance, share);
+    if (!(e <= tolerance && share <= 1))
+        check(0, "gemm (%d,%d,%d)  error %.2e  tolerance %.0e, an element at %.2f of its bound", N, C, OC, e,
+              tolerance, share);
 }
 
 // The terms that attention rounds to elem on the way: p of out = sum p v and dv = sum p dout, ds of dq = sum ds k and
@@ -358,9 +367,11 @@ static void attention_terms(float *terms, float *dterms, const float *dout, cons
     for (int n = 0; n < b->N; n++)
         for (int h = 0; h < NH; h++)
             for (int j = b->a0[n]; j <= n; j = j + 1 == b->a1[n] ? b->b0[n] : j + 1) {
-                const float *q = qkv + (size_t)n * 3 * C + h * hs, *k = qkv + (size_t)j * 3 * C + C + h * hs, *v = k + C;
+                const float *q = qkv + (size_t)n * 3 * C + h * hs;
+                const float *k = qkv + (size_t)j * 3 * C + C + h * hs, *v = k + C;
                 const float *g = dout + (size_t)n * C + h * hs, *o = out + (size_t)n * C + h * hs;
-                float *dq = dterms + (size_t)n * 3 * C + h * hs, *dk = dterms + (size_t)j * 3 * C + C + h * hs, *dv = dk + C, *to = terms + (size_t)n * C + h * hs;
+                float *dq = dterms + (size_t)n * 3 * C + h * hs, *to = terms + (size_t)n * C + h * hs;
+                float *dk = dterms + (size_t)j * 3 * C + C + h * hs, *dv = dk + C;
                 double s = 0, dp = 0, D = 0;
                 for (int c = 0; c < hs; c++) s += q[c] * k[c], dp += g[c] * v[c], D += g[c] * o[c];
                 double p = exp(scale * s - lse[(size_t)n * NH + h]), ds = fabs(scale * p * (dp - D));
@@ -406,8 +417,10 @@ static void test_gelu(int N, int C) {
 
 static void test_classifier(const Batch *b, GPT2 *m, int C, int V, int Vp) {
     size_t U = (size_t)b->U, P = (size_t)b->P, UC = U * C, VC = (size_t)Vp * C;
-    float *x = normals(UC, 1), *wte = normals(VC, 0.3f), *logits = zeros(U * Vp), *lse = zeros(U), *logp = zeros(P), *c = normals((size_t)b->R, 1);
-    float *dx = zeros(UC), *dwte = normals(VC, 1), *g_dwte = send(dwte, VC), *g_logits = fresh(U * Vp), *g_lse = fresh(U), *g_logp = fresh(P);
+    float *x = normals(UC, 1), *wte = normals(VC, 0.3f), *logits = zeros(U * Vp), *lse = zeros(U);
+    float *logp = zeros(P), *c = normals((size_t)b->R, 1);
+    float *dx = zeros(UC), *dwte = normals(VC, 1), *g_dwte = send(dwte, VC);
+    float *g_logits = fresh(U * Vp), *g_lse = fresh(U), *g_logp = fresh(P);
     elem *g_x = send_elem(x, UC), *g_wte = send_elem(wte, VC), *g_dx = fresh_elem(UC);
     section();
     classifier_forward(g_logp, g_logits, g_lse, g_x, g_wte, m->pred, m->target, b->U, C, V, Vp);
@@ -432,7 +445,8 @@ static void test_classifier(const Batch *b, GPT2 *m, int C, int V, int Vp) {
 
 static void test_head(int R, int C) {
     size_t RC = (size_t)R * C;
-    float *x = normals(RC, 1), *w = normals(C, 1), *bias = normals(1, 1), *out = zeros(R), *c = normals(R, 1), *dx = zeros(RC), *dw = normals(C, 1), *db = normals(1, 1);
+    float *x = normals(RC, 1), *w = normals(C, 1), *bias = normals(1, 1), *out = zeros(R), *c = normals(R, 1);
+    float *dx = zeros(RC), *dw = normals(C, 1), *db = normals(1, 1);
     float *g_out = fresh(R), *g_dw = send(dw, C), *g_db = send(db, 1), *g_w = send(w, C);
     elem *g_x = send_elem(x, RC), *g_dx = fresh_elem(RC);
     section();
@@ -450,7 +464,8 @@ static void test_head(int R, int C) {
 // n tokens whose histories are scattered over the cache: token i sees 1 + 7 i % 150 slots, shared in parts.
 static void test_decode(int n, int NH, int hs) {
     enum { SLOTS = 160, LONGEST = 150 };
-    int C = NH * hs, *list = (int *)(void *)zeros((size_t)n * LONGEST), *at = (int *)(void *)zeros(n), *len = (int *)(void *)zeros(n), *slot = (int *)(void *)zeros(n);
+    int C = NH * hs, *list = (int *)(void *)zeros((size_t)n * LONGEST), *at = (int *)(void *)zeros(n);
+    int *len = (int *)(void *)zeros(n), *slot = (int *)(void *)zeros(n);
     size_t NC = (size_t)n * C, SC = (size_t)SLOTS * 2 * C;
     float *qkv = normals(3 * NC, 1), *cache = normals(SC, 1), *out = zeros(NC), *by_head = zeros(SC);
     elem *g_qkv = send_elem(qkv, 3 * NC), *g_cache = send_elem(cache, SC), *g_out = fresh_elem(NC);
@@ -458,7 +473,8 @@ static void test_decode(int n, int NH, int hs) {
         slot[i] = SLOTS - 1 - i;
         at[i] = i * LONGEST;
         len[i] = 1 + 37 * i % LONGEST;
-        for (int j = 0; j < len[i] - 1; j++) list[at[i] + j] = j < 20 ? 3 * j : rng_below(&rng, SLOTS - n); // 20 in common
+        for (int j = 0; j < len[i] - 1; j++)
+            list[at[i] + j] = j < 20 ? 3 * j : rng_below(&rng, SLOTS - n); // 20 in common
         list[at[i] + len[i] - 1] = slot[i];
     }
     Decode d = {n, 0, NULL, NULL, slot, at, len, list, NULL};
@@ -482,7 +498,8 @@ static void test_decode(int n, int NH, int hs) {
 // Some rows with equal logits; k from one to all.
 static void test_top_k(int n, int V, int Vp, int k, int distinct) {
     size_t nk = (size_t)n * k;
-    float *logits = normals((size_t)n * Vp, 10), *want = zeros(2 * nk), *got = zeros(2 * nk), *lse = zeros(n), *got_lse = zeros(n);
+    float *logits = normals((size_t)n * Vp, 10), *want = zeros(2 * nk), *got = zeros(2 * nk);
+    float *lse = zeros(n), *got_lse = zeros(n);
     double *lse_host = (double *)xalloc(n, sizeof *lse_host), *g_lse = (double *)sent(lse_host, n * sizeof *lse_host);
     for (size_t i = 0; distinct && i < (size_t)n * Vp; i++) logits[i] = (float)((int)fabsf(logits[i]) % distinct) - 3;
     Candidate *top = (Candidate *)xalloc(nk, sizeof *top), *room = (Candidate *)xalloc((size_t)V, sizeof *room);
@@ -512,7 +529,8 @@ static void test_top_k(int n, int V, int Vp, int k, int distinct) {
 // A product of ones counts its terms: none may be missing. In the emulation cuBLASLt splits K among 3; on a device the
 // sizes are those of GPT-2's gradients.
 static void test_terms(void) {
-    static const int emulated[][2] = {{8, 12}}, real[][2] = {{768, 768}, {2304, 768}, {3072, 768}, {768, 3072}, {50304, 768}};
+    static const int emulated[][2] = {{8, 12}};
+    static const int real[][2] = {{768, 768}, {2304, 768}, {3072, 768}, {768, 3072}, {50304, 768}};
     int here = !strcmp(device.prop.name, "emulated"), sizes = here ? 1 : 5, wrong = 0, products = 0;
     int longest = here ? 640 : 11648;
     for (int i = 0; i < sizes; i++) {
@@ -536,8 +554,8 @@ static void test_terms(void) {
           precision);
 }
 
-// Three sequences draw from each row: from its k candidates, or, where k is V, from all logits. A row's first draw is the
-// very last that u allows.
+// Three sequences draw from each row: from its k candidates, or, where k is V, from all logits. A row's first draw is
+// the very last that u allows.
 static void test_draw(int n, int V, int Vp, int k, double temperature, double top_p, int distinct) {
     enum { EACH = 3 };
     size_t all = (size_t)n * Vp, draws = (size_t)EACH * n, nk = (size_t)n * k;
@@ -546,7 +564,8 @@ static void test_draw(int n, int V, int Vp, int k, double temperature, double to
     Candidate *room = (Candidate *)xalloc((size_t)V, sizeof *room), *g_top = (Candidate *)sent(normals(2 * nk, 1),
                                                                                                nk * sizeof *g_top);
     DrawFrom *from = (DrawFrom *)xalloc(draws, sizeof *from);
-    for (size_t i = 0; i < draws; i++) from[i].row = (int)i % n, from[i].u = i < (size_t)n ? 1 - 0x1p-53 : rng_uniform(&rng);
+    for (size_t i = 0; i < draws; i++)
+        from[i].row = (int)i % n, from[i].u = i < (size_t)n ? 1 - 0x1p-53 : rng_uniform(&rng);
     DrawFrom *g_from = (DrawFrom *)sent(from, draws * sizeof *from);
     uint64_t *g_total = (uint64_t *)sent(normals(2 * (size_t)n, 1), n * sizeof *g_total);
     int *token = (int *)xalloc(draws, sizeof *token), *g_token = (int *)sent(token, draws * sizeof *token);
@@ -570,13 +589,16 @@ static void test_draw(int n, int V, int Vp, int k, double temperature, double to
 
 static void test_layers(void) {
     test_terms();
-    static const int tops[][5] = {{3, 259, 264, 1, 0}, {2, 259, 259, 50, 0}, {2, 300, 301, 50, 4}, {1, 1, 4, 1, 0}, {2, 77, 80, 77, 5}, {2, 1300, 1304, 1000, 3}, {2, 3001, 3001, 256, 7}, {2, 3001, 3004, 257, 0}, {1, 1025, 1028, 1025, 0}};
+    static const int tops[][5] = {
+        {3, 259, 264, 1, 0}, {2, 259, 259, 50, 0}, {2, 300, 301, 50, 4}, {1, 1, 4, 1, 0}, {2, 77, 80, 77, 5},
+        {2, 1300, 1304, 1000, 3}, {2, 3001, 3001, 256, 7}, {2, 3001, 3004, 257, 0}, {1, 1025, 1028, 1025, 0}};
     for (size_t i = 0; i < sizeof tops / sizeof *tops; i++) test_top_k(tops[i][0], tops[i][1], tops[i][2], tops[i][3],
                                                                        tops[i][4]);
     static const struct { int n, V, Vp, k; double temperature, top_p; int distinct; } draws[] = {
-        {3, 259, 264, 259, 1, 1, 0}, {2, 300, 301, 300, 0.7, 0.9, 0}, {3, 1300, 1304, 1300, 1.5, 0.6, 4}, {2, 259, 259, 50, 1, 1, 0},
-        {3, 300, 304, 17, 0.8, 0.7, 5}, {2, 77, 80, 1, 0, 0.5, 0}, {1, 1, 4, 1, 1, 0.9, 0}, {2, 2500, 2500, 2500, 9, 0.99, 0},
-        {1, 1030, 1030, 1030, 1, 0.5, 1}, {2, 600, 600, 600, 1, 0, 3}, {2, 700, 704, 300, 3, 0.95, 0}};
+        {3, 259, 264, 259, 1, 1, 0}, {2, 300, 301, 300, 0.7, 0.9, 0}, {3, 1300, 1304, 1300, 1.5, 0.6, 4},
+        {2, 259, 259, 50, 1, 1, 0}, {3, 300, 304, 17, 0.8, 0.7, 5}, {2, 77, 80, 1, 0, 0.5, 0},
+        {1, 1, 4, 1, 1, 0.9, 0}, {2, 2500, 2500, 2500, 9, 0.99, 0}, {1, 1030, 1030, 1030, 1, 0.5, 1},
+        {2, 600, 600, 600, 1, 0, 3}, {2, 700, 704, 300, 3, 0.95, 0}};
     for (size_t i = 0; i < sizeof draws / sizeof *draws; i++)
         test_draw(draws[i].n, draws[i].V, draws[i].Vp, draws[i].k, draws[i].temperature, draws[i].top_p,
                   draws[i].distinct);
@@ -699,8 +721,11 @@ static void test_odd_sizes(void) {
 }
 
 // A step of either path; returns the loss. M is GPT2 or CpuGPT2.
-template <typename M> static double step(M *m, const Batch *b, int reward, int number, QueryLoss query_loss, void (*forward)(M *, const Batch *, real *),
-        void (*backward)(M *, const Batch *, const real *), void (*zero)(M *), double (*norm)(M *), void (*update)(M *, AdamW, double, int), double *grad_norm) {
+template <typename M>
+static double step(M *m, const Batch *b, int reward, int number, QueryLoss query_loss,
+                   void (*forward)(M *, const Batch *, real *), void (*backward)(M *, const Batch *, const real *),
+                   void (*zero)(M *), double (*norm)(M *), void (*update)(M *, AdamW, double, int),
+                   double *grad_norm) {
     real *out = zeros((size_t)b->N), *coef = zeros((size_t)b->R);
     double *value = (double *)xalloc((size_t)b->R * 3, sizeof(double)), *p = value + b->R, *dc = p + b->R, loss = 0;
     Objective o = {1, 1, 1, 0, 0};
@@ -724,8 +749,10 @@ static void test_training(int reward) {
     rng = rng_make(2, 2, (uint64_t)reward);
     Config c = tiny(reward);
     size_t n = gpt2_count(c);
-    float *params = tiny_params(c), *a = zeros(n), *b = zeros(n), loss_gpu[STEPS], loss_cpu[STEPS], norm_gpu[STEPS], norm_cpu[STEPS];
-    QueryLoss query_loss = reward ? logistic_loss : rrhf_loss; // a smooth one: the head's values lie close to RRHF's kinks
+    float *params = tiny_params(c), *a = zeros(n), *b = zeros(n);
+    float loss_gpu[STEPS], loss_cpu[STEPS], norm_gpu[STEPS], norm_cpu[STEPS];
+    // For the reward model a smooth one: the head's values lie close to RRHF's kinks.
+    QueryLoss query_loss = reward ? logistic_loss : rrhf_loss;
     char line[64];
     double norm;
     GPT2 *m = gpt2_build(c, params, 1), *inference = gpt2_build(c, params, 0);
@@ -777,7 +804,8 @@ static void test_losses(int shape, QueryLoss loss, int reward) {
     GPT2 *m = carrier(&b, reward);
     Objective o = {2, 0.5, 0.7, 0.1, 1};
     size_t R = (size_t)b.R, n_out = (size_t)(reward ? b.R : b.P);
-    float *out = normals(n_out, 1), *coef = zeros(R), *sums = zeros(3), *got = zeros(3), *grads = normals(m->n_params, 1), *params = zeros(m->n_params), *after = zeros(m->n_params);
+    float *out = normals(n_out, 1), *coef = zeros(R), *sums = zeros(3), *got = zeros(3);
+    float *grads = normals(m->n_params, 1), *params = zeros(m->n_params), *after = zeros(m->n_params);
     double *value = (double *)xalloc(3 * R, sizeof *value), norm = 0;
     AdamW adam = {1e-3, 0.9, 0.999, 1e-8, 0};
     StepEnd e;
@@ -809,11 +837,13 @@ static void test_losses(int shape, QueryLoss loss, int reward) {
         device_wait();
         int same = !memcmp(params, after, m->n_params * sizeof *params);
         if (bad) {
-            if (!same || e.query != b.query[0] + 1 || e.bad != 1) check(0, "a NaN must stop the step: query %d, response %d", e.query, e.bad);
+            if (!same || e.query != b.query[0] + 1 || e.bad != 1)
+                check(0, "a NaN must stop the step: query %d, response %d", e.query, e.bad);
             continue;
         }
         for (size_t i = 0; i < m->n_params; i++) norm += (double)grads[i] * (double)grads[i];
-        float end[2] = {(float)e.norm, e.scale}, want[2] = {(float)sqrt(norm), norm > 0.25 ? (float)(0.5 / sqrt(norm)) : 1};
+        float end[2] = {(float)e.norm, e.scale};
+        float want[2] = {(float)sqrt(norm), norm > 0.25 ? (float)(0.5 / sqrt(norm)) : 1};
         got[0] = (float)e.loss.loss, got[1] = (float)e.loss.rank, got[2] = (float)e.loss.ft;
         compare("losses", got, sums, 3);
         compare("norm and scale", end, want, 2);
@@ -845,7 +875,8 @@ static void test_loop(const char *name, QueryLoss loss, int reward) {
     memset(&t, 0, sizeof t);
     t.batch = 3, t.micro_batch = 2, t.grad_clip = 0.5, t.loss = loss;
     t.adam.beta1 = 0.9, t.adam.beta2 = 0.999, t.adam.eps = eps, t.adam.weight_decay = 0.1;
-    t.objective.rank_weight = 2, t.objective.ft_weight = 0.5, t.objective.length_penalty = 0.7, t.objective.margin = 0.1;
+    t.objective.rank_weight = 2, t.objective.ft_weight = 0.5;
+    t.objective.length_penalty = 0.7, t.objective.margin = 0.1;
     for (int i = 0; i < d.R && loss == logistic_loss; i++) d.score[i] = (float)(i & 1);
     StepRoom s = step_room(m, &d, 2), u = cpu.step_room(r, &d, 2);
     Batch other = batch_of(&d, 1, 1);
@@ -936,14 +967,16 @@ static void test_generation(void) {
     float *params = tiny_params(c), *x = zeros((size_t)S * c.V);
     GPT2 *m = gpt2_build(c, params, 0);
     CpuGPT2 *r = cpu.build(c, params, 0);
-    int token[2 * T], pos[2 * T], slot[2 * T], at[2 * T], len[2 * T], list[S * T], row[S], n = 0, slots = 0, right = 1, queries[2] = {9, 21};
+    int token[2 * T], pos[2 * T], slot[2 * T], at[2 * T], len[2 * T], list[S * T], row[S];
+    int n = 0, slots = 0, right = 1, queries[2] = {9, 21};
     double worst = 0;
     Decode d = {0, 0, token, pos, slot, at, len, list, row};
     gpt2_decode_plan(m, 2 * T, S, 100);
     cpu.decode_plan(r, 2 * T, S, 100);
     for (int q = 0; q < 2; q++) {
         for (int t = 0; t < queries[q]; t++, n++) {
-            token[n] = rng_below(&rng, c.V), pos[n] = t, slot[n] = list[q * T + t] = 99 - slots++, at[n] = q * T, len[n] = t + 1;
+            token[n] = rng_below(&rng, c.V), pos[n] = t, slot[n] = list[q * T + t] = 99 - slots++;
+            at[n] = q * T, len[n] = t + 1;
         }
         row[q] = n - 1;
     }
@@ -965,7 +998,8 @@ static void test_generation(void) {
         worst = e <= worst ? worst : e;
         for (int s = 0; s < S; s++) {
             int t = queries[s > 0] + i;
-            token[s] = rng_below(&rng, c.V), pos[s] = t, slot[s] = list[s * T + t] = 99 - slots++, at[s] = s * T, len[s] = t + 1, row[s] = s;
+            token[s] = rng_below(&rng, c.V), pos[s] = t, slot[s] = list[s * T + t] = 99 - slots++;
+            at[s] = s * T, len[s] = t + 1, row[s] = s;
         }
         d.n = d.n_rows = S;
     }
@@ -1011,8 +1045,8 @@ static int same_texts(const Ranked *x, const Ranked *y) {
 }
 
 // Greedy, beam and diverse beam search: in float32 the CPU's texts and scores. In bfloat16 two tokens may change places
-// that are nearly as probable: then the CPU must find each greedy choice as good as its own, to within what both logits may
-// be off, and every beam as probable as the search says.
+// that are nearly as probable: then the CPU must find each greedy choice as good as its own, to within what both logits
+// may be off, and every beam as probable as the search says.
 static void test_policies(void) {
     rng = rng_make(4, 4, 4);
     Config c = tiny(0);
@@ -1023,7 +1057,8 @@ static void test_policies(void) {
     Sampling greedy = {1, 12, {0, 1, 0}, c.V - 1, 1};
     Ranked x = sample(m, &d, greedy, 0, ""), y = cpu.sample(r, &d, greedy, 0, "");
     double gap = cpu_reads(r, &x, score), most = 2 * tolerance;
-    check(x.R == y.R && (HALF || same_texts(&x, &y)) && gap <= most, "greedy completions: %s the CPU's (%s, %s)  distance from its choice %.2e  tolerance %.0e",
+    check(x.R == y.R && (HALF || same_texts(&x, &y)) && gap <= most,
+          "greedy completions: %s the CPU's (%s, %s)  distance from its choice %.2e  tolerance %.0e",
           same_texts(&x, &y) ? "the same as" : "other than", device.prop.name, precision, gap, most);
     ranked_free(&x), ranked_free(&y);
     static const Draw how[3] = {{1, 1, 0}, {0.8, 0.9, 0}, {1, 1, 20}};
@@ -1041,7 +1076,8 @@ static void test_policies(void) {
         if (same || x.R != y.R) memcpy(score, y.score, (size_t)min_int(x.R, y.R) * sizeof *score);
         else cpu_reads(r, &x, score); // diverse beams' scores hold penalties: below they are compared where texts agree
         double e = same || groups == 1 ? error_of(x.score, score, (size_t)x.R) : 0;
-        check(x.R == y.R && (HALF || same) && e <= tolerance, "%s: %s the CPU's (%s, %s)  scores' error %.2e  tolerance %.0e", groups > 1 ? "diverse beams" : "beams",
+        check(x.R == y.R && (HALF || same) && e <= tolerance,
+              "%s: %s the CPU's (%s, %s)  scores' error %.2e  tolerance %.0e", groups > 1 ? "diverse beams" : "beams",
               same ? "the same as" : "other than", device.prop.name, precision, e, tolerance);
         ranked_free(&x), ranked_free(&y);
     }
@@ -1105,10 +1141,13 @@ int main(void) {
 #endif
     uint64_t second = run_all();
     for (int i = 0; i < n_kernels; i++)
-        check(kernels[i].checks && kernels[i].error <= tolerance && kernels[i].share <= 1, "%-28s (%s, %s)  error %.2e  tolerance %.0e, worst element at %.2f of its bound%s",
-              kernels[i].name, device.prop.name, precision, kernels[i].error, tolerance, kernels[i].share, kernels[i].checks ? "" : "  NOT TESTED");
+        check(kernels[i].checks && kernels[i].error <= tolerance && kernels[i].share <= 1,
+              "%-28s (%s, %s)  error %.2e  tolerance %.0e, worst element at %.2f of its bound%s",
+              kernels[i].name, device.prop.name, precision, kernels[i].error, tolerance, kernels[i].share,
+              kernels[i].checks ? "" : "  NOT TESTED");
     check(n_kernels > 0, "%d kernels in train_rrhf.cu, each with a check", n_kernels);
-    check(first == second, "a second run gives the same bits%s (%s, %s)", strcmp(device.prop.name, "emulated") ? "" : ", with threads in the opposite order",
+    check(first == second, "a second run gives the same bits%s (%s, %s)",
+          strcmp(device.prop.name, "emulated") ? "" : ", with threads in the opposite order",
           device.prop.name, precision);
     return test_summary();
 }

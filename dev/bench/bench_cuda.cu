@@ -44,7 +44,8 @@ static double median(double *x, int n) {
 // What the card can do: bytes/s of a copy, read and written; operations/s of an n^3 product
 
 static double copy_rate(size_t bytes) {
-    char *a = (char *)device_alloc(bytes, "the copy", "use a smaller one"), *b = (char *)device_alloc(bytes, "the copy", "use a smaller one");
+    char *a = (char *)device_alloc(bytes, "the copy", "use a smaller one");
+    char *b = (char *)device_alloc(bytes, "the copy", "use a smaller one");
     double s[7];
     CHECK_CUDA(cudaMemsetAsync(a, 0, bytes, device.stream));
     for (int i = 0; i < 7; i++) {
@@ -66,7 +67,8 @@ static double product_rate(int n) {
     elem *a[3];
     double s[7];
     Rng rng = rng_make(1, 1, 1);
-    for (size_t i = 0; i < nn; i++) x[i] = (float)rng_uniform(&rng) - 0.5f; // zeros would be faster than any real numbers
+    for (size_t i = 0; i < nn; i++)
+        x[i] = (float)rng_uniform(&rng) - 0.5f; // zeros would be faster than any real numbers
     CHECK_CUDA(cudaMemcpyAsync(f, x, nn * sizeof *x, cudaMemcpyHostToDevice, device.stream));
     for (int i = 0; i < 3; i++) {
         a[i] = (elem *)device_alloc(nn * sizeof(elem), "the product", "use a smaller one");
@@ -108,7 +110,8 @@ typedef struct { double bytes, ops; } Work;
 
 // What a kernel cannot do without, over one step of one micro-batch. seen: pairs of a row and a key that it sees.
 static Work work(const char *name, Config c, const Batch *b, double seen) {
-    double N = b->N, U = b->U, C = c.C, L = c.L, e = sizeof(elem), P = (double)gpt2_count(c), NC = N * C, UC = U * C, UV = U * c.Vp;
+    double N = b->N, U = b->U, C = c.C, L = c.L, e = sizeof(elem), P = (double)gpt2_count(c);
+    double NC = N * C, UC = U * C, UV = U * c.Vp;
     const struct { const char *name; Work w; } table[] = {
         {"gemm", {0, 6 * N * L * 12 * C * C + 6 * UV * C}},
         {"embedding_forward_kernel", {12 * NC, 0}},
@@ -164,7 +167,8 @@ static double bench_step(GPT2 *m, int Q, int micro, int query, int k, int resp, 
     Ranked d = random_data(Q, query, k, resp, c.V);
     Train t;
     double *ms = (double *)xalloc((size_t)repeat, sizeof *ms), norm;
-    int *order = (int *)xalloc(2 * (size_t)Q, sizeof(int)); // behind each step's queries the next one's, which are the same
+    // Behind each step's queries the next one's, which are the same.
+    int *order = (int *)xalloc(2 * (size_t)Q, sizeof(int));
     int64_t tokens = 0;
     memset(&t, 0, sizeof t);
     t.batch = Q, t.micro_batch = micro, t.loss = rrhf_loss;
@@ -188,7 +192,8 @@ static double bench_step(GPT2 *m, int Q, int micro, int query, int k, int resp, 
     N = (double)tokens, U = (double)Q * (1 + k * (resp - 1));
     double ops = 6 * N * c.L * 12.0 * c.C * c.C + 6 * U * c.V * (double)c.C;
     if (micro == Q) profile(c, &s.b, copy, product);
-    printf("step: queries %d micro_batch %d tokens %.0f  median_ms %.3f  tokens_per_s %.0f  matrix products %.1f TFLOP/s, %.0f%% of the card's\n",
+    printf("step: queries %d micro_batch %d tokens %.0f  median_ms %.3f  tokens_per_s %.0f  "
+           "matrix products %.1f TFLOP/s, %.0f%% of the card's\n",
            Q, micro, N, mid, N / mid * 1e3, ops / mid * 1e-9, 100 * ops / mid * 1e3 / product);
     fflush(stdout);
     step_room_free(&s);
@@ -201,7 +206,9 @@ static void bench_sampling(GPT2 *m, int Q, int query, int k, int new_tokens, int
     Ranked d = random_data(Q, query, 1, 1, gpt2_config(m).V);
     Sampling s;
     memset(&s, 0, sizeof s);
-    s.num_return = k, s.max_new_tokens = new_tokens, s.draw.top_k = top_k, s.draw.top_p = 1, s.draw.temperature = 1, s.eot = -1, s.seed = 1;
+    s.num_return = k, s.max_new_tokens = new_tokens;
+    s.draw.top_k = top_k, s.draw.top_p = 1, s.draw.temperature = 1;
+    s.eot = -1, s.seed = 1;
     for (int i = 0; i < 2; i++) { // the first warms up
         double start = now_s();
         Ranked out = sample(m, &d, s, 0, "");
