@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# gpu.sh: what only a GPU can tell, in one command of some minutes: the CUDA tests on it in both precisions, then every
+# kernel once under compute-sanitizer, for accesses out of bounds and for races. (make test runs the tests, too, after
+# all others; dev/bench/bench_cuda.sh measures.)
+#
+#   bash test/gpu.sh
+#
+# Prints all checks and ends with "N passed, N failed".
+if [ "$1" = sanitize ]; then # TOOL PROGRAM, as one check
+    said=$(compute-sanitizer --tool "$2" --error-exitcode 1 "$3" kernels 2>&1)
+    code=$?
+    [ "$code" -eq 0 ] || echo "$said" | grep -E '^FAIL|^=========' | head -40
+    summary=$(echo "$said" | grep -E 'SUMMARY' | tail -1)
+    if [ "$code" -eq 0 ] && [ -n "$summary" ]; then echo "ok   $2 of $3: ${summary#========= }"; echo "1 passed, 0 failed"
+    else echo "FAIL $2 of $3: exit code $code"; echo "0 passed, 1 failed"; exit 1
+    fi
+    exit
+fi
+cd "$(dirname "$0")/.." || exit 1
+[ -n "$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null)" ] ||
+    { echo "gpu.sh: no GPU found (nvidia-smi says nothing)" >&2; exit 1; }
+make -j test/test_cuda_gpu_fp32 test/test_cuda_gpu_bf16 || exit 1
+tests=(test/test_cuda_gpu_fp32 test/test_cuda_gpu_bf16)
+if command -v compute-sanitizer > /dev/null; then
+    for tool in memcheck racecheck; do
+        for p in fp32 bf16; do tests+=("bash test/gpu.sh sanitize $tool test/test_cuda_gpu_$p"); done
+    done
+else echo "not tested: memory and races (no compute-sanitizer on PATH)"
+fi
+exec bash test/run.sh "${tests[@]}"
