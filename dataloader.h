@@ -106,14 +106,17 @@ static inline Ranked ranked_read(const char *path) {
     for (int q = 0; q < h[2]; q++) {
         int32_t n = in_i32(&in, "a query's length"), k = in_i32(&in, "a query's k");
         if (n < 1 || k < 1 || k > h[3] - d.R || n > h[4] - d.n_tokens)
-            die("%s: query %d: length %d and k %d, expected at least 1 and no more than the header announces", path, q, n, k);
+            die("%s: query %d: length %d and k %d, expected at least 1 and no more than the header announces",
+                path, q, n, k);
         in_read(&in, meta, 12 * (int64_t)k, "a query's response table");
         int64_t total = n;
         for (int i = 0; i < k; i++) {
-            if (meta[3 * i] < 1) die("%s: query %d, response %d: length %d, expected at least 1", path, q, i, meta[3 * i]);
+            if (meta[3 * i] < 1)
+                die("%s: query %d, response %d: length %d, expected at least 1", path, q, i, meta[3 * i]);
             total += meta[3 * i];
         }
-        if (total > h[4] - d.n_tokens) die("%s: query %d: %" PRId64 " tokens, more than the header announces", path, q, total);
+        if (total > h[4] - d.n_tokens)
+            die("%s: query %d: %" PRId64 " tokens, more than the header announces", path, q, total);
         in_read(&in, tok, 2 * total, "a query's tokens");
         for (int64_t t = 0; t < total; t++)
             if (tok[t] >= d.V) die("%s: query %d: token %d, but its vocabulary has %d", path, q, tok[t], d.V);
@@ -138,7 +141,8 @@ static inline void ranked_write(const char *path, const Ranked *d) {
     int64_t tokens = 0; // those in use: after ranked_limit this is less than n_tokens
     for (int q = 0; q < d->Q; q++) tokens += d->query_len[q];
     for (int r = 0; r < d->R; r++) tokens += d->resp_len[r];
-    if (tokens > INT32_MAX) die("%s: %" PRId64 " tokens are more than the format's int32 holds; write several files", path, tokens);
+    if (tokens > INT32_MAX)
+        die("%s: %" PRId64 " tokens are more than the format's int32 holds; write several files", path, tokens);
     int32_t h[256] = {RANKED_MAGIC, 1, d->Q, d->R, (int32_t)tokens, d->V};
     Out out = out_open(path);
     out_write(&out, h, sizeof h);
@@ -167,7 +171,8 @@ static inline Ranked stream_read(const char *path, int chunk) {
     in_header(&in, h, STREAM_MAGIC, "token stream");
     if (h[1] != 1) die("%s: version %d, expected 1", path, h[1]);
     if (h[2] < 2 || 2 * (int64_t)h[2] != in_left(&in))
-        die("%s: header says %d tokens (at least 2 expected), the file has room for %" PRId64, path, h[2], in_left(&in) / 2);
+        die("%s: header says %d tokens (at least 2 expected), the file has room for %" PRId64,
+            path, h[2], in_left(&in) / 2);
     uint16_t *tok = (uint16_t *)xalloc((size_t)h[2], sizeof *tok);
     in_read(&in, tok, 2 * (int64_t)h[2], "the tokens");
     in_close(&in);
@@ -209,9 +214,12 @@ static inline void ranked_limit(Ranked *d, int max_query_tokens, int max_respons
 
 // Does every sequence suit a model with vocabulary V and context T? Dies where not.
 static inline void ranked_check(const Ranked *d, const char *path, int V, int T) {
-    if (d->V && d->V != V) die("%s: made for a vocabulary of %d, but the model has %d; use the model's own tokenizer", path, d->V, V);
+    if (d->V && d->V != V)
+        die("%s: made for a vocabulary of %d, but the model has %d; use the model's own tokenizer", path, d->V, V);
     for (int64_t t = 0; t < d->n_tokens; t++)
-        if (d->tokens[t] >= V) die("%s: token %d, but the model's vocabulary has %d; use the model's own tokenizer", path, d->tokens[t], V);
+        if (d->tokens[t] >= V)
+            die("%s: token %d, but the model's vocabulary has %d; use the model's own tokenizer",
+                path, d->tokens[t], V);
     for (int q = 0; q < d->Q; q++)
         for (int r = d->first[q]; r < d->first[q + 1]; r++)
             if (d->query_len[q] > T - d->resp_len[r])
@@ -266,7 +274,8 @@ static inline Batch batch_make(int N, int U, int P, int R, int Q) {
     memset(&b, 0, sizeof b);
     b.N = N, b.U = U, b.P = P, b.R = R, b.Q = Q;
     int **n_arrays[] = {&b.token, &b.pos, &b.a0, &b.a1, &b.b0};
-    for (size_t i = 0; i < sizeof n_arrays / sizeof *n_arrays; i++) *n_arrays[i] = (int *)xalloc((size_t)N, sizeof(int));
+    for (size_t i = 0; i < sizeof n_arrays / sizeof *n_arrays; i++)
+        *n_arrays[i] = (int *)xalloc((size_t)N, sizeof(int));
     b.group = (int *)xalloc((size_t)Q + 1, sizeof(int));
     b.first = (int *)xalloc((size_t)Q + 1, sizeof(int));
     b.query = (int *)xalloc((size_t)Q, sizeof(int));

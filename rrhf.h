@@ -43,7 +43,8 @@ typedef struct { double loss, rank, ft; } Loss; // rank and ft before weighting,
 
 // Loss of one query and its gradient. value (k): sum_t log P for a policy, the head's output for a reward model;
 // n, r (k): lengths and rewards. Out: p (k), the score that is compared; c (k) = dL/dlogP, or dL/dhead.
-typedef Loss (*QueryLoss)(const Objective *o, int k, const double *value, const int *n, const float *r, double *p, double *c);
+typedef Loss (*QueryLoss)(const Objective *o, int k, const double *value, const int *n, const float *r,
+                          double *p, double *c);
 
 // gap_ij: how many places apart two rewards are among the query's distinct rewards.
 static inline BOTH int rrhf_gap(int k, const float *r, float low, float high) {
@@ -56,7 +57,9 @@ static inline BOTH int rrhf_gap(int k, const float *r, float low, float high) {
     return gap;
 }
 
-static inline BOTH double rrhf_score(double logp, int n, double length_penalty) { return logp / pow(n, length_penalty); } // (1)
+static inline BOTH double rrhf_score(double logp, int n, double length_penalty) {             // (1)
+    return logp / pow(n, length_penalty);
+}
 
 // What a pair r_i < r_j is out of order by: a loss where it is positive.                      (2)
 static inline BOTH double rrhf_hinge(const Objective *o, int k, const double *p, const float *r, int i, int j) {
@@ -69,7 +72,8 @@ static inline BOTH int rrhf_best(int k, const float *r) {                       
     return best;
 }
 
-static inline BOTH Loss rrhf_loss(const Objective *o, int k, const double *logp, const int *n, const float *r, double *p, double *c) {
+static inline BOTH Loss rrhf_loss(const Objective *o, int k, const double *logp, const int *n, const float *r,
+                                  double *p, double *c) {
     Loss l = {0, 0, 0};
     int best = rrhf_best(k, r);
     for (int i = 0; i < k; i++) {
@@ -108,13 +112,15 @@ static inline int compare_int_down(const void *a, const void *b) { return *(cons
 // The largest batch of `micro` queries that an order of the data can bring: its N, U, P and R.
 static inline void batch_bounds(const Ranked *d, int micro, int bound[4]) {
     size_t Q = (size_t)d->Q;
-    int *N = (int *)xalloc(Q * 4, sizeof(int)), *U = N + Q, *P = U + Q, *R = P + Q, *size[4] = {N, U, P, R}; // each query's
+    int *N = (int *)xalloc(Q * 4, sizeof(int)), *U = N + Q, *P = U + Q, *R = P + Q; // each query's
+    int *size[4] = {N, U, P, R};
     for (int q = 0; q < d->Q; q++) batch_count(d, q, &N[q], &U[q], &P[q], &R[q]);
     for (int i = 0; i < 4; i++) {
         int64_t total = 0;
         qsort(size[i], Q, sizeof(int), compare_int_down);
         for (int q = 0; q < micro && q < d->Q; q++) total += size[i][q];
-        if (total > INT32_MAX / 4) die("--micro-batch %d: %" PRId64 " tokens at once; choose a smaller one", micro, total);
+        if (total > INT32_MAX / 4)
+            die("--micro-batch %d: %" PRId64 " tokens at once; choose a smaller one", micro, total);
         bound[i] = (int)total;
     }
     free(N);
@@ -238,14 +244,15 @@ static inline void train_settings(Train *t, GPT2 *m, const Ranked *d) {
     if (t->micro_batch > t->batch) t->micro_batch = t->batch;
     snprintf(t->settings, sizeof t->settings,
              "model T%d V%d L%d NH%d C%d reward%d\nstart #%016" PRIx64 "\ndtype %s\n"
-             "data %d queries %d responses #%016" PRIx64 "\nseed %" PRIu64 "\nbatch %d\nmicro-batch %d\nepochs %d\nshuffle %d\n"
+             "data %d queries %d responses #%016" PRIx64 "\n"
+             "seed %" PRIu64 "\nbatch %d\nmicro-batch %d\nepochs %d\nshuffle %d\n"
              "lr %.9g\nschedule %d\nwarmup %.9g\nbeta1 %.9g\nbeta2 %.9g\neps %.9g\nweight-decay %.9g\ngrad-clip %.9g\n"
              "rank-weight %.9g\nft-weight %.9g\nft-reduction %s\nlength-penalty %.9g\nmargin %.9g\nrefresh %d\n%s",
              c.T, c.V, c.L, c.NH, c.C, c.reward, gpt2_hash(m), backend_dtype(),
              d->Q, d->R, ranked_hash(d), t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
              t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
-             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh,
-             t->drawing);
+             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin,
+             t->refresh, t->drawing);
 }
 
 // Dies where the run in t->resume was begun with other settings, and names the first that differs.
@@ -257,8 +264,8 @@ static inline void settings_check(const Train *t, const char *settings) {
     }
     if (!*there) there = "fewer settings";
     if (!*here) here = "fewer settings";
-    die("--resume %s: it was begun with %.*s, this is %.*s; give the same options, or start without --resume", t->resume,
-        (int)strcspn(there, "\n"), there, (int)strcspn(here, "\n"), here);
+    die("--resume %s: it was begun with %.*s, this is %.*s; give the same options, or start without --resume",
+        t->resume, (int)strcspn(there, "\n"), there, (int)strcspn(here, "\n"), here);
 }
 
 // settings.txt marks a run that has finished.
@@ -284,7 +291,7 @@ static inline void log_write(const Train *t, const Log *log) {
     out_close(&out);
 }
 
-// state.bin: int32[256] {20230412, 1, settings' length, log rows}, the settings, the log, the parameters and both moments.
+// state.bin: int32[256] {20230412, 1, settings' length, log rows}, the settings, the log, the parameters, both moments.
 enum { STATE_MAGIC = 20230412 };
 
 static inline void state_write(GPT2 *m, const Train *t, const Log *log) {
@@ -305,7 +312,8 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
     size_t n = gpt2_count(gpt2_config(m));
     In in = in_open(path_join(path, t->resume, "state.bin"));
     in_header(&in, h, STATE_MAGIC, "training state");
-    if (h[1] != 1 || h[2] < 0 || h[2] >= (int)sizeof settings || h[3] < 0) die("%s: damaged header; start without --resume", path);
+    if (h[1] != 1 || h[2] < 0 || h[2] >= (int)sizeof settings || h[3] < 0)
+        die("%s: damaged header; start without --resume", path);
     memset(settings, 0, sizeof settings);
     in_read(&in, settings, h[2], "the settings");
     settings_check(t, settings);
@@ -317,8 +325,8 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
         if (log->row[i].step != i + 1)
             die("%s: row %d of its log is step %g; damaged: start without --resume", path, i + 1, log->row[i].step);
     if ((int64_t)(3 * n * sizeof(float)) != in_left(&in))
-        die("%s: %" PRId64 " bytes of parameters and moments, expected %zu; truncated, or of another model", path, in_left(&in),
-            3 * n * sizeof(float));
+        die("%s: %" PRId64 " bytes of parameters and moments, expected %zu; truncated, or of another model",
+            path, in_left(&in), 3 * n * sizeof(float));
     float *part = (float *)xalloc(GPT2_PART, sizeof *part);
     enum Copy parts[3] = {COPY_PARAMS, COPY_M, COPY_V};
     for (int i = 0; i < 3; i++)
@@ -326,7 +334,8 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
             k = gpt2_part(at, n);
             in_read(&in, part, (int64_t)(k * sizeof *part), "the optimizer's state");
             for (size_t j = 0; j < k; j++)
-                if (!isfinite(part[j])) die("%s: number %zu of part %d is %g; damaged: start without --resume", path, at + j, i, part[j]);
+                if (!isfinite(part[j]))
+                    die("%s: number %zu of part %d is %g; damaged: start without --resume", path, at + j, i, part[j]);
             gpt2_set_part(m, parts[i], at, k, part);
         }
     in_close(&in);
@@ -379,8 +388,8 @@ static inline void check_value(int step, int query, int response, double value) 
 
 static inline void check_norm(int step, double norm, double loss) {
     if (!isfinite(norm))
-        die("NaN: step %d: the gradient's norm is %g (loss %g); nothing was overwritten: go back to the last checkpoint "
-            "with a smaller --lr or with --grad-clip 1", step, norm, loss);
+        die("NaN: step %d: the gradient's norm is %g (loss %g); nothing was overwritten: go back to the last "
+            "checkpoint with a smaller --lr or with --grad-clip 1", step, norm, loss);
 }
 
 // One micro-batch up to its gradient: scores -> losses -> coefficients, in s->coef.
@@ -413,11 +422,12 @@ static inline Loss step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_n
 
 // What the loop asks of the backend beyond model.h. gpt2_step: micro_step, then the backward of its coefficients.
 // gpt2_step_end: step_end. Each backend may take a shorter way to the same result:
-//   CPU  Where nothing clips, the norm is taken during the update; where the step is one micro-batch besides, the update
-//        is part of the backward. A norm that is not finite then ends the run after the update, with nothing saved.
-//   GPU  It computes the losses itself and hands nothing back before gpt2_step_end, so that it never waits for the host,
-//        which packs the next micro-batch, s->next queries behind these, while the device works. Where a value or the
-//        norm is not finite it leaves the weights alone, and gpt2_step_end dies.
+//   CPU  Where nothing clips, the norm is taken during the update; where the step is one micro-batch besides, the
+//        update is part of the backward. A norm that is not finite then ends the run after the update, with nothing
+//        saved.
+//   GPU  It computes the losses itself and hands nothing back before gpt2_step_end, so that it never waits for the
+//        host, which packs the next micro-batch, s->next queries behind these, while the device works. Where a value
+//        or the norm is not finite it leaves the weights alone, and gpt2_step_end dies.
 void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n);
 Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm);
 
@@ -446,8 +456,9 @@ static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
 
 static inline int train_steps(const Train *t, const Ranked *d) {
     int64_t n = (int64_t)t->epochs * ((d->Q + t->batch - 1) / t->batch);
-    if (n > INT32_MAX) die_usage("--epochs %d: %" PRId64 " optimizer steps of --batch %d are more than %d; choose fewer epochs",
-                                 t->epochs, n, t->batch, INT32_MAX);
+    if (n > INT32_MAX)
+        die_usage("--epochs %d: %" PRId64 " optimizer steps of --batch %d are more than %d; choose fewer epochs",
+                  t->epochs, n, t->batch, INT32_MAX);
     return (int)n;
 }
 
@@ -464,8 +475,8 @@ static inline int step_queries(const Train *t, const Ranked *d, int step, int *o
     return d->Q - at < t->batch ? d->Q - at : t->batch;
 }
 
-// Of the queries that follow a step's in its order, those of the next step's first micro-batch; 0 where the next step is
-// the first of an epoch or of a window, or is none.
+// Of the queries that follow a step's in its order, how many are the next step's first micro-batch; 0 where the next
+// step is the first of an epoch or of a window, or is none.
 static inline int step_behind(const Train *t, const Ranked *d, int step, int end) {
     int next = step + 1, at = next % ((d->Q + t->batch - 1) / t->batch) * t->batch;
     if (next >= end || at == 0 || (t->refresh && next % t->refresh == 0)) return 0;
@@ -499,7 +510,8 @@ static inline void windows_remove(const char *dir, int keep) {
 static inline void window_refresh(Window *w, const Train *t, const Ranked *d, int step, int total, int resumed) {
     w->first = step / t->refresh * t->refresh;
     int steps = t->refresh < total - w->first ? t->refresh : total - w->first, most = t->batch < d->Q ? t->batch : d->Q;
-    int *order = (int *)xalloc((size_t)d->Q, sizeof(int)), *visit = (int *)xalloc((size_t)steps * (size_t)most, sizeof(int));
+    int *order = (int *)xalloc((size_t)d->Q, sizeof(int));
+    int *visit = (int *)xalloc((size_t)steps * (size_t)most, sizeof(int));
     int epoch = -1, n = 0;
     char path[RRHF_PATH_MAX];
     w->visits = 0;
@@ -513,8 +525,8 @@ static inline void window_refresh(Window *w, const Train *t, const Ranked *d, in
     ranked_free(&w->d);
     w->d = resumed ? ranked_read(window_path(path, t->resume, w->first)) : t->answer(t->online, d, visit, n, step);
     if (w->d.Q != n)
-        die("%s: %d queries, expected the %d of steps %d and after; start without --resume", resumed ? path : "the responses",
-            w->d.Q, n, w->first);
+        die("%s: %d queries, expected the %d of steps %d and after; start without --resume",
+            resumed ? path : "the responses", w->d.Q, n, w->first);
     free(w->index);
     w->index = (int *)xalloc((size_t)n, sizeof(int));
     for (int i = 0; i < n; i++) w->index[i] = i;
@@ -525,10 +537,10 @@ static inline void window_refresh(Window *w, const Train *t, const Ranked *d, in
 // ----------------------------------------------------------------------------
 // The loop
 
-// policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as large,
-// is not. A run killed in between resumes from the state before, which knows nothing of them, and comes by again. What a
-// state needs is its window: that is on the disk before it, and an older one's goes after it. A finished run leaves its
-// settings and no state, since it would be trained again from a state of earlier on.
+// policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as
+// large, is not. A run killed in between resumes from the state before, which knows nothing of them, and comes by
+// again. What a state needs is its window: that is on the disk before it, and an older one's goes after it. A finished
+// run leaves its settings and no state, since it would be trained again from a state of earlier on.
 static inline void train_save(GPT2 *m, const Train *t, const Log *log, const Window *w, int finished) {
     char path[RRHF_PATH_MAX];
     int keep = w->d.Q && !finished;
@@ -550,13 +562,15 @@ static inline int train_finished(GPT2 *m, const Ranked *d, Train *t) {
     if (!t->resume || access(path_join(path, t->resume, "settings.txt"), F_OK)) return 0;
     In in = in_open(path);
     if (in.size >= (int64_t)sizeof settings)
-        die("%s: %" PRId64 " bytes, but settings take less than %zu; damaged: start without --resume", path, in.size, sizeof settings);
+        die("%s: %" PRId64 " bytes, but settings take less than %zu; damaged: start without --resume",
+            path, in.size, sizeof settings);
     memset(settings, 0, sizeof settings);
     in_read(&in, settings, in.size, "the settings");
     in_close(&in);
     settings_check(t, settings);
     if (!same_dir(t->resume, t->out))
-        die("--resume %s: that run has finished and its policy.bin is the result; nothing is left to do in --out %s", t->resume, t->out);
+        die("--resume %s: that run has finished and its policy.bin is the result; nothing is left to do in --out %s",
+            t->resume, t->out);
     fprintf(stderr, "%-8s nothing to do: %s stands at step %d of %d\n", t->label, t->resume, total, total);
     return 1;
 }
@@ -587,7 +601,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     while (step < end && !interrupted) {
         const int *queries;
         int n = step_queries(t, d, step, order, &epoch, &queries);
-        if (t->profile && step <= begun + 1) backend_profile(0); // anew after the first step, which also brings memory in
+        if (t->profile && step <= begun + 1) backend_profile(0); // anew after the first, which also brings memory in
         if (t->refresh && step % t->refresh == 0) {
             window_refresh(&w, t, d, step, total, 0);
             step_room_free(&s);
@@ -599,7 +613,8 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
         s.behind = step_behind(t, d, step, end);
         Loss l = train_step(m, t, &s, t->refresh ? &w.d : d, queries, n, lr, step + 1, &grad_norm, &tokens);
         double seconds = now_s() - start;
-        LogRow row = {(double)++step, (double)epoch + 1, l.loss, l.rank, l.ft, lr, grad_norm, seconds * 1e3, (double)tokens / seconds};
+        LogRow row = {(double)++step, (double)epoch + 1, l.loss, l.rank, l.ft, lr, grad_norm,
+                      seconds * 1e3, (double)tokens / seconds};
         xgrow((void **)&log->row, &log->cap, (size_t)log->n + 1, sizeof row);
         log->row[log->n++] = row;
         progress(&bar, step, end, "loss %.4g  rank %.4g  ft %.4g  %.0f tok/s", l.loss, l.rank, l.ft, row.tokens_per_s);
