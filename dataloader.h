@@ -94,12 +94,12 @@ static inline Ranked ranked_read(const char *path) {
     In in = in_open(path);
     int32_t h[256];
     in_header(&in, h, RANKED_MAGIC, "ranked-responses file");
-    if (h[1] != 1) die("%s: version %d, expected 1", path, h[1]);
+    if (h[1] != 1) die("%s: version %d, expected 1; make the file again", path, h[1]);
     int64_t need = 8 * (int64_t)h[2] + 12 * (int64_t)h[3] + 2 * (int64_t)h[4]; // bytes after the header
     if (h[2] < 1 || h[3] < h[2] || h[4] < h[3] + (int64_t)h[2] || need != in_left(&in))
         die("%s: header says %d queries, %d responses, %d tokens (%" PRId64 " bytes), the file has %" PRId64
             "; truncated or damaged: make it again", path, h[2], h[3], h[4], need, in_left(&in));
-    if (h[5] < 1 || h[5] > 65536) die("%s: vocabulary %d, expected 1..65536", path, h[5]);
+    if (h[5] < 1 || h[5] > 65536) die("%s: vocabulary %d, expected 1..65536; is the file damaged?", path, h[5]);
     d.V = h[5];
     uint16_t *tok = (uint16_t *)xalloc((size_t)h[4], sizeof *tok);
     int32_t *meta = (int32_t *)xalloc((size_t)h[3] * 3, sizeof *meta);
@@ -169,10 +169,10 @@ static inline Ranked stream_read(const char *path, int chunk) {
     In in = in_open(path);
     int32_t h[256];
     in_header(&in, h, STREAM_MAGIC, "token stream");
-    if (h[1] != 1) die("%s: version %d, expected 1", path, h[1]);
+    if (h[1] != 1) die("%s: version %d, expected 1; make the file again", path, h[1]);
     if (h[2] < 2 || 2 * (int64_t)h[2] != in_left(&in))
-        die("%s: header says %d tokens (at least 2 expected), the file has room for %" PRId64,
-            path, h[2], in_left(&in) / 2);
+        die("%s: header says %d tokens (at least 2 expected), the file has room for %" PRId64
+            "; truncated or damaged: make it again", path, h[2], in_left(&in) / 2);
     uint16_t *tok = (uint16_t *)xalloc((size_t)h[2], sizeof *tok);
     in_read(&in, tok, 2 * (int64_t)h[2], "the tokens");
     in_close(&in);
@@ -236,10 +236,19 @@ static inline void ranked_check(const Ranked *d, const char *path, int V, int T)
 //     [a0, a1)      the query's tokens: up to itself if it is one of them, all of them otherwise
 //     [b0, n+1)     its own response's tokens up to itself; empty (b0 = n+1) for a query token
 // and its position is its place in its own sequence x y_i. That is all a transformer needs to know: the rest
-// is per token. The result is that of k separate sequences (test/test_model.c proves it, gradients included).
+// is per token. The result is that of k separate sequences (test/test_model.c checks it, gradients included).
 //
 // Predictions are (row, target, response) triples, sorted by row: the query's last row predicts the first token
-// of all k responses, every other row at most one token. Logits are computed for the U predicting rows only.
+// of all k responses, a response's row its next token; its last row and the query's other rows predict nothing. Logits
+// are computed for the U predicting rows only.
+//
+// Example: x = "a b", y_1 = "c d", y_2 = "e". N 5, U 2, P 3, R 2.
+//     row            0      1      2      3      4
+//     token          a      b      c      d      e
+//     position       0      1      2      3      2
+//     [a0, a1)     [0,1)  [0,2)  [0,2)  [0,2)  [0,2)
+//     [b0, n+1)      -      -    [2,3)  [2,4)  [4,5)
+//     predicts       -     c, e    d      -      -
 
 typedef struct {
     int N, U, P, R, Q;         // tokens, predicting rows, predictions, responses, queries
@@ -256,7 +265,7 @@ typedef struct {
     int *query;                // (Q)   index in the data set
 } Batch;
 
-// What a batch of these queries will hold: adds to N, U, P, R.
+// What query q brings to a batch: added to *N, *U, *P and *R.
 static inline void batch_count(const Ranked *d, int q, int *N, int *U, int *P, int *R) {
     *N += d->query_len[q];
     *U += 1;

@@ -109,7 +109,8 @@ static inline void xgrow(void **p, size_t *cap, size_t need, size_t size) {
     while (n < need) n *= 2;
     if (n > SIZE_MAX / size) die("memory: %zu x %zu bytes overflow", n, size);
     void *q = realloc(*p, n * size);
-    if (!q) die("memory: no room for %.1f MiB", (double)n * (double)size / 1048576.0);
+    if (!q)
+        die("memory: no room for %.1f MiB; use less data, or free some memory", (double)n * (double)size / 1048576.0);
     *p = q;
     *cap = n;
 }
