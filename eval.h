@@ -3,8 +3,8 @@ eval.h: what a policy is worth (paper, section 4 and appendix C). Every figure i
 taken over queries, since the completions of one query are no independent samples.
 
   reward       of fresh completions of held-out queries
-  best-of-n    the best among n completions of the starting policy: what RRHF tries to learn. From N >= n completions
-               every n of them are a sample, so each one counts by its chance to be the best: no draw is wasted
+  best-of-n    the best among n completions of the starting policy: what RRHF tries to learn. All subsets of n among the
+               N >= n completions count alike: each completion weighs as often as it is the best of a subset
   perplexity   of the completions under a judge, the start if not told otherwise: exp(-sum log P / tokens)
   accuracy     how often p_i orders a good and a bad response rightly: the policy as a reward model (Table 5)
   distinct-n   different n-grams / n-grams, over all completions: low when the policy repeats itself

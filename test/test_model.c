@@ -1,7 +1,8 @@
 /*
 test_model.c: what must come out the same when it is computed in another way. A shared prefix and separate sequences;
-micro-batches; the three matrix products; any number of threads; decoding over the cache and the whole sequence at
-once; AdamW in double. And that gpt2_bytes and gpt2_random keep their word. In float or (-DREAL=double) double.
+micro-batches; every matrix product that was built; any number of threads; decoding over the cache and the whole
+sequence at once; AdamW in double. And that gpt2_bytes and gpt2_random keep their word. In float or (-DREAL=double)
+double.
 
   cc -std=c11 -O2 -fopenmp -fopenmp-simd -DNO_MAIN test/test_model.c -o test/test_model -lm && test/test_model
 */
