@@ -3,6 +3,12 @@ verbs.h: the command line, and the six verbs sft, reward, sample, score, train, 
 
 Every verb reads the files of dataloader.h and model.h and leaves files of the same formats in --out, so each can be
 run alone. The same code drives the CPU and the CUDA build.
+
+The way of train, and where to find it:
+  policy_draw     responses to the queries, by the policy (sampler.h)
+  reward_score    their rewards (reward.h)
+  train_run       one training, with the reward's curve, and samples from before and after
+    train_loop    the loop (rrhf.h)
 */
 #ifndef VERBS_H
 #define VERBS_H
@@ -30,7 +36,7 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
 // reads it, by first letter, a = sample, c = score, d = the demo. CHOICE: the help begins with the choices.
 #define OPTIONS(X)                                                                                                     \
     X(STR, model, NULL, 0, 0, "sracte", "FILE: checkpoint to start from (sft without one: random weights)")            \
-    X(STR, tokenizer, NULL, 0, 0, "sracte", "FILE: vocabulary; needed wherever text is shown")                         \
+    X(STR, tokenizer, NULL, 0, 0, "sacte", "FILE: vocabulary; needed wherever text is shown")                          \
     X(STR, data, NULL, 0, 0, "sracte", "FILE: ranked responses (sft: or a token stream)")                              \
     X(STR, out, "out", 0, 0, "sracted", "DIR: where results go")                                                       \
     X(INT, seed, "1337", 0, 2147483647, "sracted", "same seed, same result")                                           \
@@ -171,6 +177,7 @@ static inline void usage(FILE *f) {
         "          log.csv, curves.png\n"
         "  sample  complete every query of --data -> sampled.bin; with --tokenizer samples.txt\n"
         "  score   rewards by --reward -> scored.bin; without one p_i by the policy itself, on stdout\n"
+        "          a line \"query response p n score\" for each response, n its length\n"
         "  train   RRHF on scored responses -> policy.bin, log.csv, curves.png; with --tokenizer samples.txt; with\n"
         "          --reward and --eval-data reward.csv\n"
         "  eval    reward, perplexity, best-of-n, accuracy, diversity of a policy -> eval.csv; with --tokenizer\n"
@@ -389,18 +396,23 @@ static inline void machine_say(void) {
     machine = NULL;
 }
 
+// The model and the data. training: 1 = trains, 0 = scores, -1 = samples, which plans no batches: no memory is said.
 static inline void banner(const Options *o, GPT2 *m, const Ranked *d, const char *verb, int training) {
     Config c = gpt2_config(m);
-    int bound[4], most = training ? o->batch : d->Q;
-    int micro = o->micro_batch ? o->micro_batch : micro_batch_auto(m, d, most);
-    if (micro > most) micro = most;
-    batch_bounds(d, micro, bound);
+    char memory[32] = "";
+    if (training >= 0) {
+        int bound[4], most = training ? o->batch : d->Q;
+        int micro = o->micro_batch ? o->micro_batch : micro_batch_auto(m, d, most);
+        if (micro > most) micro = most;
+        batch_bounds(d, micro, bound);
+        if (training && (o->batch > micro || o->grad_clip > 0)) training = 2;
+        snprintf(memory, sizeof memory, "; %.0f MiB",
+                 (double)gpt2_bytes(c, training, bound[0], c.reward ? bound[3] : bound[1]) / 1048576);
+    }
     machine_say();
-    if (training && (o->batch > micro || o->grad_clip > 0)) training = 2;
     fprintf(stderr, "%-8s %s: %d layers, %d channels, %d heads, context %d, vocabulary %d, %.1fM parameters; "
-            "%d queries, %d responses; %.0f MiB\n",
-            verb, c.reward ? "reward model" : "policy", c.L, c.C, c.NH, c.T, c.V, (double)gpt2_count(c) / 1e6,
-            d->Q, d->R, (double)gpt2_bytes(c, training, bound[0], c.reward ? bound[3] : bound[1]) / 1048576);
+            "%d queries, %d responses%s\n", verb, c.reward ? "reward model" : "policy", c.L, c.C, c.NH, c.T, c.V,
+            (double)gpt2_count(c) / 1e6, d->Q, d->R, memory);
 }
 
 // ----------------------------------------------------------------------------
@@ -563,11 +575,20 @@ static inline int resumable_exit(const Options *o, const Train *t, const char *v
     return stopped;
 }
 
+// Where a training leaves its results: better known now than after it that policy.bin cannot be replaced.
+static inline void make_out(const char *dir) {
+    char path[RRHF_PATH_MAX];
+    struct stat st;
+    make_dir(dir);
+    if (!stat(path_join(path, dir, "policy.bin"), &st) && !S_ISREG(st.st_mode))
+        die("%s: exists and is not a regular file; choose another --out", path);
+}
+
 // sft and reward from here on: the loop, and its curves.
 static inline int train_plain(const Options *o, GPT2 *m, Ranked *d, Train *t) {
     Log log = {NULL, 0, 0};
     int stopped = 0;
-    make_dir(t->out);
+    make_out(t->out);
     if (!train_finished(m, d, t)) {
         banner(o, m, d, t->label, 1);
         stopped = train_loop(m, d, t, &log);
@@ -754,7 +775,7 @@ static inline int train_run(Trainee *a, Train *t, const Ranked *d) {
     Ranked before, after;
     const Ranked *shown = o->eval_data ? &a->held : &a->d;
     memset(&curve, 0, sizeof curve);
-    make_dir(t->out);
+    make_out(t->out);
     if (train_finished(a->m, d, t)) return 0;
     if (o->eval_data && a->rm) {
         curve = curve_open(a, t, d);
@@ -783,7 +804,7 @@ static inline int train_round(Trainee *a, Train *t, int round) {
     char path[RRHF_PATH_MAX];
     Ranked drawn;
     uint64_t seed = (uint64_t)a->o->seed + (uint64_t)(round > 1 ? round - 1 : 0);
-    make_dir(t->out);
+    make_out(t->out);
     machine_say();
     if (t->resume) drawn = ranked_read(path_join(path, t->resume, "scored.bin")); // what the interrupted run trained on
     else {
@@ -812,7 +833,7 @@ static inline void round_load(Trainee *a, const char *dir) {
 static inline int train_rounds(Trainee *a, const Train *t) {
     static const char *const marks[] = {"policy.bin", "state.bin", "settings.txt"};
     char dir[RRHF_PATH_MAX], path[RRHF_PATH_MAX], name[32];
-    make_dir(t->out);
+    make_out(t->out);
     if (t->resume && !exists_in(t->resume, "round-1"))
         die("--resume %s: no round-1 in it to go on from; start without --resume", t->resume);
     for (int i = 1; !t->resume; i++) { // an earlier run's rounds must not pass for this one's
@@ -869,6 +890,8 @@ static inline int verb_train(const Options *o) {
     if (o->eval_data) a.held = data_open(o, o->eval_data, c, "train");
     drawing_settings(&a, t.drawing, sizeof t.drawing);
     t.refresh = a.policy.refresh, t.answer = online_answer, t.online = &a;
+    // IP-n: rounds, each a train_round. OP-k, whose responses the loop asks for, and P train on the data as they are.
+    // Every other policy: one train_round.
     int stopped = a.policy.rounds ? train_rounds(&a, &t)
                 : a.policy.refresh || a.policy.draw == DRAW_NOTHING ? train_run(&a, &t, &a.d) : train_round(&a, &t, 0);
     ranked_free(&a.d);
@@ -893,7 +916,7 @@ static inline int verb_sample(const Options *o) {
     if (p.draw == DRAW_NOTHING || p.rounds || p.refresh)
         die_usage("--policy %s: sample takes S, SP, B, BP, D or DP", o->policy);
     make_dir(o->out);
-    banner(o, m, &d, "sample", 0);
+    banner(o, m, &d, "sample", -1);
     Ranked out = policy_draw(o, p, m, &d, tok, (uint64_t)o->seed, "sample");
     ranked_write(path_join(path, o->out, "sampled.bin"), &out);
     printf("%s\n", path);
@@ -1045,7 +1068,8 @@ static inline Figure eval_pairs(GPT2 *m, const Ranked *d, double length_penalty)
 static inline GPT2 *eval_open(const char *path, const char *option, Config c) {
     GPT2 *m = path ? model_open(path, option, MODEL_POLICY, 0) : NULL;
     if (m && gpt2_config(m).V != c.V)
-        die("%s %s: vocabulary %d, the policy has %d", option, path, gpt2_config(m).V, c.V);
+        die("%s %s: vocabulary %d, the policy has %d; give one with the policy's tokenizer",
+            option, path, gpt2_config(m).V, c.V);
     return m;
 }
 
@@ -1091,9 +1115,9 @@ static inline int eval_policy(const Options *o, GPT2 *m, const Ranked *data) {
         for (int r = data->first[q]; r < data->first[q + 1]; r++)
             pairs |= data->score[r] != data->score[data->first[q]];
     // pairs given, or made by the reward
-    const Ranked *judged = pairs ? data : rm ? (with_start ? &start : &fresh) : NULL;
-    if (judged) rows[n - 1].accuracy = eval_pairs(m, judged, o->length_penalty);
-    if (judged && with_start) rows[0].accuracy = eval_pairs(ref, judged, o->length_penalty);
+    const Ranked *ordered = pairs ? data : rm ? (with_start ? &start : &fresh) : NULL;
+    if (ordered) rows[n - 1].accuracy = eval_pairs(m, ordered, o->length_penalty);
+    if (ordered && with_start) rows[0].accuracy = eval_pairs(ref, ordered, o->length_penalty);
     eval_csv(o->out, rows, n);
     eval_print(stdout, rows, n, o, data->Q);
     if (tok) {

@@ -40,7 +40,7 @@ static inline void story_tokenizer(const char *path) {
     free(r.text);
 }
 
-// A snippet of the length that the reward model will judge: the beginning, or one from anywhere inside.
+// A snippet as long as what the reward model will judge, from anywhere in the review; its first token is the query.
 static inline void story_snippet(Ranked *d, const Tokens *ids, Rng *rng, int label) {
     int n = (int)ids->n, len = n < STORY_SNIPPET ? n : STORY_SNIPPET, at = rng_below(rng, n - len + 1);
     ranked_query(d, ids->id + at, 1);
@@ -132,7 +132,7 @@ static inline int verb_demo(const Options *user) {
     snprintf(dir, sizeof dir, "%s", user->out);
     if (strlen(dir) > 200 || strchr(dir, ' '))
         die_usage("--out '%.60s': the demo takes a short name without spaces", dir);
-    make_dir(dir);
+    make_out(dir);
     fprintf(stderr, "The RRHF story on made-up reviews: pretrain, train a reward, sample, score, align, evaluate.\n");
     snprintf(path, sizeof path, "%s/tokenizer.bin", dir);
     story_tokenizer(path);
