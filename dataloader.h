@@ -38,7 +38,7 @@ typedef struct {
     int *resp_len;         // (R)
     int64_t *resp_at;      // (R)   where its tokens start
     float *score;          // (R)
-    int *source;           // (R)
+    int *source;           // (R)   SOURCE_DATA or another of sampler.h
     uint16_t *tokens;      // (n_tokens)
     size_t cap[8];         // capacities of the eight arrays above, for appending
 } Ranked;
@@ -49,6 +49,7 @@ static inline void ranked_free(Ranked *d) {
     memset(d, 0, sizeof *d);
 }
 
+// Appends tokens; returns where they start.
 static inline int64_t ranked_append(Ranked *d, const uint16_t *tokens, int n) {
     int64_t at = d->n_tokens;
     xgrow((void **)&d->tokens, &d->cap[7], (size_t)(at + n), sizeof(uint16_t));

@@ -88,10 +88,10 @@ static inline int reward_data_is_labels(const Ranked *d, const char *path) {
 // A source of rewards
 
 typedef struct {
-    const char *spec;
-    GPT2 *model;             // a checkpoint's, or NULL:
+    const char *spec;        // as --reward says it
+    GPT2 *model;             // a checkpoint's, or NULL: a command
     Tokenizer *tok;          // a command gets text
-    pid_t pid;
+    pid_t pid;               // the command
     int to;                  // its standard input
     int from;                // its standard output
 } Reward;

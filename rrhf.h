@@ -235,9 +235,9 @@ typedef struct {
     AdamW adam;           // with this step's learning rate
     int queries, step;    // queries of the whole step; its number, from 1
     Loss sum;             // so far, a mean over those queries
-    int behind;           // of the queries right behind this step's, those that the next begins with; 0 = not known
-    int next;             // the same for the micro-batch
-    int ahead;            // the backend's: b holds the next micro-batch already
+    int behind;           // so many queries right behind this step's are the next one's first micro-batch; 0: not known
+    int next;             // so many queries right behind this micro-batch's are the next one; 0: not known
+    int ahead;            // the backend's own: b holds the next micro-batch already
 } StepRoom;
 
 static inline StepRoom step_room(GPT2 *m, const Ranked *d, int micro) {
@@ -272,7 +272,7 @@ static inline void check_norm(int step, double norm, double loss) {
             "checkpoint with a smaller --lr or with --grad-clip 1", step, norm, loss);
 }
 
-// One micro-batch up to its gradient: scores -> losses -> coefficients, in s->coef.
+// One micro-batch up to its gradient: forward -> values -> losses -> coefficients, in s->coef.
 static inline void micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n) {
     double scale = 1.0 / s->queries;
     Batch *b = &s->b;
@@ -292,7 +292,7 @@ static inline void micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
     }
 }
 
-// The end of a step: the gradient's norm, clipping, the update. Returns the losses, summed over the step.
+// The end of a step: the gradient's norm, clipping, the update. Returns the losses, means over the step's queries.
 static inline Loss step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
     *grad_norm = gpt2_grad_norm(m);
     check_norm(s->step, *grad_norm, s->sum.loss);
@@ -334,6 +334,7 @@ static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
 // ----------------------------------------------------------------------------
 // Which queries, and OP-k's responses to them
 
+// The optimizer steps of all epochs.
 static inline int train_steps(const Train *t, const Ranked *d) {
     int64_t n = (int64_t)t->epochs * ((d->Q + t->batch - 1) / t->batch);
     if (n > INT32_MAX)
@@ -342,7 +343,8 @@ static inline int train_steps(const Train *t, const Ranked *d) {
     return (int)n;
 }
 
-// The queries that step (from 0) visits: n of them from order, which is shuffled anew for each epoch.
+// Points *queries at those that step (from 0) visits and returns how many. They lie in order (Q), which is shuffled
+// anew for each epoch; *epoch: the one that it is shuffled for, -1 = none yet.
 static inline int step_queries(const Train *t, const Ranked *d, int step, int *order, int *epoch, const int **queries) {
     int per_epoch = (d->Q + t->batch - 1) / t->batch, at = step % per_epoch * t->batch;
     if (*epoch != step / per_epoch) {

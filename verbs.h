@@ -100,15 +100,16 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
 #define OPTION_TYPE_INT int
 #define OPTION_TYPE_NUM double
 #define OPTION_TYPE_CHOICE int
+// o.batch and o.batch_given, was it on the command line, and so on. names: of the start and the policy, in tables.
 #define X(type, field, def, least, most, verbs, help) OPTION_TYPE_##type field; int field##_given;
-typedef struct { OPTIONS(X) const char *program, *names[2]; } Options; // names: of the start and the policy, in tables
+typedef struct { OPTIONS(X) const char *program, *names[2]; } Options;
 #undef X
 
 typedef struct {
     const char *field, *def, *verbs, *help;
     enum OptionType type;
     double least, most;
-    size_t at, given_at;
+    size_t at, given_at; // where in Options
 } OptionRow;
 
 #define X(type, field, def, least, most, verbs, help) \
@@ -128,6 +129,7 @@ static inline const char *option_name(const OptionRow *row) { // "--max-new-toke
     return name;
 }
 
+// Which of the choices that the help begins with; -1 = none.
 static inline int choice_parse(const OptionRow *row, const char *value) {
     const char *s = row->help;
     for (int i = 0;; i++) {
@@ -248,6 +250,7 @@ static inline const char *need(const char *value, const char *option, const char
 
 enum { MODEL_POLICY, MODEL_REWARD, MODEL_ANY };
 
+// option: for the error. training: with room for gradients and moments.
 static inline GPT2 *model_open(const char *path, const char *option, int kind, int training) {
     Checkpoint f = checkpoint_open(path);
     if (kind != MODEL_ANY && f.c.reward != (kind == MODEL_REWARD))
@@ -258,6 +261,7 @@ static inline GPT2 *model_open(const char *path, const char *option, int kind, i
     return m;
 }
 
+// A data file, cut to the limits and checked against the model. A token stream only for sft, as chunks of its context.
 static inline Ranked data_open(const Options *o, const char *path, Config c, const char *verb) {
     int stream = data_magic(path) == STREAM_MAGIC;
     int chunk = o->max_response_tokens && o->max_response_tokens < c.T ? o->max_response_tokens + 1 : c.T;
@@ -444,11 +448,12 @@ typedef struct {
     GPT2 *m;
     const Tokenizer *tok;
     Reward *reward;
-    Ranked data;
+    Ranked data;         // the held-out queries
     Sampling sampling;
-    int every, last, n;
-    size_t cap;
+    int every, last;     // a point every so many steps, and at the last
     double *point;       // (n, 3): step, mean, standard error
+    int n;
+    size_t cap;
     const char *out;
 } Curve;
 
@@ -474,6 +479,7 @@ static inline void curve_read(Curve *c, const char *dir) {
     if (f) fclose(f);
 }
 
+// The loop's `after`.
 static inline void curve_point(void *context, int step) {
     Curve *c = (Curve *)context;
     if (step % c->every && step != c->last) return;
@@ -532,9 +538,9 @@ static inline int curves_draw(const Train *t, const Log *log, const Curve *curve
     return drawn;
 }
 
-// Completions of the first queries, before and after training; written to samples.txt in the end.
-enum { SHOWN = 8 };
+enum { SHOWN = 8 }; // queries in samples.txt
 
+// samples.txt: completions from before and after training, or, without before, new ones and the data's own.
 static inline void samples_write(const char *dir, const Tokenizer *t, const Ranked *before, const Ranked *after,
                                  int scored) {
     char path[RRHF_PATH_MAX];
@@ -677,6 +683,7 @@ static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ran
            l.rank, l.ft, l.loss);
 }
 
+// --explain N: the loss at work on query N alone, before and after one step. Nothing is saved.
 static inline int explain(const Options *o, GPT2 *m, const Ranked *d, const Tokenizer *tok) {
     int q = o->explain;
     if (q >= d->Q) die_usage("--explain %d: the data have queries 0 to %d", q, d->Q - 1);
@@ -721,7 +728,7 @@ typedef struct {
     Tokenizer *tok;
     Reward reward, *rm;   // rm = NULL: none
     Policy policy;
-    Ranked d, held;
+    Ranked d, held;       // --data, --eval-data
 } Trainee;
 
 static inline Curve curve_open(const Trainee *a, const Train *t, const Ranked *d) {
@@ -1056,7 +1063,7 @@ static inline EvalRow eval_row(const char *name, const Ranked *d, const double *
     return row;
 }
 
-// Accuracy of p_i as a reward model on pairs whose order is known.
+// Accuracy of p_i as a reward model: on pairs whose order the scores of d tell.
 static inline Figure eval_pairs(GPT2 *m, const Ranked *d, double length_penalty) {
     double *p = (double *)xalloc((size_t)d->R, sizeof *p);
     policy_scores(m, d, length_penalty, "", p);
