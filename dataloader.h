@@ -38,7 +38,7 @@ typedef struct {
     int *resp_len;         // (R)
     int64_t *resp_at;      // (R)   where its tokens start
     float *score;          // (R)
-    int *source;           // (R)
+    int *source;           // (R)   SOURCE_DATA or another of sampler.h
     uint16_t *tokens;      // (n_tokens)
     size_t cap[8];         // capacities of the eight arrays above, for appending
 } Ranked;
@@ -49,6 +49,7 @@ static inline void ranked_free(Ranked *d) {
     memset(d, 0, sizeof *d);
 }
 
+// Appends tokens; returns where they start.
 static inline int64_t ranked_append(Ranked *d, const uint16_t *tokens, int n) {
     int64_t at = d->n_tokens;
     xgrow((void **)&d->tokens, &d->cap[7], (size_t)(at + n), sizeof(uint16_t));
@@ -94,26 +95,29 @@ static inline Ranked ranked_read(const char *path) {
     In in = in_open(path);
     int32_t h[256];
     in_header(&in, h, RANKED_MAGIC, "ranked-responses file");
-    if (h[1] != 1) die("%s: version %d, expected 1", path, h[1]);
+    if (h[1] != 1) die("%s: version %d, expected 1; make the file again", path, h[1]);
     int64_t need = 8 * (int64_t)h[2] + 12 * (int64_t)h[3] + 2 * (int64_t)h[4]; // bytes after the header
     if (h[2] < 1 || h[3] < h[2] || h[4] < h[3] + (int64_t)h[2] || need != in_left(&in))
         die("%s: header says %d queries, %d responses, %d tokens (%" PRId64 " bytes), the file has %" PRId64
             "; truncated or damaged: make it again", path, h[2], h[3], h[4], need, in_left(&in));
-    if (h[5] < 1 || h[5] > 65536) die("%s: vocabulary %d, expected 1..65536", path, h[5]);
+    if (h[5] < 1 || h[5] > 65536) die("%s: vocabulary %d, expected 1..65536; is the file damaged?", path, h[5]);
     d.V = h[5];
     uint16_t *tok = (uint16_t *)xalloc((size_t)h[4], sizeof *tok);
     int32_t *meta = (int32_t *)xalloc((size_t)h[3] * 3, sizeof *meta);
     for (int q = 0; q < h[2]; q++) {
         int32_t n = in_i32(&in, "a query's length"), k = in_i32(&in, "a query's k");
         if (n < 1 || k < 1 || k > h[3] - d.R || n > h[4] - d.n_tokens)
-            die("%s: query %d: length %d and k %d, expected at least 1 and no more than the header announces", path, q, n, k);
+            die("%s: query %d: length %d and k %d, expected at least 1 and no more than the header announces",
+                path, q, n, k);
         in_read(&in, meta, 12 * (int64_t)k, "a query's response table");
         int64_t total = n;
         for (int i = 0; i < k; i++) {
-            if (meta[3 * i] < 1) die("%s: query %d, response %d: length %d, expected at least 1", path, q, i, meta[3 * i]);
+            if (meta[3 * i] < 1)
+                die("%s: query %d, response %d: length %d, expected at least 1", path, q, i, meta[3 * i]);
             total += meta[3 * i];
         }
-        if (total > h[4] - d.n_tokens) die("%s: query %d: %" PRId64 " tokens, more than the header announces", path, q, total);
+        if (total > h[4] - d.n_tokens)
+            die("%s: query %d: %" PRId64 " tokens, more than the header announces", path, q, total);
         in_read(&in, tok, 2 * total, "a query's tokens");
         for (int64_t t = 0; t < total; t++)
             if (tok[t] >= d.V) die("%s: query %d: token %d, but its vocabulary has %d", path, q, tok[t], d.V);
@@ -138,7 +142,8 @@ static inline void ranked_write(const char *path, const Ranked *d) {
     int64_t tokens = 0; // those in use: after ranked_limit this is less than n_tokens
     for (int q = 0; q < d->Q; q++) tokens += d->query_len[q];
     for (int r = 0; r < d->R; r++) tokens += d->resp_len[r];
-    if (tokens > INT32_MAX) die("%s: %" PRId64 " tokens are more than the format's int32 holds; write several files", path, tokens);
+    if (tokens > INT32_MAX)
+        die("%s: %" PRId64 " tokens are more than the format's int32 holds; write several files", path, tokens);
     int32_t h[256] = {RANKED_MAGIC, 1, d->Q, d->R, (int32_t)tokens, d->V};
     Out out = out_open(path);
     out_write(&out, h, sizeof h);
@@ -165,9 +170,10 @@ static inline Ranked stream_read(const char *path, int chunk) {
     In in = in_open(path);
     int32_t h[256];
     in_header(&in, h, STREAM_MAGIC, "token stream");
-    if (h[1] != 1) die("%s: version %d, expected 1", path, h[1]);
+    if (h[1] != 1) die("%s: version %d, expected 1; make the file again", path, h[1]);
     if (h[2] < 2 || 2 * (int64_t)h[2] != in_left(&in))
-        die("%s: header says %d tokens (at least 2 expected), the file has room for %" PRId64, path, h[2], in_left(&in) / 2);
+        die("%s: header says %d tokens (at least 2 expected), the file has room for %" PRId64
+            "; truncated or damaged: make it again", path, h[2], in_left(&in) / 2);
     uint16_t *tok = (uint16_t *)xalloc((size_t)h[2], sizeof *tok);
     in_read(&in, tok, 2 * (int64_t)h[2], "the tokens");
     in_close(&in);
@@ -209,9 +215,12 @@ static inline void ranked_limit(Ranked *d, int max_query_tokens, int max_respons
 
 // Does every sequence suit a model with vocabulary V and context T? Dies where not.
 static inline void ranked_check(const Ranked *d, const char *path, int V, int T) {
-    if (d->V && d->V != V) die("%s: made for a vocabulary of %d, but the model has %d; use the model's own tokenizer", path, d->V, V);
+    if (d->V && d->V != V)
+        die("%s: made for a vocabulary of %d, but the model has %d; use the model's own tokenizer", path, d->V, V);
     for (int64_t t = 0; t < d->n_tokens; t++)
-        if (d->tokens[t] >= V) die("%s: token %d, but the model's vocabulary has %d; use the model's own tokenizer", path, d->tokens[t], V);
+        if (d->tokens[t] >= V)
+            die("%s: token %d, but the model's vocabulary has %d; use the model's own tokenizer",
+                path, d->tokens[t], V);
     for (int q = 0; q < d->Q; q++)
         for (int r = d->first[q]; r < d->first[q + 1]; r++)
             if (d->query_len[q] > T - d->resp_len[r])
@@ -228,10 +237,19 @@ static inline void ranked_check(const Ranked *d, const char *path, int V, int T)
 //     [a0, a1)      the query's tokens: up to itself if it is one of them, all of them otherwise
 //     [b0, n+1)     its own response's tokens up to itself; empty (b0 = n+1) for a query token
 // and its position is its place in its own sequence x y_i. That is all a transformer needs to know: the rest
-// is per token. The result is that of k separate sequences (test/test_model.c proves it, gradients included).
+// is per token. The result is that of k separate sequences (test/test_model.c checks it, gradients included).
 //
 // Predictions are (row, target, response) triples, sorted by row: the query's last row predicts the first token
-// of all k responses, every other row at most one token. Logits are computed for the U predicting rows only.
+// of all k responses, a response's row its next token; its last row and the query's other rows predict nothing. Logits
+// are computed for the U predicting rows only.
+//
+// Example: x = "a b", y_1 = "c d", y_2 = "e". N 5, U 2, P 3, R 2.
+//     row            0      1      2      3      4
+//     token          a      b      c      d      e
+//     position       0      1      2      3      2
+//     [a0, a1)     [0,1)  [0,2)  [0,2)  [0,2)  [0,2)
+//     [b0, n+1)      -      -    [2,3)  [2,4)  [4,5)
+//     predicts       -     c, e    d      -      -
 
 typedef struct {
     int N, U, P, R, Q;         // tokens, predicting rows, predictions, responses, queries
@@ -248,7 +266,7 @@ typedef struct {
     int *query;                // (Q)   index in the data set
 } Batch;
 
-// What a batch of these queries will hold: adds to N, U, P, R.
+// What query q brings to a batch: added to *N, *U, *P and *R.
 static inline void batch_count(const Ranked *d, int q, int *N, int *U, int *P, int *R) {
     *N += d->query_len[q];
     *U += 1;
@@ -266,7 +284,8 @@ static inline Batch batch_make(int N, int U, int P, int R, int Q) {
     memset(&b, 0, sizeof b);
     b.N = N, b.U = U, b.P = P, b.R = R, b.Q = Q;
     int **n_arrays[] = {&b.token, &b.pos, &b.a0, &b.a1, &b.b0};
-    for (size_t i = 0; i < sizeof n_arrays / sizeof *n_arrays; i++) *n_arrays[i] = (int *)xalloc((size_t)N, sizeof(int));
+    for (size_t i = 0; i < sizeof n_arrays / sizeof *n_arrays; i++)
+        *n_arrays[i] = (int *)xalloc((size_t)N, sizeof(int));
     b.group = (int *)xalloc((size_t)Q + 1, sizeof(int));
     b.first = (int *)xalloc((size_t)Q + 1, sizeof(int));
     b.query = (int *)xalloc((size_t)Q, sizeof(int));

@@ -3,8 +3,8 @@ eval.h: what a policy is worth (paper, section 4 and appendix C). Every figure i
 taken over queries, since the completions of one query are no independent samples.
 
   reward       of fresh completions of held-out queries
-  best-of-n    the best among n completions of the starting policy: what RRHF tries to learn. From N >= n completions
-               every n of them are a sample, so each one counts by its chance to be the best: no draw is wasted
+  best-of-n    the best among n completions of the starting policy: what RRHF tries to learn. All subsets of n among the
+               N >= n completions count alike: each completion weighs as often as it is the best of a subset
   perplexity   of the completions under a judge, the start if not told otherwise: exp(-sum log P / tokens)
   accuracy     how often p_i orders a good and a bad response rightly: the policy as a reward model (Table 5)
   distinct-n   different n-grams / n-grams, over all completions: low when the policy repeats itself
@@ -51,7 +51,8 @@ static inline void eval_weights(const Ranked *d, int n, double *weight) {
         int first = d->first[q], N = d->first[q + 1] - first;
         for (int r = first; r < first + N; r++) {
             int j = 1; // its place among the scores, equal ones in the order of the file
-            for (int i = first; i < first + N; i++) j += d->score[i] < d->score[r] || (d->score[i] == d->score[r] && i < r);
+            for (int i = first; i < first + N; i++)
+                j += d->score[i] < d->score[r] || (d->score[i] == d->score[r] && i < r);
             weight[r] = n ? (double)n / N : 1.0 / N; // C(j-1, n-1) / C(N, n) = n/N prod_i (j - i) / (N - i)
             for (int i = 1; i < n; i++) weight[r] *= j > i ? (double)(j - i) / (N - i) : 0;
         }
@@ -72,7 +73,10 @@ static inline Figure eval_mean(const Ranked *d, const double *value, const doubl
 static inline Figure eval_perplexity(const Ranked *d, const double *logp, const double *weight) {
     double *a = (double *)xalloc((size_t)d->Q * 2, sizeof *a), *b = a + d->Q;
     for (int q = 0; q < d->Q; q++)
-        for (int r = d->first[q]; r < d->first[q + 1]; r++) a[q] -= weight[r] * logp[r], b[q] += weight[r] * d->resp_len[r];
+        for (int r = d->first[q]; r < d->first[q + 1]; r++) {
+            a[q] -= weight[r] * logp[r];
+            b[q] += weight[r] * d->resp_len[r];
+        }
     Figure f = figure_ratio(a, b, d->Q);
     free(a);
     f.mean = exp(f.mean);
@@ -101,15 +105,16 @@ static inline int compare_u32(const void *a, const void *b) {
     return x < y ? -1 : x > y;
 }
 
-// Different n-grams over all n-grams, n = 1 or 2, of each query's first k responses: the figure falls as texts are added,
-// so only equal numbers of texts compare.
+// Different n-grams over all n-grams, n = 1 or 2, of each query's first k responses: the figure falls as texts are
+// added, so only equal numbers of texts compare.
 static inline double eval_distinct(const Ranked *d, int n, int k) {
     uint32_t *gram = (uint32_t *)xalloc((size_t)d->n_tokens, sizeof *gram);
     size_t grams = 0, different = 0;
     for (int q = 0; q < d->Q; q++)
         for (int r = d->first[q]; r < d->first[q + 1] && r < d->first[q] + k; r++) {
             const uint16_t *y = d->tokens + d->resp_at[r];
-            for (int t = n - 1; t < d->resp_len[r]; t++) gram[grams++] = n == 1 ? y[t] : (uint32_t)y[t - 1] << 16 | y[t];
+            for (int t = n - 1; t < d->resp_len[r]; t++)
+                gram[grams++] = n == 1 ? y[t] : (uint32_t)y[t - 1] << 16 | y[t];
         }
     qsort(gram, grams, sizeof *gram, compare_u32);
     for (size_t i = 0; i < grams; i++) different += i == 0 || gram[i] != gram[i - 1];

@@ -1,10 +1,10 @@
 /*
 reward.h: where rewards come from, and how a reward model is trained.
 
-  Reward r = reward_open("reward.bin", tokenizer);     a GPT-2 with a scalar head, trained by the reward verb, or
-             reward_open("cmd:PROGRAM ARGS", tokenizer)  any program: it runs as long as we do, reads one text (query
-                                            and response, \\ \n \r escaped) per line, prints one number per line, flushed
-  reward_score(&r, &d, label);              sets d.score of every response from query and response together
+  Reward r = reward_open("reward.bin", tokenizer);        a GPT-2 with a scalar head, trained by the reward verb, or
+             reward_open("cmd:PROGRAM ARGS", tokenizer);  any program: it runs as long as we do, reads one text (query
+                                 and response, \\ \n \r escaped) per line, prints one number per line, flushed
+  reward_score(&r, &d, label);   sets d.score of every response from query and response together
   reward_close(&r);
 
 Two losses train the head on z = head(x, y), read at the response's last token; p_i of the loop is z itself:
@@ -32,7 +32,8 @@ static inline BOTH double sigmoid(double z) { return z > 0 ? 1 / (1 + exp(-z)) :
 static inline BOTH double softplus(double z) { return z > 0 ? z + log1p(exp(-z)) : log1p(exp(z)); } // log(1 + exp(z))
 
 // dL/dz = sigmoid(z) - r
-static inline BOTH Loss logistic_loss(const Objective *o, int k, const double *z, const int *n, const float *r, double *p, double *c) {
+static inline BOTH Loss logistic_loss(const Objective *o, int k, const double *z, const int *n, const float *r,
+                                      double *p, double *c) {
     Loss l = {0, 0, 0};
     (void)o, (void)n;
     for (int i = 0; i < k; i++) {
@@ -45,7 +46,8 @@ static inline BOTH Loss logistic_loss(const Objective *o, int k, const double *z
 }
 
 // dL/dz_i = sigmoid(z_i - z_j) / pairs for the worse one of each pair, its negative for the better one
-static inline BOTH Loss pairwise_loss(const Objective *o, int k, const double *z, const int *n, const float *r, double *p, double *c) {
+static inline BOTH Loss pairwise_loss(const Objective *o, int k, const double *z, const int *n, const float *r,
+                                      double *p, double *c) {
     Loss l = {0, 0, 0};
     int pairs = 0;
     (void)o, (void)n;
@@ -77,8 +79,8 @@ static inline int reward_data_is_labels(const Ranked *d, const char *path) {
     }
     for (int r = 0; r < d->R; r++)
         if (d->score[r] < 0 || d->score[r] > 1)
-            die("%s: one response per query means labels, and response %d has the label %g; expected 0 (bad) to 1 (good)",
-                path, r, d->score[r]);
+            die("%s: one response per query means labels, and response %d has the label %g; expected 0 (bad) to 1 "
+                "(good)", path, r, d->score[r]);
     return 1;
 }
 
@@ -86,10 +88,10 @@ static inline int reward_data_is_labels(const Ranked *d, const char *path) {
 // A source of rewards
 
 typedef struct {
-    const char *spec;
-    GPT2 *model;             // a checkpoint's, or NULL:
+    const char *spec;        // as --reward says it
+    GPT2 *model;             // a checkpoint's, or NULL: a command
     Tokenizer *tok;          // a command gets text
-    pid_t pid;
+    pid_t pid;               // the command
     int to;                  // its standard input
     int from;                // its standard output
 } Reward;
@@ -126,7 +128,8 @@ static inline Reward reward_open(const char *spec, Tokenizer *tok) {
         return r;
     }
     Checkpoint f = checkpoint_open(spec);
-    if (!f.c.reward) die("--reward %s: a policy, without a scalar head; make a reward model with the reward verb", spec);
+    if (!f.c.reward)
+        die("--reward %s: a policy, without a scalar head; make a reward model with the reward verb", spec);
     r.model = gpt2_build(f.c, NULL, 0);
     checkpoint_load(&f, r.model);
     return r;
@@ -144,8 +147,8 @@ static inline void reward_close(Reward *r) {
     gpt2_free(r->model);
     if (r->pid) {
         if (reward_ready(r, 200) && read(r->from, rest, sizeof rest) > 0)
-            die("--reward %s: it printed more lines than it was asked for, so scores may belong to other texts; expected one "
-                "line for each that it reads", r->spec);
+            die("--reward %s: it printed more lines than it was asked for, so scores may belong to other texts; "
+                "expected one line for each that it reads", r->spec);
         close(r->to), close(r->from);
         waitpid(r->pid, NULL, 0);
     }
@@ -176,23 +179,24 @@ static inline size_t reward_escape(char *line, const char *text, size_t n) {
 
 // One line of at most size - 1 bytes. A slow command is waited for, a silent one not for ever.
 static inline void reward_answer(Reward *r, char *answer, size_t size, int response) {
-    enum { PATIENCE = 300, GRACE = 15 }; // seconds; after Ctrl-C fewer: enough for one that works, so that the step can be saved
+    enum { PATIENCE = 300, GRACE = 15 }; // seconds; the fewer after Ctrl-C, so that a working one's step can be saved
     size_t n = 0;
     double start = now_s(), stop = 0;
     for (int noted = 0; n + 1 < size;) {
         if (!reward_ready(r, 1000)) {
             double now = now_s();
-            if (now - start > 10 && !noted++) fprintf(stderr, "note: waiting for --reward %s; does it flush every line?\n", r->spec);
+            if (now - start > 10 && !noted++)
+                fprintf(stderr, "note: waiting for --reward %s; does it flush every line?\n", r->spec);
             if (now - start > PATIENCE)
-                die("--reward %s: no answer to response %d for %d s; it must print one number for every line it reads, and flush it",
-                    r->spec, response, PATIENCE);
+                die("--reward %s: no answer to response %d for %d s; it must print one number for every line it reads, "
+                    "and flush it", r->spec, response, PATIENCE);
             if (interrupted && stop == 0) {
                 fprintf(stderr, "note: --reward %s: waiting at most %d s more for its answer\n", r->spec, GRACE);
                 stop = now + GRACE;
             }
             if (interrupted && now > stop)
-                die("--reward %s: interrupted, and no answer to response %d within %d s; nothing is saved since the last checkpoint",
-                    r->spec, response, GRACE);
+                die("--reward %s: interrupted, and no answer to response %d within %d s; nothing is saved since the "
+                    "last checkpoint", r->spec, response, GRACE);
             continue;
         }
         ssize_t k = read(r->from, answer + n, size - 1 - n);
@@ -203,7 +207,8 @@ static inline void reward_answer(Reward *r, char *answer, size_t size, int respo
     }
     answer[n] = 0;
     char *end = (char *)memchr(answer, '\n', n);
-    if (!end) die("--reward %s: response %d: over %zu bytes without a line end, expected one number", r->spec, response, n);
+    if (!end)
+        die("--reward %s: response %d: over %zu bytes without a line end, expected one number", r->spec, response, n);
     if (end + 1 != answer + n) die("--reward %s: response %d: more than one line in answer to one", r->spec, response);
 }
 
@@ -219,7 +224,8 @@ static inline float reward_ask(Reward *r, const Ranked *d, int q, int i) {
     if (all.id[all.n - 1] == r->tok->eot) all.n--; // end-of-text is no text
     char *text = tokenizer_text(r->tok, all.id, all.n, &n), *line = (char *)xalloc(2 * n + 2, 1), answer[256], *end;
     if (reward_ready(r, 0) && read(r->from, answer, 1) > 0)
-        die("--reward %s: it printed a line before it was asked about response %d; expected one line for each that it reads", r->spec, i);
+        die("--reward %s: it printed a line before it was asked about response %d; expected one line for each that it "
+            "reads", r->spec, i);
     for (m = reward_escape(line, text, n); done < m;) {
         ssize_t k = write(r->to, line + done, m - done);
         if (k < 0 && errno == EINTR) continue;

@@ -18,7 +18,15 @@ A response that outranks its better is pushed down (c > 0), the better one up, a
 Without ties and margin the count in brackets is simply how many places response i stands too high by p.
 With k = 1 only the last term remains: supervised fine-tuning is RRHF with one response.
 
+By hand: two responses of n = 2, 4 tokens with log P = -6, -4 and rewards 1, 0. p = -3, -1: out of order by 2.
+L = 2 + 6. c_0 = -1/2 - 1 (pushed up, and imitated), c_1 = +1/4 (pushed down).
+
 The loop sees log-probabilities and scores, never a layer: the backend contract of model.h does the rest.
+
+  train_loop                        epochs, OP-k's windows, log, checkpoints
+    train_step                      one optimizer step
+      gpt2_step, per micro-batch    micro_step: forward -> value -> rrhf_loss -> p, c; then the model's backward of c
+      gpt2_step_end                 norm, clipping, AdamW
 */
 #ifndef RRHF_H
 #define RRHF_H
@@ -31,6 +39,8 @@ The loop sees log-probabilities and scores, never a layer: the backend contract 
 
 // ----------------------------------------------------------------------------
 // The objective
+//
+// BOTH: also compiled for the GPU (util.h). The letters N, U, P, R are those of model.h's head.
 
 typedef struct {
     double rank_weight, ft_weight; // of equation 5
@@ -43,7 +53,8 @@ typedef struct { double loss, rank, ft; } Loss; // rank and ft before weighting,
 
 // Loss of one query and its gradient. value (k): sum_t log P for a policy, the head's output for a reward model;
 // n, r (k): lengths and rewards. Out: p (k), the score that is compared; c (k) = dL/dlogP, or dL/dhead.
-typedef Loss (*QueryLoss)(const Objective *o, int k, const double *value, const int *n, const float *r, double *p, double *c);
+typedef Loss (*QueryLoss)(const Objective *o, int k, const double *value, const int *n, const float *r,
+                          double *p, double *c);
 
 // gap_ij: how many places apart two rewards are among the query's distinct rewards.
 static inline BOTH int rrhf_gap(int k, const float *r, float low, float high) {
@@ -56,9 +67,11 @@ static inline BOTH int rrhf_gap(int k, const float *r, float low, float high) {
     return gap;
 }
 
-static inline BOTH double rrhf_score(double logp, int n, double length_penalty) { return logp / pow(n, length_penalty); } // (1)
+static inline BOTH double rrhf_score(double logp, int n, double length_penalty) {             // (1)
+    return logp / pow(n, length_penalty);
+}
 
-// What a pair r_i < r_j is out of order by: a loss where it is positive.                      (2)
+// How far a pair r_i < r_j is out of order. Active where positive: the loss is max(0, this).      (2)
 static inline BOTH double rrhf_hinge(const Objective *o, int k, const double *p, const float *r, int i, int j) {
     return p[i] - p[j] + (o->margin != 0 ? o->margin * rrhf_gap(k, r, r[i], r[j]) : 0);
 }
@@ -69,7 +82,10 @@ static inline BOTH int rrhf_best(int k, const float *r) {                       
     return best;
 }
 
-static inline BOTH Loss rrhf_loss(const Objective *o, int k, const double *logp, const int *n, const float *r, double *p, double *c) {
+// Equations 1 to 5 for one query. logp, n, r (k): each response's sum of log P, length and reward. Out: p (k), and
+// c (k) = dL/dlog P of each of the response's tokens: the step makes a response with c > 0 less likely.
+static inline BOTH Loss rrhf_loss(const Objective *o, int k, const double *logp, const int *n, const float *r,
+                                  double *p, double *c) {
     Loss l = {0, 0, 0};
     int best = rrhf_best(k, r);
     for (int i = 0; i < k; i++) {
@@ -105,16 +121,18 @@ static inline void batch_values(const Batch *b, int reward_model, const real *ou
 
 static inline int compare_int_down(const void *a, const void *b) { return *(const int *)b - *(const int *)a; }
 
-// The largest batch of `micro` queries that an order of the data can bring: its N, U, P and R.
+// Bounds on N, U, P and R of any `micro` queries: of each, the sum of its `micro` largest.
 static inline void batch_bounds(const Ranked *d, int micro, int bound[4]) {
     size_t Q = (size_t)d->Q;
-    int *N = (int *)xalloc(Q * 4, sizeof(int)), *U = N + Q, *P = U + Q, *R = P + Q, *size[4] = {N, U, P, R}; // each query's
+    int *N = (int *)xalloc(Q * 4, sizeof(int)), *U = N + Q, *P = U + Q, *R = P + Q; // each query's
+    int *size[4] = {N, U, P, R};
     for (int q = 0; q < d->Q; q++) batch_count(d, q, &N[q], &U[q], &P[q], &R[q]);
     for (int i = 0; i < 4; i++) {
         int64_t total = 0;
         qsort(size[i], Q, sizeof(int), compare_int_down);
         for (int q = 0; q < micro && q < d->Q; q++) total += size[i][q];
-        if (total > INT32_MAX / 4) die("--micro-batch %d: %" PRId64 " tokens at once; choose a smaller one", micro, total);
+        if (total > INT32_MAX / 4)
+            die("--micro-batch %d: %" PRId64 " tokens at once; choose a smaller one", micro, total);
         bound[i] = (int)total;
     }
     free(N);
@@ -155,7 +173,7 @@ static inline void evaluate_all(GPT2 *m, const Ranked *d, const char *label, dou
 }
 
 // ----------------------------------------------------------------------------
-// The training loop
+// What a training run is told
 
 enum Schedule { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT };
 
@@ -172,6 +190,8 @@ typedef struct {
     void (*after)(void *context, int step);  // called before the first step and after every one; may be NULL
     void *context;
     // OP-k: before every `refresh`-th step the policy in training answers the queries of the next `refresh` steps.
+    // answer returns the n queries of d, in the order of `queries`, answered and scored; the loop frees them. A query
+    // that the window visits twice comes twice. step: how many are done.
     int refresh;                             // k, 0 = the data's own responses
     Ranked (*answer)(void *online, const Ranked *d, const int *queries, int n, int step);
     void *online;
@@ -191,146 +211,15 @@ static inline void on_interrupt(int sig) {
     if (write(2, said, sizeof said - 1) < 0) return; // what a handler may call
 }
 
-// Learning rate of step 1..total: up over the first warmup fraction, then down to 0 (or not).
+// Learning rate of step 1..total: up over the first warmup fraction, reaching lr, then down, to reach 0 a step after
+// the last. SCHEDULE_CONSTANT stays at lr.
 static inline double learning_rate(const Train *t, int step, int total) {
-    int up = (int)ceil(t->warmup * total - 1e-9);
+    int up = (int)ceil(t->warmup * total - 1e-9); // 0.07 * 100 is 7.000000000000001 in double: 7 steps, not 8
     if (step <= up) return t->adam.lr * step / up;
     double left = (double)(total - step + 1) / (total - up); // 1 at the first step after the warm-up
     if (t->schedule == SCHEDULE_LINEAR) return t->adam.lr * left;
     if (t->schedule == SCHEDULE_COSINE) return t->adam.lr * 0.5 * (1 - cos(3.141592653589793 * left));
     return t->adam.lr;
-}
-
-// ----------------------------------------------------------------------------
-// Settings: everything that decides a step's bits, so that a resumed run can be refused with a reason
-
-static inline uint64_t ranked_hash(const Ranked *d) { // of the tokens in use and the scores
-    size_t Q = (size_t)d->Q, R = (size_t)d->R;
-    uint64_t h = hash64(HASH64, d->first, (Q + 1) * sizeof *d->first);
-    h = hash64(h, d->query_len, Q * sizeof *d->query_len);
-    h = hash64(h, d->resp_len, R * sizeof *d->resp_len);
-    h = hash64(h, d->score, R * sizeof *d->score);
-    for (int q = 0; q < d->Q; q++) h = hash64(h, d->tokens + d->query_at[q], 2 * (size_t)d->query_len[q]);
-    for (int r = 0; r < d->R; r++) h = hash64(h, d->tokens + d->resp_at[r], 2 * (size_t)d->resp_len[r]);
-    return h;
-}
-
-// Of the parameters, a sample from all over: to hash all of a large model would take as long as to load it, and models that
-// were trained otherwise differ everywhere.
-static inline uint64_t gpt2_hash(GPT2 *m) {
-    enum { SAMPLE = 4096 };
-    float part[SAMPLE];
-    size_t n = gpt2_count(gpt2_config(m));
-    uint64_t h = HASH64;
-    for (size_t at = 0; at < n; at += GPT2_PART) {
-        size_t k = n - at < SAMPLE ? n - at : SAMPLE;
-        gpt2_get_part(m, COPY_PARAMS, at, k, part);
-        h = hash64(h, part, k * sizeof *part);
-    }
-    return h;
-}
-
-// m is still the start. Settles --micro-batch, too: steps that are split otherwise round otherwise.
-static inline void train_settings(Train *t, GPT2 *m, const Ranked *d) {
-    Config c = gpt2_config(m);
-    const Objective *o = &t->objective;
-    if (t->micro_batch < 1) t->micro_batch = micro_batch_auto(m, d, t->batch);
-    if (t->micro_batch > t->batch) t->micro_batch = t->batch;
-    snprintf(t->settings, sizeof t->settings,
-             "model T%d V%d L%d NH%d C%d reward%d\nstart #%016" PRIx64 "\ndtype %s\n"
-             "data %d queries %d responses #%016" PRIx64 "\nseed %" PRIu64 "\nbatch %d\nmicro-batch %d\nepochs %d\nshuffle %d\n"
-             "lr %.9g\nschedule %d\nwarmup %.9g\nbeta1 %.9g\nbeta2 %.9g\neps %.9g\nweight-decay %.9g\ngrad-clip %.9g\n"
-             "rank-weight %.9g\nft-weight %.9g\nft-reduction %s\nlength-penalty %.9g\nmargin %.9g\nrefresh %d\n%s",
-             c.T, c.V, c.L, c.NH, c.C, c.reward, gpt2_hash(m), backend_dtype(),
-             d->Q, d->R, ranked_hash(d), t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
-             t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
-             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin, t->refresh,
-             t->drawing);
-}
-
-// Dies where the run in t->resume was begun with other settings, and names the first that differs.
-static inline void settings_check(const Train *t, const char *settings) {
-    const char *there = settings, *here = t->settings; // the setting that is being compared
-    for (size_t i = 0; settings[i] == t->settings[i]; i++) {
-        if (!settings[i]) return;
-        if (settings[i] == '\n') there = settings + i + 1, here = t->settings + i + 1;
-    }
-    if (!*there) there = "fewer settings";
-    if (!*here) here = "fewer settings";
-    die("--resume %s: it was begun with %.*s, this is %.*s; give the same options, or start without --resume", t->resume,
-        (int)strcspn(there, "\n"), there, (int)strcspn(here, "\n"), here);
-}
-
-// settings.txt marks a run that has finished.
-static inline void settings_write(const Train *t) {
-    char path[RRHF_PATH_MAX];
-    Out out = out_open(path_join(path, t->out, "settings.txt"));
-    out_write(&out, t->settings, strlen(t->settings));
-    out_close(&out);
-}
-
-// ----------------------------------------------------------------------------
-// State: log.csv, and state.bin to resume from
-
-static inline void log_write(const Train *t, const Log *log) {
-    char path[RRHF_PATH_MAX];
-    Out out = out_open(path_join(path, t->out, "log.csv"));
-    out_printf(&out, "step,epoch,loss,rank_loss,ft_loss,lr,grad_norm,ms,tokens_per_s\n");
-    for (int i = 0; i < log->n; i++) {
-        const LogRow *r = &log->row[i];
-        out_printf(&out, "%.0f,%.0f,%.9g,%.9g,%.9g,%.9g,%.9g,%.2f,%.0f\n", r->step, r->epoch, r->loss, r->rank_loss,
-                   r->ft_loss, r->lr, r->grad_norm, r->ms, r->tokens_per_s);
-    }
-    out_close(&out);
-}
-
-// state.bin: int32[256] {20230412, 1, settings' length, log rows}, the settings, the log, the parameters and both moments.
-enum { STATE_MAGIC = 20230412 };
-
-static inline void state_write(GPT2 *m, const Train *t, const Log *log) {
-    char path[RRHF_PATH_MAX];
-    int32_t h[256] = {STATE_MAGIC, 1, (int32_t)strlen(t->settings), log->n};
-    Out out = out_open(path_join(path, t->out, "state.bin"));
-    out_write(&out, h, sizeof h);
-    out_write(&out, t->settings, strlen(t->settings));
-    out_write(&out, log->row, (size_t)log->n * sizeof *log->row);
-    enum Copy parts[3] = {COPY_PARAMS, COPY_M, COPY_V};
-    for (int i = 0; i < 3; i++) gpt2_write(m, parts[i], &out);
-    out_close(&out);
-}
-
-static inline void train_load(GPT2 *m, const Train *t, Log *log) {
-    char path[RRHF_PATH_MAX], settings[sizeof t->settings];
-    int32_t h[256];
-    size_t n = gpt2_count(gpt2_config(m));
-    In in = in_open(path_join(path, t->resume, "state.bin"));
-    in_header(&in, h, STATE_MAGIC, "training state");
-    if (h[1] != 1 || h[2] < 0 || h[2] >= (int)sizeof settings || h[3] < 0) die("%s: damaged header; start without --resume", path);
-    memset(settings, 0, sizeof settings);
-    in_read(&in, settings, h[2], "the settings");
-    settings_check(t, settings);
-    if ((int64_t)h[3] * (int64_t)sizeof(LogRow) > in_left(&in)) die("%s: truncated: its log has %d rows", path, h[3]);
-    xgrow((void **)&log->row, &log->cap, (size_t)h[3], sizeof *log->row);
-    in_read(&in, log->row, (int64_t)h[3] * (int64_t)sizeof *log->row, "the log");
-    log->n = h[3];
-    for (int i = 0; i < log->n; i++)
-        if (log->row[i].step != i + 1)
-            die("%s: row %d of its log is step %g; damaged: start without --resume", path, i + 1, log->row[i].step);
-    if ((int64_t)(3 * n * sizeof(float)) != in_left(&in))
-        die("%s: %" PRId64 " bytes of parameters and moments, expected %zu; truncated, or of another model", path, in_left(&in),
-            3 * n * sizeof(float));
-    float *part = (float *)xalloc(GPT2_PART, sizeof *part);
-    enum Copy parts[3] = {COPY_PARAMS, COPY_M, COPY_V};
-    for (int i = 0; i < 3; i++)
-        for (size_t at = 0, k; at < n; at += k) {
-            k = gpt2_part(at, n);
-            in_read(&in, part, (int64_t)(k * sizeof *part), "the optimizer's state");
-            for (size_t j = 0; j < k; j++)
-                if (!isfinite(part[j])) die("%s: number %zu of part %d is %g; damaged: start without --resume", path, at + j, i, part[j]);
-            gpt2_set_part(m, parts[i], at, k, part);
-        }
-    in_close(&in);
-    free(part);
 }
 
 // ----------------------------------------------------------------------------
@@ -346,9 +235,9 @@ typedef struct {
     AdamW adam;           // with this step's learning rate
     int queries, step;    // queries of the whole step; its number, from 1
     Loss sum;             // so far, a mean over those queries
-    int behind;           // of the queries right behind this step's, those that the next begins with; 0 = not known
-    int next;             // the same for the micro-batch
-    int ahead;            // the backend's: b holds the next micro-batch already
+    int behind;           // so many queries right behind this step's are the next one's first micro-batch; 0: not known
+    int next;             // so many queries right behind this micro-batch's are the next one; 0: not known
+    int ahead;            // the backend's own: b holds the next micro-batch already
 } StepRoom;
 
 static inline StepRoom step_room(GPT2 *m, const Ranked *d, int micro) {
@@ -373,17 +262,17 @@ static inline void step_room_free(StepRoom *s) {
 
 static inline void check_value(int step, int query, int response, double value) {
     if (!isfinite(value))
-        die("NaN: step %d, query %d, response %d: value %g; nothing was overwritten: go back to the last "
+        die("NaN: step %d, query %d, response %d: value %g; no file was overwritten: go back to the last "
             "checkpoint with a smaller --lr or with --grad-clip 1", step, query, response, value);
 }
 
 static inline void check_norm(int step, double norm, double loss) {
     if (!isfinite(norm))
-        die("NaN: step %d: the gradient's norm is %g (loss %g); nothing was overwritten: go back to the last checkpoint "
-            "with a smaller --lr or with --grad-clip 1", step, norm, loss);
+        die("NaN: step %d: the gradient's norm is %g (loss %g); no file was overwritten: go back to the last "
+            "checkpoint with a smaller --lr or with --grad-clip 1", step, norm, loss);
 }
 
-// One micro-batch up to its gradient: scores -> losses -> coefficients, in s->coef.
+// One micro-batch up to its gradient: forward -> values -> losses -> coefficients, in s->coef.
 static inline void micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n) {
     double scale = 1.0 / s->queries;
     Batch *b = &s->b;
@@ -403,7 +292,7 @@ static inline void micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
     }
 }
 
-// The end of a step: the gradient's norm, clipping, the update. Returns the losses, summed over the step.
+// The end of a step: the gradient's norm, clipping, the update. Returns the losses, means over the step's queries.
 static inline Loss step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
     *grad_norm = gpt2_grad_norm(m);
     check_norm(s->step, *grad_norm, s->sum.loss);
@@ -413,11 +302,12 @@ static inline Loss step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_n
 
 // What the loop asks of the backend beyond model.h. gpt2_step: micro_step, then the backward of its coefficients.
 // gpt2_step_end: step_end. Each backend may take a shorter way to the same result:
-//   CPU  Where nothing clips, the norm is taken during the update; where the step is one micro-batch besides, the update
-//        is part of the backward. A norm that is not finite then ends the run after the update, with nothing saved.
-//   GPU  It computes the losses itself and hands nothing back before gpt2_step_end, so that it never waits for the host,
-//        which packs the next micro-batch, s->next queries behind these, while the device works. Where a value or the
-//        norm is not finite it leaves the weights alone, and gpt2_step_end dies.
+//   CPU  Where nothing clips, the norm is taken during the update; where the step is one micro-batch besides, the
+//        update is part of the backward. A norm that is not finite then ends the run after the update, with nothing
+//        saved.
+//   GPU  It computes the losses itself and hands nothing back before gpt2_step_end, so that it never waits for the
+//        host, which packs the next micro-batch, s->next queries behind these, while the device works. Where a value
+//        or the norm is not finite it leaves the weights alone, and gpt2_step_end dies.
 void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n);
 Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm);
 
@@ -444,14 +334,17 @@ static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
 // ----------------------------------------------------------------------------
 // Which queries, and OP-k's responses to them
 
+// The optimizer steps of all epochs.
 static inline int train_steps(const Train *t, const Ranked *d) {
     int64_t n = (int64_t)t->epochs * ((d->Q + t->batch - 1) / t->batch);
-    if (n > INT32_MAX) die_usage("--epochs %d: %" PRId64 " optimizer steps of --batch %d are more than %d; choose fewer epochs",
-                                 t->epochs, n, t->batch, INT32_MAX);
+    if (n > INT32_MAX)
+        die_usage("--epochs %d: %" PRId64 " optimizer steps of --batch %d are more than %d; choose fewer epochs",
+                  t->epochs, n, t->batch, INT32_MAX);
     return (int)n;
 }
 
-// The queries that step (from 0) visits: n of them from order, which is shuffled anew for each epoch.
+// Points *queries at those that step (from 0) visits and returns how many. They lie in order (Q), which is shuffled
+// anew for each epoch; *epoch: the one that it is shuffled for, -1 = none yet.
 static inline int step_queries(const Train *t, const Ranked *d, int step, int *order, int *epoch, const int **queries) {
     int per_epoch = (d->Q + t->batch - 1) / t->batch, at = step % per_epoch * t->batch;
     if (*epoch != step / per_epoch) {
@@ -464,8 +357,8 @@ static inline int step_queries(const Train *t, const Ranked *d, int step, int *o
     return d->Q - at < t->batch ? d->Q - at : t->batch;
 }
 
-// Of the queries that follow a step's in its order, those of the next step's first micro-batch; 0 where the next step is
-// the first of an epoch or of a window, or is none.
+// Of the queries that follow a step's in its order, how many are the next step's first micro-batch; 0 where the next
+// step is the first of an epoch or of a window, or is none.
 static inline int step_behind(const Train *t, const Ranked *d, int step, int end) {
     int next = step + 1, at = next % ((d->Q + t->batch - 1) / t->batch) * t->batch;
     if (next >= end || at == 0 || (t->refresh && next % t->refresh == 0)) return 0;
@@ -474,7 +367,12 @@ static inline int step_behind(const Train *t, const Ranked *d, int step, int end
 
 // OP-k's window of data: fresh responses to the queries of steps first .. first+k-1, in the order of their visits. A
 // state.bin within a window needs it, in online-FIRST.bin beside it.
-typedef struct { Ranked d; int first, visits, *index; } Window;
+typedef struct {
+    Ranked d;      // Q = 0: no window
+    int first;     // the step that it begins with, from 0
+    int visits;    // its queries that steps have taken so far
+    int *index;    // 0, 1, .. Q-1: its queries in order; train_loop frees d and index
+} Window;
 
 static inline char *window_path(char *path, const char *dir, int first) {
     char name[32];
@@ -499,7 +397,8 @@ static inline void windows_remove(const char *dir, int keep) {
 static inline void window_refresh(Window *w, const Train *t, const Ranked *d, int step, int total, int resumed) {
     w->first = step / t->refresh * t->refresh;
     int steps = t->refresh < total - w->first ? t->refresh : total - w->first, most = t->batch < d->Q ? t->batch : d->Q;
-    int *order = (int *)xalloc((size_t)d->Q, sizeof(int)), *visit = (int *)xalloc((size_t)steps * (size_t)most, sizeof(int));
+    int *order = (int *)xalloc((size_t)d->Q, sizeof(int));
+    int *visit = (int *)xalloc((size_t)steps * (size_t)most, sizeof(int));
     int epoch = -1, n = 0;
     char path[RRHF_PATH_MAX];
     w->visits = 0;
@@ -513,8 +412,8 @@ static inline void window_refresh(Window *w, const Train *t, const Ranked *d, in
     ranked_free(&w->d);
     w->d = resumed ? ranked_read(window_path(path, t->resume, w->first)) : t->answer(t->online, d, visit, n, step);
     if (w->d.Q != n)
-        die("%s: %d queries, expected the %d of steps %d and after; start without --resume", resumed ? path : "the responses",
-            w->d.Q, n, w->first);
+        die("%s: %d queries, expected the %d of steps %d and after; start without --resume",
+            resumed ? path : "the responses", w->d.Q, n, w->first);
     free(w->index);
     w->index = (int *)xalloc((size_t)n, sizeof(int));
     for (int i = 0; i < n; i++) w->index[i] = i;
@@ -523,12 +422,149 @@ static inline void window_refresh(Window *w, const Train *t, const Ranked *d, in
 }
 
 // ----------------------------------------------------------------------------
+// Settings: everything that decides a step's bits, so that a resumed run can be refused with a reason
+
+static inline uint64_t ranked_hash(const Ranked *d) { // of the tokens in use and the scores
+    size_t Q = (size_t)d->Q, R = (size_t)d->R;
+    uint64_t h = hash64(HASH64, d->first, (Q + 1) * sizeof *d->first);
+    h = hash64(h, d->query_len, Q * sizeof *d->query_len);
+    h = hash64(h, d->resp_len, R * sizeof *d->resp_len);
+    h = hash64(h, d->score, R * sizeof *d->score);
+    for (int q = 0; q < d->Q; q++) h = hash64(h, d->tokens + d->query_at[q], 2 * (size_t)d->query_len[q]);
+    for (int r = 0; r < d->R; r++) h = hash64(h, d->tokens + d->resp_at[r], 2 * (size_t)d->resp_len[r]);
+    return h;
+}
+
+// Hashes SAMPLE of every GPT2_PART parameters: all of a large model would take as long as loading it, and models that
+// were trained differently differ everywhere.
+static inline uint64_t gpt2_hash(GPT2 *m) {
+    enum { SAMPLE = 4096 };
+    float part[SAMPLE];
+    size_t n = gpt2_count(gpt2_config(m));
+    uint64_t h = HASH64;
+    for (size_t at = 0; at < n; at += GPT2_PART) {
+        size_t k = n - at < SAMPLE ? n - at : SAMPLE;
+        gpt2_get_part(m, COPY_PARAMS, at, k, part);
+        h = hash64(h, part, k * sizeof *part);
+    }
+    return h;
+}
+
+// Writes t->settings; m must still be the start, which is hashed. Also chooses --micro-batch, which decides how sums
+// round.
+static inline void train_settings(Train *t, GPT2 *m, const Ranked *d) {
+    Config c = gpt2_config(m);
+    const Objective *o = &t->objective;
+    if (t->micro_batch < 1) t->micro_batch = micro_batch_auto(m, d, t->batch);
+    if (t->micro_batch > t->batch) t->micro_batch = t->batch;
+    snprintf(t->settings, sizeof t->settings,
+             "model T%d V%d L%d NH%d C%d reward%d\nstart #%016" PRIx64 "\ndtype %s\n"
+             "data %d queries %d responses #%016" PRIx64 "\n"
+             "seed %" PRIu64 "\nbatch %d\nmicro-batch %d\nepochs %d\nshuffle %d\n"
+             "lr %.9g\nschedule %d\nwarmup %.9g\nbeta1 %.9g\nbeta2 %.9g\neps %.9g\nweight-decay %.9g\ngrad-clip %.9g\n"
+             "rank-weight %.9g\nft-weight %.9g\nft-reduction %s\nlength-penalty %.9g\nmargin %.9g\nrefresh %d\n%s",
+             c.T, c.V, c.L, c.NH, c.C, c.reward, gpt2_hash(m), backend_dtype(),
+             d->Q, d->R, ranked_hash(d), t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
+             t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
+             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin,
+             t->refresh, t->drawing);
+}
+
+// Dies where the run in t->resume was begun with other settings, and names the first that differs.
+static inline void settings_check(const Train *t, const char *settings) {
+    const char *there = settings, *here = t->settings; // the setting that is being compared
+    for (size_t i = 0; settings[i] == t->settings[i]; i++) {
+        if (!settings[i]) return;
+        if (settings[i] == '\n') there = settings + i + 1, here = t->settings + i + 1;
+    }
+    if (!*there) there = "fewer settings";
+    if (!*here) here = "fewer settings";
+    die("--resume %s: it was begun with %.*s, this is %.*s; give the same options, or start without --resume",
+        t->resume, (int)strcspn(there, "\n"), there, (int)strcspn(here, "\n"), here);
+}
+
+// settings.txt marks a run that has finished.
+static inline void settings_write(const Train *t) {
+    char path[RRHF_PATH_MAX];
+    Out out = out_open(path_join(path, t->out, "settings.txt"));
+    out_write(&out, t->settings, strlen(t->settings));
+    out_close(&out);
+}
+
+// ----------------------------------------------------------------------------
+// State: log.csv, and state.bin to resume from
+
+static inline void log_write(const Train *t, const Log *log) {
+    char path[RRHF_PATH_MAX];
+    Out out = out_open(path_join(path, t->out, "log.csv"));
+    out_printf(&out, "step,epoch,loss,rank_loss,ft_loss,lr,grad_norm,ms,tokens_per_s\n");
+    for (int i = 0; i < log->n; i++) {
+        const LogRow *r = &log->row[i];
+        out_printf(&out, "%.0f,%.0f,%.9g,%.9g,%.9g,%.9g,%.9g,%.2f,%.0f\n", r->step, r->epoch, r->loss, r->rank_loss,
+                   r->ft_loss, r->lr, r->grad_norm, r->ms, r->tokens_per_s);
+    }
+    out_close(&out);
+}
+
+// state.bin: int32[256] {20230412, 1, settings' length, log rows}, the settings, the log, the parameters, both moments.
+enum { STATE_MAGIC = 20230412 };
+
+static inline void state_write(GPT2 *m, const Train *t, const Log *log) {
+    char path[RRHF_PATH_MAX];
+    int32_t h[256] = {STATE_MAGIC, 1, (int32_t)strlen(t->settings), log->n};
+    Out out = out_open(path_join(path, t->out, "state.bin"));
+    out_write(&out, h, sizeof h);
+    out_write(&out, t->settings, strlen(t->settings));
+    out_write(&out, log->row, (size_t)log->n * sizeof *log->row);
+    enum Copy parts[3] = {COPY_PARAMS, COPY_M, COPY_V};
+    for (int i = 0; i < 3; i++) gpt2_write(m, parts[i], &out);
+    out_close(&out);
+}
+
+// Reads state.bin of t->resume into m and log.
+static inline void train_load(GPT2 *m, const Train *t, Log *log) {
+    char path[RRHF_PATH_MAX], settings[sizeof t->settings];
+    int32_t h[256];
+    size_t n = gpt2_count(gpt2_config(m));
+    In in = in_open(path_join(path, t->resume, "state.bin"));
+    in_header(&in, h, STATE_MAGIC, "training state");
+    if (h[1] != 1 || h[2] < 0 || h[2] >= (int)sizeof settings || h[3] < 0)
+        die("%s: damaged header; start without --resume", path);
+    memset(settings, 0, sizeof settings);
+    in_read(&in, settings, h[2], "the settings");
+    settings_check(t, settings);
+    if ((int64_t)h[3] * (int64_t)sizeof(LogRow) > in_left(&in)) die("%s: truncated: its log has %d rows", path, h[3]);
+    xgrow((void **)&log->row, &log->cap, (size_t)h[3], sizeof *log->row);
+    in_read(&in, log->row, (int64_t)h[3] * (int64_t)sizeof *log->row, "the log");
+    log->n = h[3];
+    for (int i = 0; i < log->n; i++)
+        if (log->row[i].step != i + 1)
+            die("%s: row %d of its log is step %g; damaged: start without --resume", path, i + 1, log->row[i].step);
+    if ((int64_t)(3 * n * sizeof(float)) != in_left(&in))
+        die("%s: %" PRId64 " bytes of parameters and moments, expected %zu; truncated, or of another model",
+            path, in_left(&in), 3 * n * sizeof(float));
+    float *part = (float *)xalloc(GPT2_PART, sizeof *part);
+    enum Copy parts[3] = {COPY_PARAMS, COPY_M, COPY_V};
+    for (int i = 0; i < 3; i++)
+        for (size_t at = 0, k; at < n; at += k) {
+            k = gpt2_part(at, n);
+            in_read(&in, part, (int64_t)(k * sizeof *part), "the optimizer's state");
+            for (size_t j = 0; j < k; j++)
+                if (!isfinite(part[j]))
+                    die("%s: number %zu of part %d is %g; damaged: start without --resume", path, at + j, i, part[j]);
+            gpt2_set_part(m, parts[i], at, k, part);
+        }
+    in_close(&in);
+    free(part);
+}
+
+// ----------------------------------------------------------------------------
 // The loop
 
-// policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as large,
-// is not. A run killed in between resumes from the state before, which knows nothing of them, and comes by again. What a
-// state needs is its window: that is on the disk before it, and an older one's goes after it. A finished run leaves its
-// settings and no state, since it would be trained again from a state of earlier on.
+// policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as
+// large, is not. A run killed in between resumes from the state before, which knows nothing of them, and comes by
+// again. What a state needs is its window: that is on the disk before it, and an older one's goes after it. A finished
+// run leaves its settings and no state, since it would be trained again from a state of earlier on.
 static inline void train_save(GPT2 *m, const Train *t, const Log *log, const Window *w, int finished) {
     char path[RRHF_PATH_MAX];
     int keep = w->d.Q && !finished;
@@ -542,7 +578,7 @@ static inline void train_save(GPT2 *m, const Train *t, const Log *log, const Win
     windows_remove(t->out, keep ? w->first : -1);
 }
 
-// Has the run in t->resume finished? Then the loop has nothing to do. Before it; m is the start.
+// Has the run in t->resume finished? Then the loop has nothing to do. Call it before the loop, while m is the start.
 static inline int train_finished(GPT2 *m, const Ranked *d, Train *t) {
     char path[RRHF_PATH_MAX], settings[sizeof t->settings];
     int total = train_steps(t, d);
@@ -550,13 +586,15 @@ static inline int train_finished(GPT2 *m, const Ranked *d, Train *t) {
     if (!t->resume || access(path_join(path, t->resume, "settings.txt"), F_OK)) return 0;
     In in = in_open(path);
     if (in.size >= (int64_t)sizeof settings)
-        die("%s: %" PRId64 " bytes, but settings take less than %zu; damaged: start without --resume", path, in.size, sizeof settings);
+        die("%s: %" PRId64 " bytes, but settings take less than %zu; damaged: start without --resume",
+            path, in.size, sizeof settings);
     memset(settings, 0, sizeof settings);
     in_read(&in, settings, in.size, "the settings");
     in_close(&in);
     settings_check(t, settings);
     if (!same_dir(t->resume, t->out))
-        die("--resume %s: that run has finished and its policy.bin is the result; nothing is left to do in --out %s", t->resume, t->out);
+        die("--resume %s: that run has finished and its policy.bin is the result; nothing is left to do in --out %s",
+            t->resume, t->out);
     fprintf(stderr, "%-8s nothing to do: %s stands at step %d of %d\n", t->label, t->resume, total, total);
     return 1;
 }
@@ -587,7 +625,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     while (step < end && !interrupted) {
         const int *queries;
         int n = step_queries(t, d, step, order, &epoch, &queries);
-        if (t->profile && step <= begun + 1) backend_profile(0); // anew after the first step, which also brings memory in
+        if (t->profile && step <= begun + 1) backend_profile(0); // anew after the first, which also brings memory in
         if (t->refresh && step % t->refresh == 0) {
             window_refresh(&w, t, d, step, total, 0);
             step_room_free(&s);
@@ -599,7 +637,8 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
         s.behind = step_behind(t, d, step, end);
         Loss l = train_step(m, t, &s, t->refresh ? &w.d : d, queries, n, lr, step + 1, &grad_norm, &tokens);
         double seconds = now_s() - start;
-        LogRow row = {(double)++step, (double)epoch + 1, l.loss, l.rank, l.ft, lr, grad_norm, seconds * 1e3, (double)tokens / seconds};
+        LogRow row = {(double)++step, (double)epoch + 1, l.loss, l.rank, l.ft, lr, grad_norm,
+                      seconds * 1e3, (double)tokens / seconds};
         xgrow((void **)&log->row, &log->cap, (size_t)log->n + 1, sizeof row);
         log->row[log->n++] = row;
         progress(&bar, step, end, "loss %.4g  rank %.4g  ft %.4g  %.0f tok/s", l.loss, l.rank, l.ft, row.tokens_per_s);

@@ -87,7 +87,8 @@ static void die_usage(const char *fmt, ...) {
 
 // count * size zeroed bytes; dies when they overflow or cannot be had. Free with free().
 static inline void *xalloc(size_t count, size_t size) {
-    if (size && count > SIZE_MAX / size) die("memory: %zu x %zu bytes overflow; is a file's header damaged?", count, size);
+    if (size && count > SIZE_MAX / size)
+        die("memory: %zu x %zu bytes overflow; is a file's header damaged?", count, size);
     void *p = calloc(count ? count : 1, size ? size : 1);
     if (!p) die("memory: no room for %.1f MiB; try a smaller --batch, --micro-batch or model",
                 (double)count * (double)size / 1048576.0);
@@ -108,7 +109,8 @@ static inline void xgrow(void **p, size_t *cap, size_t need, size_t size) {
     while (n < need) n *= 2;
     if (n > SIZE_MAX / size) die("memory: %zu x %zu bytes overflow", n, size);
     void *q = realloc(*p, n * size);
-    if (!q) die("memory: no room for %.1f MiB", (double)n * (double)size / 1048576.0);
+    if (!q)
+        die("memory: no room for %.1f MiB; use less data, or free some memory", (double)n * (double)size / 1048576.0);
     *p = q;
     *cap = n;
 }
@@ -225,7 +227,8 @@ static inline int same_dir(const char *a, const char *b) { // by whatever names
     return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
-// Makes a directory and its parents; an existing one is fine if files can be made in it: better known now than after the work.
+// Makes a directory and its parents; an existing one is fine if files can be made in it: better known now than after
+// the work.
 static inline void make_dir(const char *dir) {
     char p[RRHF_PATH_MAX];
     if (!*dir || strlen(dir) >= sizeof p) die("--out '%.60s': not a usable directory name", dir);
@@ -244,8 +247,8 @@ static inline void make_dir(const char *dir) {
 }
 
 // ----------------------------------------------------------------------------
-// A hash: FNV-1a, but eight bytes at a time, and in four lanes, since a model's parameters are hashed before each training
-// and a product has to be waited for. Begins with HASH64; of several things, each goes on from the one before.
+// A hash: FNV-1a, but eight bytes at a time, and in four lanes, since a model's parameters are hashed before each
+// training and a product has to be waited for. Begins with HASH64; of several things, each goes on from the one before.
 
 #define HASH64 14695981039346656037ull
 
@@ -333,14 +336,16 @@ static inline void progress(Progress *p, int64_t done, int64_t total, const char
     double left = done > p->first ? (t - p->start) / (double)(done - p->first) * (double)(total - done) : 0;
     char line[512];
     int n = snprintf(line, sizeof line, "%-8s %*" PRId64 "/%" PRId64 "  ", p->label, total > 9999 ? 6 : 4, done, total);
-    n += snprintf(line + n, sizeof line - (size_t)n, last ? "(%.1f s)  " : left < 90 ? "%.0f s left  " : "%.0f min left  ",
+    n += snprintf(line + n, sizeof line - (size_t)n,
+                  last ? "(%.1f s)  " : left < 90 ? "%.0f s left  " : "%.0f min left  ",
                   last ? t - p->start : left < 90 ? left : left / 60);
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(line + n, sizeof line - (size_t)n, fmt, ap);
     va_end(ap);
     struct winsize window; // a line that wraps could not be taken back
-    if (tty && !ioctl(2, TIOCGWINSZ, &window) && window.ws_col > 1 && window.ws_col < sizeof line) line[window.ws_col - 1] = 0;
+    if (tty && !ioctl(2, TIOCGWINSZ, &window) && window.ws_col > 1 && window.ws_col < sizeof line)
+        line[window.ws_col - 1] = 0;
     fprintf(stderr, "%s%s%s", tty ? "\r\033[K" : "", line, tty && !last ? "" : "\n");
     fflush(stderr);
 }

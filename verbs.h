@@ -3,6 +3,12 @@ verbs.h: the command line, and the six verbs sft, reward, sample, score, train, 
 
 Every verb reads the files of dataloader.h and model.h and leaves files of the same formats in --out, so each can be
 run alone. The same code drives the CPU and the CUDA build.
+
+The way of train, and where to find it:
+  policy_draw     responses to the queries, by the policy (sampler.h)
+  reward_score    their rewards (reward.h)
+  train_run       one training, with the reward's curve, and samples from before and after
+    train_loop    the loop (rrhf.h)
 */
 #ifndef VERBS_H
 #define VERBS_H
@@ -28,76 +34,82 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
 
 // X(type, field, default, least, most, verbs, help). The option's name is the field's with '-' for '_'. verbs: who
 // reads it, by first letter, a = sample, c = score, d = the demo. CHOICE: the help begins with the choices.
-#define OPTIONS(X)                                                                                                        \
-    X(STR, model, NULL, 0, 0, "sracte", "FILE: checkpoint to start from (sft without one: random weights)")               \
-    X(STR, tokenizer, NULL, 0, 0, "sracte", "FILE: vocabulary; needed wherever text is shown")                            \
-    X(STR, data, NULL, 0, 0, "sracte", "FILE: ranked responses (sft: or a token stream)")                                 \
-    X(STR, out, "out", 0, 0, "sracted", "DIR: where results go")                                                          \
-    X(INT, seed, "1337", 0, 2147483647, "sracted", "same seed, same result")                                              \
-    X(INT, threads, "0", 0, 4096, "sracted", "CPU threads, 0 = all")                                                      \
-    X(CHOICE, dtype, "fp32", 0, 0, "sracted", "fp32|bf16: of matrix products; train_rrhfcu has the one it was built for") \
-    X(INT, layers, "4", 1, 1024, "s", "blocks of a model made from random weights")                                       \
-    X(INT, heads, "4", 1, 1024, "s", "attention heads of such a model")                                                   \
-    X(INT, channels, "256", 1, 65536, "s", "channels of such a model")                                                    \
-    X(INT, context, "128", 2, 65536, "s", "longest sequence of such a model, in tokens")                                  \
-    X(INT, batch, "64", 1, 1000000, "srt", "queries per optimizer step")                                                  \
-    X(INT, micro_batch, "0", 0, 1000000, "srt", "queries at once, 0 = as suits the machine; lowers memory only")          \
-    X(INT, epochs, "3", 1, 1000000, "srt", "passes over the data")                                                        \
-    X(INT, steps, "0", 0, 2147483647, "srt", "stop after this many optimizer steps; the schedule still spans --epochs")   \
-    X(NUM, lr, "2e-5", 0, 1e3, "srt", "learning rate at its highest")                                                     \
-    X(NUM, warmup, "0.03", 0, 1, "srt", "fraction of the steps over which it rises")                                      \
-    X(CHOICE, schedule, "linear", 0, 0, "srt", "linear|cosine|constant: how it falls to 0 afterwards")                    \
-    X(NUM, weight_decay, "0", 0, 1e3, "srt", "decoupled, on matrices and embeddings only")                                \
-    X(NUM, grad_clip, "0", 0, 1e30, "srt", "largest L2 norm of the gradient, 0 = any")                                    \
-    X(NUM, beta1, "0.9", 0, 0.999999999, "srt", "AdamW's first moment")                                                   \
-    X(NUM, beta2, "0.999", 0, 0.999999999, "srt", "AdamW's second moment")                                                \
-    X(NUM, eps, "1e-8", 1e-30, 1, "srt", "AdamW's epsilon")                                                                 \
-    X(INT, shuffle, "1", 0, 1, "srt", "1 = a new order of the queries each epoch")                                        \
-    X(NUM, rank_weight, "1", 0, 1e9, "t", "weight of the ranking loss")                                                   \
-    X(NUM, ft_weight, "1", 0, 1e9, "st", "weight of the fine-tuning loss")                                                \
-    X(CHOICE, ft_reduction, "sum", 0, 0, "st", "sum|mean: over the best response's tokens (the paper: sum)")              \
-    X(NUM, length_penalty, "1", 0, 10, "cte", "alpha: p_i = log P / n_i^alpha")                                           \
-    X(NUM, margin, "0", 0, 1e9, "t", "lambda: margin per place between two rewards")                                      \
-    X(INT, max_query_tokens, "0", 0, 65536, "sracte", "cut queries on the left, 0 = not")                                 \
-    X(INT, max_response_tokens, "0", 0, 65536, "sracte", "cut responses on the right, 0 = not")                           \
-    X(STR, policy, NULL, 0, 0, "at", "P|S|SP|B|BP|D|DP|IP-n|OP-k: who responds (see above) [train: P, sample: SP]")       \
-    X(CHOICE, draw, "diverse", 0, 0, "t", "diverse|beam|sample: how IP-n and OP-k make responses (IMDB: sample)")         \
-    X(INT, num_return, "4", 1, 4096, "ate", "new responses per query")                                                    \
-    X(INT, num_beams, "4", 1, 256, "at", "beams of B, BP, D, DP")                                                         \
-    X(INT, num_beam_groups, "4", 1, 256, "at", "groups of D and DP")                                                      \
-    X(NUM, diversity_penalty, "1", 0, 1e3, "at", "what a token costs for each earlier group that has just chosen it")     \
-    X(LIST, stop, NULL, 0, 0, "ate", "TEXT: cut new responses before it; may be given up to 8 times")                     \
-    X(NUM, temperature, "1", 0, 1e3, "ate", "of sampling; 0 = greedy")                                                    \
-    X(INT, top_k, "0", 0, 65536, "ate", "sample among the k most probable tokens, 0 = all")                               \
-    X(NUM, top_p, "1", 0, 1, "ate", "sample among the most probable tokens that make up p")                               \
-    X(INT, max_new_tokens, "48", 1, 65536, "ate", "longest completion")                                                   \
-    X(STR, reward, NULL, 0, 0, "cte", "FILE: a reward model, or cmd:PROGRAM ARGS: a text a line in, a number a line out") \
-    X(NUM, kl_coef, "0", 0, 1e3, "t", "OP-k: subtract this times log(pi/rho) from the reward, rho the start")             \
-    X(STR, reference, NULL, 0, 0, "e", "FILE: the starting policy: best-of-n and KL are measured on it")                  \
-    X(INT, start_return, "8", 0, 4096, "e", "completions per query of --reference, for best-of-n; 0 = none")              \
-    X(STR, perplexity, NULL, 0, 0, "e", "FILE: the model under which perplexity is measured [--reference, else --model]") \
-    X(STR, eval_data, NULL, 0, 0, "t", "FILE: held-out queries; with --reward, the reward's curve during training")       \
-    X(INT, eval_every, "0", 0, 2147483647, "t", "optimizer steps between points of that curve, 0 = ten points in all")    \
-    X(INT, eval_queries, "0", 0, 2147483647, "te", "use only the first so many held-out queries, 0 = all")                \
-    X(STR, resume, NULL, 0, 0, "srt", "DIR: go on from its state.bin, bit for bit")                                       \
-    X(INT, checkpoint_every, "0", 0, 2147483647, "srt", "optimizer steps between checkpoints, 0 = at the end only")       \
-    X(INT, profile, "0", 0, 1, "srt", "1 = tell where the time of a step goes")                                           \
-    X(INT, explain, "-1", -1, 2147483647, "t", "show the loss at work on query N, before and after one step; save nothing")
+#define OPTIONS(X)                                                                                                     \
+    X(STR, model, NULL, 0, 0, "sracte", "FILE: checkpoint to start from (sft without one: random weights)")            \
+    X(STR, tokenizer, NULL, 0, 0, "sacte", "FILE: vocabulary; needed wherever text is shown")                          \
+    X(STR, data, NULL, 0, 0, "sracte", "FILE: ranked responses (sft: or a token stream)")                              \
+    X(STR, out, "out", 0, 0, "sracted", "DIR: where results go")                                                       \
+    X(INT, seed, "1337", 0, 2147483647, "sracted", "same seed, same result")                                           \
+    X(INT, threads, "0", 0, 4096, "sracted", "CPU threads, 0 = all")                                                   \
+    X(CHOICE, dtype, "fp32", 0, 0, "sracted",                                                                          \
+      "fp32|bf16: of matrix products; train_rrhfcu has the one it was built for")                                      \
+    X(INT, layers, "4", 1, 1024, "s", "blocks of a model made from random weights")                                    \
+    X(INT, heads, "4", 1, 1024, "s", "attention heads of such a model")                                                \
+    X(INT, channels, "256", 1, 65536, "s", "channels of such a model")                                                 \
+    X(INT, context, "128", 2, 65536, "s", "longest sequence of such a model, in tokens")                               \
+    X(INT, batch, "64", 1, 1000000, "srt", "queries per optimizer step")                                               \
+    X(INT, micro_batch, "0", 0, 1000000, "srt", "queries at once, 0 = as suits the machine; lowers memory only")       \
+    X(INT, epochs, "3", 1, 1000000, "srt", "passes over the data")                                                     \
+    X(INT, steps, "0", 0, 2147483647, "srt",                                                                           \
+      "stop after this many optimizer steps; the schedule still spans --epochs")                                       \
+    X(NUM, lr, "2e-5", 0, 1e3, "srt", "learning rate at its highest")                                                  \
+    X(NUM, warmup, "0.03", 0, 1, "srt", "fraction of the steps over which it rises")                                   \
+    X(CHOICE, schedule, "linear", 0, 0, "srt", "linear|cosine|constant: how it falls to 0 afterwards")                 \
+    X(NUM, weight_decay, "0", 0, 1e3, "srt", "decoupled, on matrices and embeddings only")                             \
+    X(NUM, grad_clip, "0", 0, 1e30, "srt", "largest L2 norm of the gradient, 0 = any")                                 \
+    X(NUM, beta1, "0.9", 0, 0.999999999, "srt", "AdamW's first moment")                                                \
+    X(NUM, beta2, "0.999", 0, 0.999999999, "srt", "AdamW's second moment")                                             \
+    X(NUM, eps, "1e-8", 1e-30, 1, "srt", "AdamW's epsilon")                                                            \
+    X(INT, shuffle, "1", 0, 1, "srt", "1 = a new order of the queries each epoch")                                     \
+    X(NUM, rank_weight, "1", 0, 1e9, "t", "weight of the ranking loss")                                                \
+    X(NUM, ft_weight, "1", 0, 1e9, "st", "weight of the fine-tuning loss")                                             \
+    X(CHOICE, ft_reduction, "sum", 0, 0, "st", "sum|mean: over the best response's tokens (the paper: sum)")           \
+    X(NUM, length_penalty, "1", 0, 10, "cte", "alpha: p_i = log P / n_i^alpha")                                        \
+    X(NUM, margin, "0", 0, 1e9, "t", "lambda: margin per place between two rewards")                                   \
+    X(INT, max_query_tokens, "0", 0, 65536, "sracte", "cut queries on the left, 0 = not")                              \
+    X(INT, max_response_tokens, "0", 0, 65536, "sracte", "cut responses on the right, 0 = not")                        \
+    X(STR, policy, NULL, 0, 0, "at", "P|S|SP|B|BP|D|DP|IP-n|OP-k: who responds (see above) [train: P, sample: SP]")    \
+    X(CHOICE, draw, "diverse", 0, 0, "t", "diverse|beam|sample: how IP-n and OP-k make responses (IMDB: sample)")      \
+    X(INT, num_return, "4", 1, 4096, "ate", "new responses per query")                                                 \
+    X(INT, num_beams, "4", 1, 256, "at", "beams of B, BP, D, DP")                                                      \
+    X(INT, num_beam_groups, "4", 1, 256, "at", "groups of D and DP")                                                   \
+    X(NUM, diversity_penalty, "1", 0, 1e3, "at", "what a token costs for each earlier group that has just chosen it")  \
+    X(LIST, stop, NULL, 0, 0, "ate", "TEXT: cut new responses before it; may be given up to 8 times")                  \
+    X(NUM, temperature, "1", 0, 1e3, "ate", "of sampling; 0 = greedy")                                                 \
+    X(INT, top_k, "0", 0, 65536, "ate", "sample among the k most probable tokens, 0 = all")                            \
+    X(NUM, top_p, "1", 0, 1, "ate", "sample among the most probable tokens that make up p")                            \
+    X(INT, max_new_tokens, "48", 1, 65536, "ate", "longest completion")                                                \
+    X(STR, reward, NULL, 0, 0, "cte",                                                                                  \
+      "FILE: a reward model, or cmd:PROGRAM ARGS: a text a line in, a number a line out")                              \
+    X(NUM, kl_coef, "0", 0, 1e3, "t", "OP-k: subtract this times log(pi/rho) from the reward, rho the start")          \
+    X(STR, reference, NULL, 0, 0, "e", "FILE: the starting policy: best-of-n and KL are measured on it")               \
+    X(INT, start_return, "8", 0, 4096, "e", "completions per query of --reference, for best-of-n; 0 = none")           \
+    X(STR, perplexity, NULL, 0, 0, "e",                                                                                \
+      "FILE: the model under which perplexity is measured [--reference, else --model]")                                \
+    X(STR, eval_data, NULL, 0, 0, "t", "FILE: held-out queries; with --reward, the reward's curve during training")    \
+    X(INT, eval_every, "0", 0, 2147483647, "t", "optimizer steps between points of that curve, 0 = ten points in all") \
+    X(INT, eval_queries, "0", 0, 2147483647, "te", "use only the first so many held-out queries, 0 = all")             \
+    X(STR, resume, NULL, 0, 0, "srt", "DIR: go on from its state.bin, bit for bit")                                    \
+    X(INT, checkpoint_every, "0", 0, 2147483647, "srt", "optimizer steps between checkpoints, 0 = at the end only")    \
+    X(INT, profile, "0", 0, 1, "srt", "1 = tell where the time of a step goes")                                        \
+    X(INT, explain, "-1", -1, 2147483647, "t",                                                                         \
+      "show the loss at work on query N, before and after one step; save nothing")
 
 #define OPTION_TYPE_STR const char *
 #define OPTION_TYPE_LIST TextList
 #define OPTION_TYPE_INT int
 #define OPTION_TYPE_NUM double
 #define OPTION_TYPE_CHOICE int
+// o.batch and o.batch_given, was it on the command line, and so on. names: of the start and the policy, in tables.
 #define X(type, field, def, least, most, verbs, help) OPTION_TYPE_##type field; int field##_given;
-typedef struct { OPTIONS(X) const char *program, *names[2]; } Options; // names: of the start and the policy, in tables
+typedef struct { OPTIONS(X) const char *program, *names[2]; } Options;
 #undef X
 
 typedef struct {
     const char *field, *def, *verbs, *help;
     enum OptionType type;
     double least, most;
-    size_t at, given_at;
+    size_t at, given_at; // where in Options
 } OptionRow;
 
 #define X(type, field, def, least, most, verbs, help) \
@@ -117,6 +129,7 @@ static inline const char *option_name(const OptionRow *row) { // "--max-new-toke
     return name;
 }
 
+// Which of the choices that the help begins with; -1 = none.
 static inline int choice_parse(const OptionRow *row, const char *value) {
     const char *s = row->help;
     for (int i = 0;; i++) {
@@ -133,11 +146,14 @@ static inline void option_set(Options *o, const OptionRow *row, const char *valu
     if (row->type == OPTION_STR) *(const char **)(void *)at = value;
     else if (row->type == OPTION_LIST) {
         TextList *list = (TextList *)(void *)at;
-        if (list->n == LIST_MAX || !*value) die_usage("%s '%s': expected some text, at most %d times", option_name(row), value, LIST_MAX);
+        if (list->n == LIST_MAX || !*value)
+            die_usage("%s '%s': expected some text, at most %d times", option_name(row), value, LIST_MAX);
         list->text[list->n++] = value;
     } else if (row->type == OPTION_CHOICE) {
         int i = choice_parse(row, value);
-        if (i < 0) die_usage("%s '%s': expected one of %.*s", option_name(row), value, (int)strcspn(row->help, ":"), row->help);
+        if (i < 0)
+            die_usage("%s '%s': expected one of %.*s", option_name(row), value,
+                      (int)strcspn(row->help, ":"), row->help);
         *(int *)(void *)at = i;
     } else {
         double v = row->type == OPTION_INT ? (double)strtoll(value, &end, 10) : strtod(value, &end);
@@ -155,30 +171,35 @@ static inline const OptionRow *option_find(const char *arg) {
 }
 
 static inline void usage(FILE *f) {
-    fprintf(f, "usage: train_rrhf [sft|reward|sample|score|train|eval] [--option value ...]\n\n"
-               "  (none)  the whole story on made-up reviews, under two minutes; takes --out, --seed, --threads, --dtype\n"
-               "  sft     fine-tune, or pretrain, on responses or a token stream -> policy.bin, log.csv, curves.png\n"
-               "  reward  train a reward model from labels (k = 1) or preferences (k > 1) -> policy.bin (the reward model),\n"
-               "          log.csv, curves.png\n"
-               "  sample  complete every query of --data -> sampled.bin; with --tokenizer samples.txt\n"
-               "  score   rewards by --reward -> scored.bin; without one p_i by the policy itself, on stdout\n"
-               "  train   RRHF on scored responses -> policy.bin, log.csv, curves.png; with --tokenizer samples.txt; with\n"
-               "          --reward and --eval-data reward.csv\n"
-               "  eval    reward, perplexity, best-of-n, accuracy, diversity of a policy -> eval.csv; with --tokenizer\n"
-               "          samples.txt\n"
-               "A finished sft, reward or train leaves settings.txt; one that stopped before leaves state.bin for --resume.\n\n"
-               "policies (paper, Table 1): P the data's own responses, S sampled, B beam search, D diverse beam search;\n"
-               "SP, BP, DP with the data's own; IP-n n rounds, each answered by the policy that the round before trained;\n"
-               "OP-k answered by the policy in training, anew every k steps. train needs --reward for all but P.\n\n"
-               "example: train_rrhf train --model sft.bin --data scored.bin --tokenizer tokenizer.bin --lr 1e-4 --out out\n\n");
+    fprintf(f,
+        "usage: train_rrhf [sft|reward|sample|score|train|eval] [--option value ...]\n\n"
+        "  (none)  the whole story on made-up reviews, under two minutes; takes --out, --seed, --threads, --dtype\n"
+        "  sft     fine-tune, or pretrain, on responses or a token stream -> policy.bin, log.csv, curves.png\n"
+        "  reward  train a reward model from labels (k = 1) or preferences (k > 1) -> policy.bin (the reward model),\n"
+        "          log.csv, curves.png\n"
+        "  sample  complete every query of --data -> sampled.bin; with --tokenizer samples.txt\n"
+        "  score   rewards by --reward -> scored.bin; without one p_i by the policy itself, on stdout\n"
+        "          a line \"query response p n score\" for each response, n its length\n"
+        "  train   RRHF on scored responses -> policy.bin, log.csv, curves.png; with --tokenizer samples.txt; with\n"
+        "          --reward and --eval-data reward.csv\n"
+        "  eval    reward, perplexity, best-of-n, accuracy, diversity of a policy -> eval.csv; with --tokenizer\n"
+        "          samples.txt\n"
+        "A finished sft, reward or train leaves settings.txt; one that stopped before leaves state.bin for --resume.\n"
+        "\npolicies (paper, Table 1): P the data's own responses, S sampled, B beam search, D diverse beam search;\n"
+        "SP, BP, DP with the data's own; IP-n n rounds, each answered by the policy that the round before trained;\n"
+        "OP-k answered by the policy in training, anew every k steps. train needs --reward for all but P.\n"
+        "\nexample: train_rrhf train --model sft.bin --data scored.bin --tokenizer tokenizer.bin --lr 1e-4 --out out\n"
+        "\n");
     for (int i = 0; i < N_OPTIONS; i++) {
         const OptionRow *row = &option_rows[i];
-        fprintf(f, "  %-22s %s%s%s%s\n", option_name(row), row->help, row->def ? " [" : "", row->def ? row->def : "", row->def ? "]" : "");
+        fprintf(f, "  %-22s %s%s%s%s\n", option_name(row), row->help,
+                row->def ? " [" : "", row->def ? row->def : "", row->def ? "]" : "");
     }
 }
 
 static inline void stdout_check(void) {
-    if (fflush(stdout) || ferror(stdout)) die("stdout: cannot write: %s; free some space or write elsewhere", strerror(errno));
+    if (fflush(stdout) || ferror(stdout))
+        die("stdout: cannot write: %s; free some space or write elsewhere", strerror(errno));
 }
 
 // Fills *o from the command line; returns the verb's index, -1 for none.
@@ -203,7 +224,8 @@ static inline int options_parse(Options *o, int argc, char **argv) {
         if (!row) {
             char *value = strchr(argv[i], '=');
             if (value) *value++ = 0;
-            if (value && option_find(argv[i])) die_usage("'%s=%s': expected two words: %s %s", argv[i], value, argv[i], value);
+            if (value && option_find(argv[i]))
+                die_usage("'%s=%s': expected two words: %s %s", argv[i], value, argv[i], value);
             die_usage("'%s': no such option; see --help", argv[i]);
         }
         int read = strchr(row->verbs, verb_letters[verb < 0 ? N_VERBS : verb]) != NULL;
@@ -228,15 +250,18 @@ static inline const char *need(const char *value, const char *option, const char
 
 enum { MODEL_POLICY, MODEL_REWARD, MODEL_ANY };
 
+// option: for the error. training: with room for gradients and moments.
 static inline GPT2 *model_open(const char *path, const char *option, int kind, int training) {
     Checkpoint f = checkpoint_open(path);
     if (kind != MODEL_ANY && f.c.reward != (kind == MODEL_REWARD))
-        die("%s %s: a %s, expected a %s", option, path, f.c.reward ? "reward model" : "policy", f.c.reward ? "policy" : "reward model");
+        die("%s %s: a %s, expected a %s", option, path,
+            f.c.reward ? "reward model" : "policy", f.c.reward ? "policy" : "reward model");
     GPT2 *m = gpt2_build(f.c, NULL, training);
     checkpoint_load(&f, m);
     return m;
 }
 
+// A data file, cut to the limits and checked against the model. A token stream only for sft, as chunks of its context.
 static inline Ranked data_open(const Options *o, const char *path, Config c, const char *verb) {
     int stream = data_magic(path) == STREAM_MAGIC;
     int chunk = o->max_response_tokens && o->max_response_tokens < c.T ? o->max_response_tokens + 1 : c.T;
@@ -252,7 +277,8 @@ static inline Tokenizer *tokenizer_open(const Options *o, Config c) {
     if (!o->tokenizer) return NULL;
     Tokenizer *t = (Tokenizer *)xalloc(1, sizeof *t);
     *t = tokenizer_read(o->tokenizer);
-    if (t->V != c.V) die("--tokenizer %s: %d tokens, but the model has %d; use the model's own", o->tokenizer, t->V, c.V);
+    if (t->V != c.V)
+        die("--tokenizer %s: %d tokens, but the model has %d; use the model's own", o->tokenizer, t->V, c.V);
     return t;
 }
 
@@ -298,14 +324,17 @@ typedef struct { enum DrawBy draw; int own, rounds, refresh; } Policy;
 
 static inline Policy policy_parse(const Options *o, const char *name) {
     static const struct { const char *name; Policy p; } table[] = {
-        {"P", {DRAW_NOTHING, 1, 0, 0}}, {"S", {DRAW_SAMPLE, 0, 0, 0}}, {"SP", {DRAW_SAMPLE, 1, 0, 0}}, {"B", {DRAW_BEAM, 0, 0, 0}},
-        {"BP", {DRAW_BEAM, 1, 0, 0}}, {"D", {DRAW_DIVERSE, 0, 0, 0}}, {"DP", {DRAW_DIVERSE, 1, 0, 0}}};
+        {"P", {DRAW_NOTHING, 1, 0, 0}},
+        {"S", {DRAW_SAMPLE, 0, 0, 0}}, {"SP", {DRAW_SAMPLE, 1, 0, 0}},
+        {"B", {DRAW_BEAM, 0, 0, 0}}, {"BP", {DRAW_BEAM, 1, 0, 0}},
+        {"D", {DRAW_DIVERSE, 0, 0, 0}}, {"DP", {DRAW_DIVERSE, 1, 0, 0}}};
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) if (!strcmp(name, table[i].name)) return table[i].p;
     Policy p = {(enum DrawBy)o->draw, 1, 0, 0};
     char *end;
     long n = strlen(name) > 3 && name[2] == '-' ? strtol(name + 3, &end, 10) : 0;
     if (n < 1 || n > 1000000 || *end || (strncmp(name, "IP", 2) && strncmp(name, "OP", 2)))
-        die_usage("--policy '%s': expected one of P, S, SP, B, BP, D, DP, IP-n, OP-k (n, k whole numbers from 1)", name);
+        die_usage("--policy '%s': expected one of P, S, SP, B, BP, D, DP, IP-n, OP-k (n, k whole numbers from 1)",
+                  name);
     *(name[0] == 'I' ? &p.rounds : &p.refresh) = (int)n;
     return p;
 }
@@ -318,8 +347,8 @@ static inline void stop_cut(const Options *o, const Tokenizer *t, Ranked *d) {
         const uint16_t *y = d->tokens + d->resp_at[r];
         size_t size;
         char *text = tokenizer_text(t, y, (size_t)d->resp_len[r], &size), *cut = NULL;
-        for (int i = 0; i < o->stop.n; i++) {
-            char *at = (char *)memmem(text, size, o->stop.text[i], strlen(o->stop.text[i])); // a zero byte may come before
+        for (int i = 0; i < o->stop.n; i++) { // no strstr: a zero byte may come before
+            char *at = (char *)memmem(text, size, o->stop.text[i], strlen(o->stop.text[i]));
             if (at && (!cut || at < cut)) cut = at;
         }
         int64_t bytes = 0;
@@ -334,7 +363,8 @@ static inline void stop_cut(const Options *o, const Tokenizer *t, Ranked *d) {
 }
 
 // The responses that a policy trains on: drawn from m, cut at stop texts, not yet scored.
-static inline Ranked policy_draw(const Options *o, Policy p, GPT2 *m, const Ranked *d, const Tokenizer *t, uint64_t seed, const char *label) {
+static inline Ranked policy_draw(const Options *o, Policy p, GPT2 *m, const Ranked *d, const Tokenizer *t,
+                                 uint64_t seed, const char *label) {
     Config c = gpt2_config(m);
     Sampling s = sampling(o, c, t);
     s.seed = seed;
@@ -370,16 +400,23 @@ static inline void machine_say(void) {
     machine = NULL;
 }
 
+// The model and the data. training: 1 = trains, 0 = scores, -1 = samples, which plans no batches: no memory is said.
 static inline void banner(const Options *o, GPT2 *m, const Ranked *d, const char *verb, int training) {
     Config c = gpt2_config(m);
-    int bound[4], most = training ? o->batch : d->Q, micro = o->micro_batch ? o->micro_batch : micro_batch_auto(m, d, most);
-    if (micro > most) micro = most;
-    batch_bounds(d, micro, bound);
+    char memory[32] = "";
+    if (training >= 0) {
+        int bound[4], most = training ? o->batch : d->Q;
+        int micro = o->micro_batch ? o->micro_batch : micro_batch_auto(m, d, most);
+        if (micro > most) micro = most;
+        batch_bounds(d, micro, bound);
+        if (training && (o->batch > micro || o->grad_clip > 0)) training = 2;
+        snprintf(memory, sizeof memory, "; %.0f MiB",
+                 (double)gpt2_bytes(c, training, bound[0], c.reward ? bound[3] : bound[1]) / 1048576);
+    }
     machine_say();
-    if (training && (o->batch > micro || o->grad_clip > 0)) training = 2;
     fprintf(stderr, "%-8s %s: %d layers, %d channels, %d heads, context %d, vocabulary %d, %.1fM parameters; "
-            "%d queries, %d responses; %.0f MiB\n", verb, c.reward ? "reward model" : "policy", c.L, c.C, c.NH, c.T, c.V,
-            (double)gpt2_count(c) / 1e6, d->Q, d->R, (double)gpt2_bytes(c, training, bound[0], c.reward ? bound[3] : bound[1]) / 1048576);
+            "%d queries, %d responses%s\n", verb, c.reward ? "reward model" : "policy", c.L, c.C, c.NH, c.T, c.V,
+            (double)gpt2_count(c) / 1e6, d->Q, d->R, memory);
 }
 
 // ----------------------------------------------------------------------------
@@ -411,11 +448,12 @@ typedef struct {
     GPT2 *m;
     const Tokenizer *tok;
     Reward *reward;
-    Ranked data;
+    Ranked data;         // the held-out queries
     Sampling sampling;
-    int every, last, n;
-    size_t cap;
+    int every, last;     // a point every so many steps, and at the last
     double *point;       // (n, 3): step, mean, standard error
+    int n;
+    size_t cap;
     const char *out;
 } Curve;
 
@@ -441,6 +479,7 @@ static inline void curve_read(Curve *c, const char *dir) {
     if (f) fclose(f);
 }
 
+// The loop's `after`.
 static inline void curve_point(void *context, int step) {
     Curve *c = (Curve *)context;
     if (step % c->every && step != c->last) return;
@@ -463,27 +502,33 @@ static inline void curve_point(void *context, int step) {
 static inline int curves_draw(const Train *t, const Log *log, const Curve *curve, int reward_model) {
     char path[RRHF_PATH_MAX];
     int n = log->n, points = curve ? curve->n : 0;
-    double *x = (double *)xalloc((size_t)n * 5 + (size_t)points * 3, sizeof *x), *rank = x + n, *ft = rank + n, *rank_s = ft + n,
-           *ft_s = rank_s + n, *cx = ft_s + n, *cy = cx + points, *ce = cy + points;
+    double *x = (double *)xalloc((size_t)n * 5 + (size_t)points * 3, sizeof *x), *rank = x + n, *ft = rank + n;
+    double *rank_s = ft + n, *ft_s = rank_s + n, *cx = ft_s + n, *cy = cx + points, *ce = cy + points;
     for (int i = 0; i < n; i++) {
         const LogRow *r = &log->row[i];
         x[i] = r->step, rank[i] = reward_model ? 0 : r->rank_loss, ft[i] = reward_model ? r->loss : r->ft_loss;
     }
-    for (int i = 0; i < points; i++) cx[i] = curve->point[3 * i], cy[i] = curve->point[3 * i + 1], ce[i] = curve->point[3 * i + 2];
+    for (int i = 0; i < points; i++) {
+        const double *p = curve->point + 3 * i;
+        cx[i] = p[0], cy[i] = p[1], ce[i] = p[2];
+    }
     int window = n / 15 > 1 ? n / 15 : 1, has_rank = 0;
     plot_smooth(rank_s, rank, n, window);
     plot_smooth(ft_s, ft, n, window);
     for (int i = 0; i < n; i++) has_rank |= rank[i] != 0;
     const char *name = reward_model ? "loss of the reward model" : "fine-tuning loss";
-    PlotSeries loss[4] = {plot_series(name, x, ft_s, n, PLOT_LINE, 0), plot_series(NULL, x, ft, n, PLOT_LINE | PLOT_FAINT, 0),
-                          plot_series("ranking loss (right)", x, rank_s, n, PLOT_LINE, 1), plot_series(NULL, x, rank, n, PLOT_LINE | PLOT_FAINT, 1)};
+    PlotSeries loss[4] = {plot_series(name, x, ft_s, n, PLOT_LINE, 0),
+                          plot_series(NULL, x, ft, n, PLOT_LINE | PLOT_FAINT, 0),
+                          plot_series("ranking loss (right)", x, rank_s, n, PLOT_LINE, 1),
+                          plot_series(NULL, x, rank, n, PLOT_LINE | PLOT_FAINT, 1)};
     loss[2].right = loss[3].right = 1;
     PlotSeries reward = plot_series(NULL, cx, cy, points, PLOT_LINE | PLOT_POINTS, 2);
     reward.yerr = ce;
     PlotPanel p[2];
     memset(p, 0, sizeof p);
     p[0].title = "Losses", p[0].label[PLOT_X] = p[1].label[PLOT_X] = "optimizer step";
-    p[0].label[PLOT_LEFT] = reward_model ? name : t->objective.ft_mean ? "fine-tuning loss, per token" : "fine-tuning loss, per response";
+    p[0].label[PLOT_LEFT] = reward_model ? name
+                          : t->objective.ft_mean ? "fine-tuning loss, per token" : "fine-tuning loss, per response";
     p[0].label[PLOT_RIGHT] = has_rank ? "ranking loss" : NULL;
     p[0].series = loss, p[0].n_series = has_rank ? 4 : 2;
     p[1].title = "Reward of fresh completions", p[1].label[PLOT_LEFT] = "mean reward, one standard error";
@@ -493,10 +538,11 @@ static inline int curves_draw(const Train *t, const Log *log, const Curve *curve
     return drawn;
 }
 
-// Completions of the first queries, before and after training; written to samples.txt in the end.
-enum { SHOWN = 8 };
+enum { SHOWN = 8 }; // queries in samples.txt
 
-static inline void samples_write(const char *dir, const Tokenizer *t, const Ranked *before, const Ranked *after, int scored) {
+// samples.txt: completions from before and after training, or, without before, new ones and the data's own.
+static inline void samples_write(const char *dir, const Tokenizer *t, const Ranked *before, const Ranked *after,
+                                 int scored) {
     char path[RRHF_PATH_MAX];
     Out out = out_open(path_join(path, dir, "samples.txt"));
     for (int q = 0; q < after->Q; q++) {
@@ -535,11 +581,20 @@ static inline int resumable_exit(const Options *o, const Train *t, const char *v
     return stopped;
 }
 
+// Where a training leaves its results: better known now than after it that policy.bin cannot be replaced.
+static inline void make_out(const char *dir) {
+    char path[RRHF_PATH_MAX];
+    struct stat st;
+    make_dir(dir);
+    if (!stat(path_join(path, dir, "policy.bin"), &st) && !S_ISREG(st.st_mode))
+        die("%s: exists and is not a regular file; choose another --out", path);
+}
+
 // sft and reward from here on: the loop, and its curves.
 static inline int train_plain(const Options *o, GPT2 *m, Ranked *d, Train *t) {
     Log log = {NULL, 0, 0};
     int stopped = 0;
-    make_dir(t->out);
+    make_out(t->out);
     if (!train_finished(m, d, t)) {
         banner(o, m, d, t->label, 1);
         stopped = train_loop(m, d, t, &log);
@@ -578,7 +633,8 @@ static inline int verb_sft(const Options *o) {
     Ranked d = data_open(o, o->data, gpt2_config(m), "sft");
     for (int q = 0; q < d.Q; q++)
         if (d.first[q + 1] - d.first[q] != 1)
-            die("%s: query %d has %d responses; sft takes one each (train ranks several)", o->data, q, d.first[q + 1] - d.first[q]);
+            die("%s: query %d has %d responses; sft takes one each (train ranks several)",
+                o->data, q, d.first[q + 1] - d.first[q]);
     Train t = train_options(o, "sft");
     return train_plain(o, m, &d, &t);
 }
@@ -612,19 +668,22 @@ static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ran
     Loss l = t->loss(o, k, s->value, s->b.resp_len, r, s->p, s->c);
     printf("%s\n  i  reward r_i  tokens n_i    log P(y_i|x)         p_i    coefficient c_i\n", when);
     for (int i = 0; i < k; i++)
-        printf("%3d  %10.4g  %10d  %14.6f  %10.6f  %17.9f%s\n", i, r[i], s->b.resp_len[i], s->value[i], s->p[i], s->c[i],
-               i == best ? "  best: imitated" : "");
+        printf("%3d  %10.4g  %10d  %14.6f  %10.6f  %17.9f%s\n", i, r[i], s->b.resp_len[i], s->value[i], s->p[i],
+               s->c[i], i == best ? "  best: imitated" : "");
     for (int i = 0; i < k; i++)
         for (int j = 0; j < k; j++) {
             if (!(r[i] < r[j])) continue;
             double hinge = rrhf_hinge(o, k, s->p, r, i, j);
             wrong += s->p[i] >= s->p[j];
-            printf("  pair r_%d < r_%d: hinge max(0, p_%d - p_%d%s) = %.6f%s\n", i, j, i, j, o->margin != 0 ? " + margin" : "",
-                   hinge > 0 ? hinge : 0, s->p[i] >= s->p[j] ? "   out of order" : "");
+            printf("  pair r_%d < r_%d: hinge max(0, p_%d - p_%d%s) = %.6f%s\n", i, j, i, j,
+                   o->margin != 0 ? " + margin" : "", hinge > 0 ? hinge : 0,
+                   s->p[i] >= s->p[j] ? "   out of order" : "");
         }
-    printf("  %d pair%s out of order; L_rank %.6f, L_ft %.6f, L %.6f\n\n", wrong, wrong == 1 ? "" : "s", l.rank, l.ft, l.loss);
+    printf("  %d pair%s out of order; L_rank %.6f, L_ft %.6f, L %.6f\n\n", wrong, wrong == 1 ? "" : "s",
+           l.rank, l.ft, l.loss);
 }
 
+// --explain N: the loss at work on query N alone, before and after one step. Nothing is saved.
 static inline int explain(const Options *o, GPT2 *m, const Ranked *d, const Tokenizer *tok) {
     int q = o->explain;
     if (q >= d->Q) die_usage("--explain %d: the data have queries 0 to %d", q, d->Q - 1);
@@ -669,7 +728,7 @@ typedef struct {
     Tokenizer *tok;
     Reward reward, *rm;   // rm = NULL: none
     Policy policy;
-    Ranked d, held;
+    Ranked d, held;       // --data, --eval-data
 } Trainee;
 
 static inline Curve curve_open(const Trainee *a, const Train *t, const Ranked *d) {
@@ -682,7 +741,7 @@ static inline Curve curve_open(const Trainee *a, const Train *t, const Ranked *d
     c.data = ranked_head(&a->held, o->eval_queries);
     c.sampling.num_return = 1;
     c.last = t->steps && t->steps < total ? t->steps : total;
-    c.every = o->eval_every ? o->eval_every : (total + 9) / 10; // of the whole schedule: a run in parts has the same points
+    c.every = o->eval_every ? o->eval_every : (total + 9) / 10; // of the whole: a run in parts has the same points
     return c;
 }
 
@@ -723,7 +782,7 @@ static inline int train_run(Trainee *a, Train *t, const Ranked *d) {
     Ranked before, after;
     const Ranked *shown = o->eval_data ? &a->held : &a->d;
     memset(&curve, 0, sizeof curve);
-    make_dir(t->out);
+    make_out(t->out);
     if (train_finished(a->m, d, t)) return 0;
     if (o->eval_data && a->rm) {
         curve = curve_open(a, t, d);
@@ -752,7 +811,7 @@ static inline int train_round(Trainee *a, Train *t, int round) {
     char path[RRHF_PATH_MAX];
     Ranked drawn;
     uint64_t seed = (uint64_t)a->o->seed + (uint64_t)(round > 1 ? round - 1 : 0);
-    make_dir(t->out);
+    make_out(t->out);
     machine_say();
     if (t->resume) drawn = ranked_read(path_join(path, t->resume, "scored.bin")); // what the interrupted run trained on
     else {
@@ -776,12 +835,12 @@ static inline void round_load(Trainee *a, const char *dir) {
     a->m = model_open(path_join(path, dir, "policy.bin"), "--resume", MODEL_POLICY, 1);
 }
 
-// IP-n: each round starts from the policy that the one before trained, and keeps its results in out/round-i. A resumed one
-// that has finished is checked against its settings.txt and passed by; one that has not begun begins.
+// IP-n: each round starts from the policy that the one before trained, and keeps its results in out/round-i. A resumed
+// one that has finished is checked against its settings.txt and passed by; one that has not begun begins.
 static inline int train_rounds(Trainee *a, const Train *t) {
     static const char *const marks[] = {"policy.bin", "state.bin", "settings.txt"};
     char dir[RRHF_PATH_MAX], path[RRHF_PATH_MAX], name[32];
-    make_dir(t->out);
+    make_out(t->out);
     if (t->resume && !exists_in(t->resume, "round-1"))
         die("--resume %s: no round-1 in it to go on from; start without --resume", t->resume);
     for (int i = 1; !t->resume; i++) { // an earlier run's rounds must not pass for this one's
@@ -828,7 +887,8 @@ static inline int verb_train(const Options *o) {
     if (a.policy.draw != DRAW_NOTHING) need(o->reward, "--reward", "every --policy but P");
     if (o->kl_coef > 0 && !a.policy.refresh) die_usage("--kl-coef: for --policy OP-k only");
     Train t = train_options(o, "train");
-    if (a.policy.rounds && t.steps) die_usage("--steps %d: IP-n trains whole rounds; shorten them with --epochs", t.steps);
+    if (a.policy.rounds && t.steps)
+        die_usage("--steps %d: IP-n trains whole rounds; shorten them with --epochs", t.steps);
     if (a.policy.rounds && t.resume && strcmp(t.resume, t.out) && !same_dir(t.resume, t.out))
         die_usage("--out %s: the rounds of IP-n are resumed in place; leave it out", t.out);
     if (o->reward) a.reward = reward_open(o->reward, a.tok), a.rm = &a.reward;
@@ -837,6 +897,8 @@ static inline int verb_train(const Options *o) {
     if (o->eval_data) a.held = data_open(o, o->eval_data, c, "train");
     drawing_settings(&a, t.drawing, sizeof t.drawing);
     t.refresh = a.policy.refresh, t.answer = online_answer, t.online = &a;
+    // IP-n: rounds, each a train_round. OP-k, whose responses the loop asks for, and P train on the data as they are.
+    // Every other policy: one train_round.
     int stopped = a.policy.rounds ? train_rounds(&a, &t)
                 : a.policy.refresh || a.policy.draw == DRAW_NOTHING ? train_run(&a, &t, &a.d) : train_round(&a, &t, 0);
     ranked_free(&a.d);
@@ -858,9 +920,10 @@ static inline int verb_sample(const Options *o) {
     Ranked d = data_open(o, need(o->data, "--data", "sample"), c, "sample");
     Tokenizer *tok = tokenizer_open(o, c);
     Policy p = policy_parse(o, o->policy ? o->policy : "SP");
-    if (p.draw == DRAW_NOTHING || p.rounds || p.refresh) die_usage("--policy %s: sample takes S, SP, B, BP, D or DP", o->policy);
+    if (p.draw == DRAW_NOTHING || p.rounds || p.refresh)
+        die_usage("--policy %s: sample takes S, SP, B, BP, D or DP", o->policy);
     make_dir(o->out);
-    banner(o, m, &d, "sample", 0);
+    banner(o, m, &d, "sample", -1);
     Ranked out = policy_draw(o, p, m, &d, tok, (uint64_t)o->seed, "sample");
     ranked_write(path_join(path, o->out, "sampled.bin"), &out);
     printf("%s\n", path);
@@ -895,7 +958,10 @@ static inline int verb_score(const Options *o) {
     }
     if (o->reward) reward = reward_open(o->reward, tok);
     if (reward.model) c = gpt2_config(reward.model);
-    if (!o->reward) m = model_open(need(o->model, "--model (or --reward)", "score"), "--model", MODEL_POLICY, 0), c = gpt2_config(m);
+    if (!o->reward) {
+        m = model_open(need(o->model, "--model (or --reward)", "score"), "--model", MODEL_POLICY, 0);
+        c = gpt2_config(m);
+    }
     Ranked d = data_open(o, data, c, "score");
     int to_file = !m || o->out_given;
     if (to_file) make_dir(o->out);
@@ -924,7 +990,11 @@ static inline int verb_score(const Options *o) {
 // ----------------------------------------------------------------------------
 // eval
 
-typedef struct { char name[32]; Figure reward, perplexity, accuracy, length, kl; double distinct1, distinct2; } EvalRow; // distinct < 0: none
+typedef struct {
+    char name[32];
+    Figure reward, perplexity, accuracy, length, kl;
+    double distinct1, distinct2; // < 0: none
+} EvalRow;
 
 enum { EVAL_ROWS = 16 }; // the start, best of 2, 4, .. 4096, the policy
 
@@ -935,8 +1005,8 @@ static inline void figure_print(FILE *f, Figure v, int decimals) {
 }
 
 static inline void eval_print(FILE *f, const EvalRow *rows, int n, const Options *o, int queries) {
-    fprintf(f, "\n%-10s  %-17s  %-17s  %-17s  %-17s  %-17s  %s\n", "policy", "reward", "perplexity", "tokens", "KL to start",
-            "accuracy of p_i", "distinct-1/2");
+    fprintf(f, "\n%-10s  %-17s  %-17s  %-17s  %-17s  %-17s  %s\n", "policy", "reward", "perplexity", "tokens",
+            "KL to start", "accuracy of p_i", "distinct-1/2");
     for (int i = 0; i < n; i++) {
         fprintf(f, "%-10s", rows[i].name);
         figure_print(f, rows[i].reward, 3);
@@ -963,15 +1033,17 @@ static inline void eval_csv(const char *dir, const EvalRow *rows, int n) {
         for (int j = 0; j < 5; j++)
             if (f[j].n) out_printf(&out, "%s,%s,%.6g,%.6g,%d\n", rows[i].name, names[j], f[j].mean, f[j].err, f[j].n);
         if (rows[i].distinct1 >= 0)
-            out_printf(&out, "%s,distinct-1,%.6g,,\n%s,distinct-2,%.6g,,\n", rows[i].name, rows[i].distinct1, rows[i].name, rows[i].distinct2);
+            out_printf(&out, "%s,distinct-1,%.6g,,\n%s,distinct-2,%.6g,,\n",
+                       rows[i].name, rows[i].distinct1, rows[i].name, rows[i].distinct2);
     }
     out_close(&out);
 }
 
 // The completions d of one policy as a row. judge, pi, rho (R): their log-probabilities under the judge of perplexity,
-// under the policy and under the start (NULL: no KL). best > 0: the best of so many; k: completions that distinct-n counts.
-static inline EvalRow eval_row(const char *name, const Ranked *d, const double *judge, const double *pi, const double *rho,
-                               int best, int k, int has_reward) {
+// under the policy and under the start (NULL: no KL). best > 0: the best of so many; k: completions that distinct-n
+// counts.
+static inline EvalRow eval_row(const char *name, const Ranked *d, const double *judge, const double *pi,
+                               const double *rho, int best, int k, int has_reward) {
     EvalRow row;
     memset(&row, 0, sizeof row);
     if (best) snprintf(row.name, sizeof row.name, "best-of-%d", best);
@@ -991,7 +1063,7 @@ static inline EvalRow eval_row(const char *name, const Ranked *d, const double *
     return row;
 }
 
-// Accuracy of p_i as a reward model on pairs whose order is known.
+// Accuracy of p_i as a reward model: on pairs whose order the scores of d tell.
 static inline Figure eval_pairs(GPT2 *m, const Ranked *d, double length_penalty) {
     double *p = (double *)xalloc((size_t)d->R, sizeof *p);
     policy_scores(m, d, length_penalty, "", p);
@@ -1002,7 +1074,9 @@ static inline Figure eval_pairs(GPT2 *m, const Ranked *d, double length_penalty)
 
 static inline GPT2 *eval_open(const char *path, const char *option, Config c) {
     GPT2 *m = path ? model_open(path, option, MODEL_POLICY, 0) : NULL;
-    if (m && gpt2_config(m).V != c.V) die("%s %s: vocabulary %d, the policy has %d", option, path, gpt2_config(m).V, c.V);
+    if (m && gpt2_config(m).V != c.V)
+        die("%s %s: vocabulary %d, the policy has %d; give one with the policy's tokenizer",
+            option, path, gpt2_config(m).V, c.V);
     return m;
 }
 
@@ -1012,7 +1086,8 @@ static inline double *eval_logp(GPT2 *m, const Ranked *d) { // (R); NULL without
     return logp;
 }
 
-static inline Ranked eval_sample(const Options *o, GPT2 *m, const Ranked *data, Sampling s, const Tokenizer *tok, Reward *rm, const char *label) {
+static inline Ranked eval_sample(const Options *o, GPT2 *m, const Ranked *data, Sampling s, const Tokenizer *tok,
+                                 Reward *rm, const char *label) {
     Ranked d = sample(m, data, s, 0, label);
     stop_cut(o, tok, &d);
     if (rm) reward_score(rm, &d, "reward");
@@ -1037,16 +1112,19 @@ static inline int eval_policy(const Options *o, GPT2 *m, const Ranked *data) {
         double *logp = eval_logp(judge ? judge : ref, &start);
         if (k > s.num_return) k = s.num_return;
         rows[n++] = eval_row(o->names[0], &start, logp, NULL, NULL, 0, k, rm != NULL);
-        for (int best = 2; rm && best <= s.num_return; best *= 2) rows[n++] = eval_row("", &start, logp, NULL, NULL, best, 0, 1);
+        for (int best = 2; rm && best <= s.num_return; best *= 2)
+            rows[n++] = eval_row("", &start, logp, NULL, NULL, best, 0, 1);
         free(logp);
     }
     double *pi = eval_logp(m, &fresh), *rho = eval_logp(ref, &fresh), *judged_logp = eval_logp(judge, &fresh);
     rows[n++] = eval_row(o->names[1], &fresh, judge ? judged_logp : ref ? rho : pi, pi, rho, 0, k, rm != NULL);
     for (int q = 0; q < data->Q; q++)
-        for (int r = data->first[q]; r < data->first[q + 1]; r++) pairs |= data->score[r] != data->score[data->first[q]];
-    const Ranked *judged = pairs ? data : rm ? (with_start ? &start : &fresh) : NULL; // pairs given, or made by the reward
-    if (judged) rows[n - 1].accuracy = eval_pairs(m, judged, o->length_penalty);
-    if (judged && with_start) rows[0].accuracy = eval_pairs(ref, judged, o->length_penalty);
+        for (int r = data->first[q]; r < data->first[q + 1]; r++)
+            pairs |= data->score[r] != data->score[data->first[q]];
+    // pairs given, or made by the reward
+    const Ranked *ordered = pairs ? data : rm ? (with_start ? &start : &fresh) : NULL;
+    if (ordered) rows[n - 1].accuracy = eval_pairs(m, ordered, o->length_penalty);
+    if (ordered && with_start) rows[0].accuracy = eval_pairs(ref, ordered, o->length_penalty);
     eval_csv(o->out, rows, n);
     eval_print(stdout, rows, n, o, data->Q);
     if (tok) {
@@ -1101,7 +1179,8 @@ static inline int verb_eval(const Options *o) {
 // ----------------------------------------------------------------------------
 // The entry
 
-static int (*const verbs[N_VERBS])(const Options *) = {verb_sft, verb_reward, verb_sample, verb_score, verb_train, verb_eval};
+static int (*const verbs[N_VERBS])(const Options *) = {verb_sft, verb_reward, verb_sample, verb_score, verb_train,
+                                                       verb_eval};
 
 #include "dev/story.h"   // defines: verb_demo, the whole story on made-up reviews
 

@@ -218,7 +218,8 @@ static const cJSON *line_array(Where w, const cJSON *j, const char *key, int k) 
 typedef struct { long responses, scores; } Missing; // lines without them
 
 // Appends one line's query and responses.
-static void line_append(Where w, const cJSON *j, Ranked *d, Tokenizer *t, Tokens *ids, int eos_default, Missing *missing) {
+static void line_append(Where w, const cJSON *j, Ranked *d, Tokenizer *t, Tokens *ids, int eos_default,
+                        Missing *missing) {
     const cJSON *query = json_get(w, j, "query", cJSON_String, 0);
     const cJSON *y = json_get(w, j, "responses", cJSON_Array, 1);
     int k = y ? cJSON_GetArraySize(y) : 0;
@@ -230,7 +231,8 @@ static void line_append(Where w, const cJSON *j, Ranked *d, Tokenizer *t, Tokens
     missing->scores += k && !score;
     missing->responses += !k;
     if (!k) {
-        if (!eos_default) die_at(w, "no responses; one must have a token: use --eos 1, which makes one of end-of-text alone");
+        if (!eos_default)
+            die_at(w, "no responses; one must have a token: use --eos 1, which makes one of end-of-text alone");
         ranked_response(d, (const uint16_t[]){(uint16_t)t->eot}, 1, 0, 0);
         return;
     }
@@ -277,8 +279,8 @@ static void convert_ranked(const Args *a) {
     ranked_write(a->path[1], &d);
     printf("%s: %d queries, %d responses\n", a->path[1], d.Q, d.R);
     if (missing.responses)
-        fprintf(stderr, "note: %s: %ld queries without \"responses\" got one of end-of-text alone; make them: train_rrhf "
-                "sample\n", w.path, missing.responses);
+        fprintf(stderr, "note: %s: %ld queries without \"responses\" got one of end-of-text alone; make them: "
+                "train_rrhf sample\n", w.path, missing.responses);
     if (missing.scores)
         fprintf(stderr, "note: %s: %ld queries without \"scores\" got 0 for all; make them: train_rrhf score\n",
                 w.path, missing.scores);

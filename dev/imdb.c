@@ -10,7 +10,8 @@ writes to OUT_DIR
   labels.bin        LABELLED training reviews as k = 1 responses with score 0 (negative) or 1: of each its first and
                     its last SNIPPET tokens, the length that the reward model will judge
   labels_test.bin   the same of test reviews, at most 5,000 of them
-  queries.bin       QUERIES training reviews: the first QUERY tokens, and the next RESPONSE as the data set's own response
+  queries.bin       QUERIES training reviews: the first QUERY tokens, and the next RESPONSE as the data set's own
+                    response
   queries_test.bin  the same of TEST_QUERIES test reviews: held out from everything above
 */
 #include "../util.h"          // defines: die, In, Rng, xalloc; first, for _GNU_SOURCE
@@ -83,7 +84,8 @@ static void add_snippet(Ranked *d, const uint16_t *ids, int n, int label) {
 }
 
 // Labels and queries from the first reviews of a labelled set.
-static void write_labelled(Tokenizer *t, const Reviews *a, const char *out, const char *suffix, int labelled, int queries) {
+static void write_labelled(Tokenizer *t, const Reviews *a, const char *out, const char *suffix, int labelled,
+                           int queries) {
     char path[RRHF_PATH_MAX], name[64];
     Ranked labels, ask;
     Tokens ids = {0, 0, 0};
@@ -143,7 +145,8 @@ static int number(const char *name, const char *value) {
 
 int main(int argc, char **argv) {
     if (argc != 9)
-        die_usage("usage: dev/imdb ACLIMDB_DIR GPT2_TOKENIZER OUT_DIR VOCABULARY STREAM_TOKENS LABELLED QUERIES TEST_QUERIES");
+        die_usage("usage: dev/imdb ACLIMDB_DIR GPT2_TOKENIZER OUT_DIR VOCABULARY STREAM_TOKENS LABELLED QUERIES "
+                  "TEST_QUERIES");
     int vocabulary = number("VOCABULARY", argv[4]), stream = number("STREAM_TOKENS", argv[5]);
     int labelled = number("LABELLED", argv[6]);
     int queries = number("QUERIES", argv[7]), test = number("TEST_QUERIES", argv[8]);
@@ -153,7 +156,8 @@ int main(int argc, char **argv) {
     int n = reviews_add(&train, argv[1], "train/pos", 1), m = reviews_add(&train, argv[1], "train/neg", 0);
     int tp = reviews_add(&held, argv[1], "test/pos", 1), tn = reviews_add(&held, argv[1], "test/neg", 0);
     if (!n || !m || !tp || !tn)
-        die("%s: %d, %d, %d, %d reviews in train/pos, train/neg, test/pos, test/neg; expected the folder aclImdb", argv[1], n, m, tp, tn);
+        die("%s: %d, %d, %d, %d reviews in train/pos, train/neg, test/pos, test/neg; expected the folder aclImdb",
+            argv[1], n, m, tp, tn);
     reviews_add(&all, argv[1], "train/pos", 1);
     reviews_add(&all, argv[1], "train/neg", 0);
     reviews_add(&all, argv[1], "train/unsup", -1);

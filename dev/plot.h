@@ -65,7 +65,8 @@ static inline PlotSeries plot_series(const char *name, const double *x, const do
     return s;
 }
 
-// A window cut off on one side alone would drag the ends towards the middle. Gaps (NaN) stay, and are left out of the sums.
+// Towards the ends the window narrows on both sides: cut off on one alone, it would drag them towards the middle. Gaps
+// (NaN) stay, and are left out of the sums.
 static inline void plot_smooth(double *dst, const double *src, int n, int window) {
     for (int i = 0; i < n; i++) {
         int nearest = i < n - 1 - i ? i : n - 1 - i, half = window / 2 < nearest ? window / 2 : nearest, count = 0;

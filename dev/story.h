@@ -40,16 +40,17 @@ static inline void story_tokenizer(const char *path) {
     free(r.text);
 }
 
-// A snippet of the length that the reward model will judge: the beginning, or one from anywhere inside.
+// A snippet as long as what the reward model will judge, from anywhere in the review; its first token is the query.
 static inline void story_snippet(Ranked *d, const Tokens *ids, Rng *rng, int label) {
     int n = (int)ids->n, len = n < STORY_SNIPPET ? n : STORY_SNIPPET, at = rng_below(rng, n - len + 1);
     ranked_query(d, ids->id + at, 1);
     ranked_response(d, ids->id + at + 1, len - 1, (float)label, 0);
 }
 
-// Reviews first .. first+n-1 as a token stream (stream: its path, may be NULL), as labelled snippets, and as queries with
-// the review's own continuation.
-static inline void story_data(Tokenizer *t, int first, int n, const char *stream, const char *labels, const char *queries, int n_queries) {
+// Reviews first .. first+n-1 as a token stream (stream: its path, may be NULL), as labelled snippets, and as queries
+// with the review's own continuation.
+static inline void story_data(Tokenizer *t, int first, int n, const char *stream, const char *labels,
+                              const char *queries, int n_queries) {
     Review r = {NULL, 0, 0};
     Tokens ids = {NULL, 0, 0}, all = {NULL, 0, 0};
     Ranked label, query;
@@ -81,8 +82,8 @@ static inline void story_data(Tokenizer *t, int first, int n, const char *stream
     free(r.text);
 }
 
-// A command of the demo, "verb --option value ...", as it is typed: @ stands for the directory, and the user's own --seed,
-// --threads and --dtype follow.
+// A command of the demo, "verb --option value ...", as it is typed: @ stands for the directory, and the user's own
+// --seed, --threads and --dtype follow.
 enum { STORY_LINE = 8192 };
 
 static inline void story_line(char line[STORY_LINE], const Options *user, const char *dir, const char *command) {
@@ -129,8 +130,9 @@ static inline int verb_demo(const Options *user) {
     char dir[RRHF_PATH_MAX], path[RRHF_PATH_MAX + 64], other[3][RRHF_PATH_MAX + 64], line[STORY_LINE];
     double start = now_s();
     snprintf(dir, sizeof dir, "%s", user->out);
-    if (strlen(dir) > 200 || strchr(dir, ' ')) die_usage("--out '%.60s': the demo takes a short name without spaces", dir);
-    make_dir(dir);
+    if (strlen(dir) > 200 || strchr(dir, ' '))
+        die_usage("--out '%.60s': the demo takes a short name without spaces", dir);
+    make_out(dir);
     fprintf(stderr, "The RRHF story on made-up reviews: pretrain, train a reward, sample, score, align, evaluate.\n");
     snprintf(path, sizeof path, "%s/tokenizer.bin", dir);
     story_tokenizer(path);
@@ -146,16 +148,18 @@ static inline int verb_demo(const Options *user) {
     }
     tokenizer_free(&t);
     static const char *const commands[] = {
-        "sft --data @/stream.bin --tokenizer @/tokenizer.bin --layers 3 --heads 4 --channels 128 --context 64 --ft-reduction mean "
-        "--batch 16 --epochs 1 --lr 2e-3 --warmup 0.05 --schedule cosine --weight-decay 0.1 --grad-clip 1 --out @/sft",
-        "reward --model @/sft/policy.bin --data @/labels_train.bin --batch 16 --epochs 1 --lr 2e-4 --warmup 0.1 --grad-clip 1 --beta2 0.99 "
-        "--out @/reward",
+        "sft --data @/stream.bin --tokenizer @/tokenizer.bin --layers 3 --heads 4 --channels 128 --context 64 "
+        "--ft-reduction mean --batch 16 --epochs 1 --lr 2e-3 --warmup 0.05 --schedule cosine --weight-decay 0.1 "
+        "--grad-clip 1 --out @/sft",
+        "reward --model @/sft/policy.bin --data @/labels_train.bin --batch 16 --epochs 1 --lr 2e-4 --warmup 0.1 "
+        "--grad-clip 1 --beta2 0.99 --out @/reward",
         "eval --model @/reward/policy.bin --data @/labels_held.bin --out @/reward",
-        "sample --model @/sft/policy.bin --data @/queries_train.bin --tokenizer @/tokenizer.bin --policy SP --num-return 4 --top-k 50 "
-        "--max-new-tokens 32 --out @/sampled",
+        "sample --model @/sft/policy.bin --data @/queries_train.bin --tokenizer @/tokenizer.bin --policy SP "
+        "--num-return 4 --top-k 50 --max-new-tokens 32 --out @/sampled",
         "score --reward @/reward/policy.bin --data @/sampled/sampled.bin --out @/scored",
-        "train --model @/sft/policy.bin --data @/scored/scored.bin --tokenizer @/tokenizer.bin --batch 16 --epochs 2 --lr 1e-3 "
-        "--reward @/reward/policy.bin --eval-data @/queries_held.bin --eval-queries 150 --top-k 50 --max-new-tokens 32 --out @",
+        "train --model @/sft/policy.bin --data @/scored/scored.bin --tokenizer @/tokenizer.bin --batch 16 --epochs 2 "
+        "--lr 1e-3 --reward @/reward/policy.bin --eval-data @/queries_held.bin --eval-queries 150 --top-k 50 "
+        "--max-new-tokens 32 --out @",
         "eval --model @/policy.bin --reference @/sft/policy.bin --reward @/reward/policy.bin --data @/queries_held.bin "
         "--tokenizer @/tokenizer.bin --num-return 4 --top-k 50 --max-new-tokens 32 --out @/eval"};
     const size_t n = sizeof commands / sizeof *commands;

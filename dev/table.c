@@ -22,7 +22,7 @@ enum { REWARD, PERPLEXITY, KL, TOKENS, DISTINCT_1, DISTINCT_2, ACCURACY, FIGURES
 static const char *const figure_names[FIGURES] = {"reward", "perplexity", "kl", "tokens", "distinct-1", "distinct-2",
                                                   "accuracy"};
 
-typedef struct { double mean, err; int n; } Cell; // n: queries or seeds behind it, 0 = no such figure; err NaN = none known
+typedef struct { double mean, err; int n; } Cell; // n: queries or seeds behind it, 0 = no such figure; err NaN = none
 typedef struct { double *step, *reward; int n; size_t cap[2]; } Curve;
 typedef struct { const char *seed; Cell cell[FIGURES]; Curve curve; } Seed;
 typedef struct { char *name; Seed *seed; int n; size_t cap; Cell mean[FIGURES]; Curve curve; } Row;
@@ -36,7 +36,8 @@ static char *copy(const char *s, size_t n) {
 
 // The row of that name, a new one at the end if there is none.
 static Row *row_of(Table *t, const char *name, size_t n) {
-    for (int i = 0; i < t->n; i++) if (strlen(t->row[i].name) == n && !memcmp(t->row[i].name, name, n)) return &t->row[i];
+    for (int i = 0; i < t->n; i++)
+        if (strlen(t->row[i].name) == n && !memcmp(t->row[i].name, name, n)) return &t->row[i];
     xgrow((void **)&t->row, &t->cap, (size_t)t->n + 1, sizeof(Row));
     Row *r = &t->row[t->n++];
     memset(r, 0, sizeof *r);
@@ -102,8 +103,9 @@ static double csv_number(const Csv *c, int column, double least, const char *wha
 static void read_cell(const Csv *c, Cell cell[FIGURES]) {
     int f = 0;
     while (f < FIGURES && strcmp(c->column[1], figure_names[f])) f++;
-    if (f == FIGURES) die("%s:%d: figure '%.80s', expected reward, perplexity, ...; write it again with this version's eval",
-                          c->path, c->number, c->column[1]);
+    if (f == FIGURES)
+        die("%s:%d: figure '%.80s', expected reward, perplexity, ...; write it again with this version's eval",
+            c->path, c->number, c->column[1]);
     if (cell[f].n) die("%s:%d: %s of %s a second time", c->path, c->number, c->column[1], c->column[0]);
     Cell v = {csv_number(c, 2, -INFINITY, "mean"), NAN, 1};
     if (*c->column[3] || *c->column[4]) {
@@ -154,8 +156,11 @@ static void read_curves(Curve *curve, const char *dir) {
         return;
     }
     double at = 0; // IP-n: a round goes on where the one before ended
-    for (int i = 1; snprintf(name, sizeof name, "round-%d/reward.csv", i), !access(path_join(path, dir, name), F_OK); i++)
+    for (int i = 1;; i++) {
+        snprintf(name, sizeof name, "round-%d/reward.csv", i);
+        if (access(path_join(path, dir, name), F_OK)) break;
         at = read_curve(curve, path, at);
+    }
 }
 
 // ----------------------------------------------------------------------------
@@ -257,11 +262,11 @@ static void write_md(const Table *t, const char *dir) {
     }
     out_printf(&out, "\nEach figure is on held-out queries. ±:");
     if (several)
-        out_printf(&out, " of a row with two or more seeds, one standard error of the mean over seeds (training and sampling "
-                   "differ, the held-out queries are the same)%s", single ? ";" : ".");
+        out_printf(&out, " of a row with two or more seeds, one standard error of the mean over seeds (training and "
+                   "sampling differ, the held-out queries are the same)%s", single ? ";" : ".");
     if (single)
-        out_printf(&out, " of a row with one seed, one standard error over its queries, which leaves out how much another "
-                   "seed would differ.");
+        out_printf(&out, " of a row with one seed, one standard error over its queries, which leaves out how much "
+                   "another seed would differ.");
     out_printf(&out, "\n");
     out_close(&out);
 }

@@ -107,9 +107,11 @@ static void write_tokenizer(const char *name, int vocabulary) { // printable byt
 // Texts that a line cannot hold as they are, a token a byte, and the lines that stand for them.
 static void write_odd(void) {
     static const struct { const char *query; int n; const char *response; int k; const char *line; } texts[] = {
-        {"one\ntwo", 7, "\r\n", 2, "one\\ntwo\\r\\n\n"}, {"\\", 1, "n", 1, "\\\\n\n"}, {"\\n", 2, "\n", 1, "\\\\n\\n\n"},
-        {" tab\there", 9, "  ", 2, " tab\there  \n"}, {"a\0b", 3, "\0", 1, "ab\n"}, {"\0", 1, "\0", 1, "\n"},
-        {"$(x) `y`", 8, "'\"*;|&<>%s", 10, "$(x) `y`'\"*;|&<>%s\n"}, {"\xc3", 1, "\xa9\xff\x01", 3, "\xc3\xa9\xff\x01\n"}};
+        {"one\ntwo", 7, "\r\n", 2, "one\\ntwo\\r\\n\n"}, {"\\", 1, "n", 1, "\\\\n\n"},
+        {"\\n", 2, "\n", 1, "\\\\n\\n\n"}, {" tab\there", 9, "  ", 2, " tab\there  \n"},
+        {"a\0b", 3, "\0", 1, "ab\n"}, {"\0", 1, "\0", 1, "\n"},
+        {"$(x) `y`", 8, "'\"*;|&<>%s", 10, "$(x) `y`'\"*;|&<>%s\n"},
+        {"\xc3", 1, "\xa9\xff\x01", 3, "\xc3\xa9\xff\x01\n"}};
     Tokenizer t = tokenizer_make(V, 1024);
     Out lines = out_open(in_dir("odd.txt"));
     uint16_t of[256], tok[16];
@@ -174,7 +176,8 @@ static void edit(int argc, char **argv) {
             for (int k = 1 + rng_below(&r, 4); k > 0; k--) { // headers and what follows them, more often than the rest
                 int where = rng_below(&r, 3), span = where == 0 ? 40 : n < 1200 || where == 2 ? (int)n : 1200;
                 int start = where == 1 && span > 1024 ? 1024 : 0;
-                b[start + rng_below(&r, span - start)] = (char)(rng_below(&r, 2) ? rng_below(&r, 256) : rng_below(&r, 2) ? 255 : 127);
+                b[start + rng_below(&r, span - start)] =
+                    (char)(rng_below(&r, 2) ? rng_below(&r, 256) : rng_below(&r, 2) ? 255 : 127);
             }
         } else {
             if (at < 0) at += n;
@@ -195,7 +198,8 @@ static void show(const char *path) {
     Ranked d = ranked_read(path);
     for (int q = 0; q < d.Q; q++)
         for (int r = d.first[q]; r < d.first[q + 1]; r++)
-            printf("%d %d %d %.9g %d %d\n", q, r - d.first[q], d.resp_len[r], d.score[r], d.source[r], d.tokens[d.resp_at[r]]);
+            printf("%d %d %d %.9g %d %d\n", q, r - d.first[q], d.resp_len[r], d.score[r], d.source[r],
+                   d.tokens[d.resp_at[r]]);
     ranked_free(&d);
 }
 

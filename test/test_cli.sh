@@ -255,7 +255,15 @@ bad_input() {
     refused $n $((n == 1 ? 1 : 2)) "--out" "--out ''"
     refuse 1 "--out|path|long" "--out longer than a path may be" train $M $R --out "$(printf 'x%.0s' {1..5000})"
     mkdir -p "$T/taken/policy.bin" "$T/taken2/sampled.bin"
-    refuse 1 "policy\.bin" "policy.bin is a directory" train $M $R --out "$T/taken" --epochs 1
+    for v in sft reward train "train --policy SP" "train --policy IP-2"; do
+        n="$R --reward $D/reward.bin"
+        case $v in sft) n="--data $D/labels.bin" ;; reward) n=$R ;; esac
+        refuse 1 "taken/policy\.bin: exists and is not a regular file" "$v: policy.bin is a directory" $v $M $n --out "$T/taken" --epochs 1
+        grep -q "1/" "$T/err" && bad "$v: found after the work: $(tail -n 2 "$T/err")" || ok "$v: before any work"
+    done
+    mkdir -p "$T/linked"
+    ln -s "$D/policy61.bin" "$T/linked/policy.bin"
+    works "policy.bin is a link to a file" sft $M --data "$D/labels.bin" --out "$T/linked" --epochs 1
     refuse 1 "sampled\.bin" "sampled.bin is a directory" sample $M $R --out "$T/taken2" --max-new-tokens 4
     mkdir -p "$T/readonly"
     chmod 555 "$T/readonly"

@@ -174,8 +174,8 @@ static void test_round_trip(void) {
 // Queries whose responses or scores are still to be made.
 static void test_missing(void) {
     static const char *const note[2] = {": 2 queries without \"responses\"", ": 1 queries without \"scores\""};
-    put_json("a.jsonl", "{'query':'a','responses':['b','c']}\n{'query':'d'}\n{'query':'e','responses':[],'scores':[],'eos':[]}\n"
-             "{'query':'f','responses':['g'],'scores':[2]}\n");
+    put_json("a.jsonl", "{'query':'a','responses':['b','c']}\n{'query':'d'}\n"
+             "{'query':'e','responses':[],'scores':[],'eos':[]}\n{'query':'f','responses':['g'],'scores':[2]}\n");
     if (!check_runs("missing responses and scores", "ranked a.jsonl a.bin --tokenizer tok")) return;
     char *said = get("stderr", NULL);
     check(strstr(said, note[0]) && strstr(said, note[1]), "missing responses and scores: counted on stderr");
@@ -271,7 +271,8 @@ static void test_bad_lines(void) {
         {"no query", "{'responses':['b'],'scores':[1]}", "no \"query\""},
         {"a key in capitals", "{'Query':'a','responses':['b'],'scores':[1]}", "no \"query\""},
         {"a score of no response", "{'query':'a','scores':[1]}", "0 responses but 1 entries in \"scores\""},
-        {"no score of a response", "{'query':'a','responses':['b'],'scores':[]}", "1 responses but 0 entries in \"scores\""},
+        {"no score of a response", "{'query':'a','responses':['b'],'scores':[]}",
+         "1 responses but 0 entries in \"scores\""},
         {"responses is null", "{'query':'a','responses':null}", "\"responses\" is null"},
         {"query is a number", "{'query':1,'responses':['b'],'scores':[1]}", "\"query\" is a number"},
         {"responses is a string", "{'query':'a','responses':'b','scores':[1]}", "\"responses\" is a string"},

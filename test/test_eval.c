@@ -11,7 +11,8 @@ static const double LN2 = 0.69314718055994530942;
 
 static void check_figure(const char *what, Figure f, double mean, double err, int n) {
     int close = fabs(f.mean - mean) <= 1e-12 * (1 + fabs(mean)) && fabs(f.err - err) <= 1e-12 * (1 + err);
-    check(close && f.n == n, "%s: %.9g +- %.9g over %d, by hand %.9g +- %.9g over %d", what, f.mean, f.err, f.n, mean, err, n);
+    check(close && f.n == n, "%s: %.9g +- %.9g over %d, by hand %.9g +- %.9g over %d", what, f.mean, f.err, f.n,
+          mean, err, n);
 }
 
 // Queries of one token with responses of these lengths; k[q] of them belong to query q. Tokens count up from 1.
@@ -80,7 +81,7 @@ static void test_accuracy(void) {
     static const double p[7] = {-1, -3, -2, -4, -4, -1, -2};
     double turned[7];
     Ranked d = responses(3, k, len, r);
-    // query 0: of its pairs 1 < 2, 1 < 3, 2 < 3 p orders the last alone rightly; query 1: a tie of p, half; query 2: no pair.
+    // query 0: of its pairs 1 < 2, 1 < 3, 2 < 3 p orders the last alone rightly; 1: a tie of p, half; 2: no pair.
     // 1.5 / 4; residuals 1 - 3 * 3/8 and 1/2 - 3/8 are -1/8 and 1/8: sqrt(2/64 * 2/1) / 4
     check_figure("accuracy of p_i", eval_accuracy(&d, d.score, p), 0.375, 0.0625, 2);
     for (int i = 0; i < 7; i++) turned[i] = -p[i];
@@ -141,8 +142,9 @@ static void test_reviews(void) {
             said[i & 1][0] += strstr(r.text, unkind[w]) != NULL, said[i & 1][1] += strstr(r.text, kind[w]) != NULL;
     }
     check(good == ALL, "demo: %d of %d reviews are well formed", good, ALL);
-    check(said[1][1] > 2 * said[1][0] && said[0][0] > 2 * said[0][1], "demo: kind words %d times in kind reviews, %d in "
-          "unkind ones; unkind words %d and %d", said[1][1], said[0][1], said[1][0], said[0][0]);
+    check(said[1][1] > 2 * said[1][0] && said[0][0] > 2 * said[0][1],
+          "demo: kind words %d times in kind reviews, %d in unkind ones; unkind words %d and %d",
+          said[1][1], said[0][1], said[1][0], said[0][0]);
     story_review(7, &r);
     check(!strcmp(r.text, text[7]), "demo: the same review again");
     qsort(text, ALL, sizeof *text, compare_text);
@@ -176,7 +178,8 @@ static void test_data(void) {
     Ranked query = ranked_read(path[3]), held = ranked_read(path[5]);
     int ends = 0, kind = 0, fits = 1, seen = 0;
     for (int64_t i = 0; i < stream.n_tokens; i++) ends += stream.tokens[i] == t.eot;
-    check(ends == SOME && stream.tokens[stream.n_tokens - 1] == t.eot, "demo: a stream of %d reviews, each with its end", ends);
+    check(ends == SOME && stream.tokens[stream.n_tokens - 1] == t.eot,
+          "demo: a stream of %d reviews, each with its end", ends);
     for (int r = 0; r < label.R; r++) {
         kind += label.score[r] == 1;
         fits &= (label.score[r] == 1) == (r & 1) && label.resp_len[r] < STORY_SNIPPET;
@@ -186,7 +189,8 @@ static void test_data(void) {
     check(query.Q == 64 && query.R == 64 && all_are(query.query_len, 64, STORY_QUERY) &&
           all_are(query.resp_len, 64, STORY_RESPONSE) && all_are(query.source, 64, SOURCE_DATA),
           "demo: %d queries of %d tokens, each with its review's next %d", query.Q, STORY_QUERY, STORY_RESPONSE);
-    check(held.Q == STORY_HELD && held.R == STORY_HELD, "demo: %d held-out queries out of %d reviews", held.Q, STORY_HELD + 100);
+    check(held.Q == STORY_HELD && held.R == STORY_HELD, "demo: %d held-out queries out of %d reviews",
+          held.Q, STORY_HELD + 100);
     for (int q = 0; q < held.Q; q++)
         for (int i = 0; i < query.Q; i++) // a query's tokens and its one response's lie side by side
             seen += !memcmp(held.tokens + held.query_at[q], query.tokens + query.query_at[i], 2 * STORY_SNIPPET);

@@ -206,7 +206,8 @@ static void test_attention(int hs, int NH, int lengthy) { // lengthy: more rows 
     Ranked d = lengthy ? lengthy_query() : ragged(9);
     Batch b = test_batch(&d);
     int C = hs * NH;
-    snprintf(name, sizeof name, "attention, %d head%s of %d%s", NH, NH > 1 ? "s" : "", hs, lengthy ? ", long sequences" : "");
+    snprintf(name, sizeof name, "attention, %d head%s of %d%s", NH, NH > 1 ? "s" : "", hs,
+             lengthy ? ", long sequences" : "");
     Case t = case_make(name, attention, b.N, C, 0, (size_t)b.N * (size_t)C);
     t.b = b, t.NH = NH;
     t.save[0] = noise((size_t)b.N * (size_t)NH, 1);

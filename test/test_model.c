@@ -1,7 +1,8 @@
 /*
 test_model.c: what must come out the same when it is computed in another way. A shared prefix and separate sequences;
-micro-batches; the three matrix products; any number of threads; decoding over the cache and the whole sequence at
-once; AdamW in double. And that gpt2_bytes and gpt2_random keep their word. In float or (-DREAL=double) double.
+micro-batches; every matrix product that was built; any number of threads; decoding over the cache and the whole
+sequence at once; AdamW in double. And that gpt2_bytes and gpt2_random keep their word. In float or (-DREAL=double)
+double.
 
   cc -std=c11 -O2 -fopenmp -fopenmp-simd -DNO_MAIN test/test_model.c -o test/test_model -lm && test/test_model
 */
@@ -116,7 +117,8 @@ static void test_live(void) {
     real *out = (real *)xalloc((size_t)b.P, sizeof *out);
     gpt2_forward(m1, &b, out);
     Batch live = batch_live(m1, &b, c[0]);
-    check(live.N < b.N && live.U < b.U && live.P < b.P, "dropping responses: %d of %d tokens, %d of %d rows, %d of %d predictions are left",
+    check(live.N < b.N && live.U < b.U && live.P < b.P,
+          "dropping responses: %d of %d tokens, %d of %d rows, %d of %d predictions are left",
           live.N, b.N, live.U, b.U, live.P, b.P);
     for (int i = 0; i < 2; i++) free(run_all(m1, &d, c[0], &n)), free(run_all(m2, &d, c[1 + i], &n));
     check_grads("dropping responses, twice against c + e and c - e", m1, m2, 64 * eps, 64 * eps);
@@ -201,13 +203,16 @@ static void test_at_once(int reward, int kind) {
         m[i] = steps_run(c, t, STEPS, 1e-3, losses[i], &norm[i]);
     }
     room_first = 0;
-    check(m[0]->grads && !m[1]->grads && m[2]->grads, "update during the backward: the gradient is whole %d, %d, %d", !!m[0]->grads, !!m[1]->grads, !!m[2]->grads);
+    check(m[0]->grads && !m[1]->grads && m[2]->grads, "update during the backward: the gradient is whole %d, %d, %d",
+          !!m[0]->grads, !!m[1]->grads, !!m[2]->grads);
     for (int i = 1; i < 3; i++) {
-        int same = !memcmp(m[0]->params, m[i]->params, bytes) && !memcmp(m[0]->m, m[i]->m, bytes) && !memcmp(m[0]->v, m[i]->v, bytes);
+        int same = !memcmp(m[0]->params, m[i]->params, bytes) && !memcmp(m[0]->m, m[i]->m, bytes) &&
+                   !memcmp(m[0]->v, m[i]->v, bytes);
         double e = fabs(norm[i] / norm[0] - 1);
         check(same && !memcmp(losses[0], losses[i], sizeof losses[0]) && e < 32 * eps,
-              "update during the backward, %s, %s product%s: bits of an update after it %d; norm %.9g, error %.1e, tolerance %.1e",
-              reward ? "reward model" : "policy", kind == GEMM_NAIVE ? "naive" : "packed", i == 2 ? ", room for all" : "", same, norm[i], e, 32 * eps);
+              "update during the backward, %s, %s product%s: bits of an update after it %d; norm %.9g, error %.1e, "
+              "tolerance %.1e", reward ? "reward model" : "policy", kind == GEMM_NAIVE ? "naive" : "packed",
+              i == 2 ? ", room for all" : "", same, norm[i], e, 32 * eps);
     }
     for (int i = 0; i < 3; i++) gpt2_free(m[i]);
     gemm_kind = keep;
@@ -321,7 +326,7 @@ static double gemm_error(Product p, int kind) {
 static void test_gemm(int kind, const char *name) {
     static const int shapes[][3] = {{1, 1, 1}, {1, 1, 7}, {7, 1, 300}, {5, 65, 3}, {6, 64, 256}, {13, 67, 257},
                                     {97, 129, 33}, {2, 513, 31}, {100, 33, 600}, {1, 4100, 5},
-                                    {1000, 5, 20}, {7, 33, 3100}}; // more rows and more terms than the built-in packs at once
+                                    {1000, 5, 20}, {7, 33, 3100}}; // more rows, more terms than are packed at once
     int keep = gemm_kind;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         double worst = 0;
@@ -354,7 +359,8 @@ static void test_bf16(void) {
     double last = fabs(bf16[STEPS - 1].loss - fp32[STEPS - 1].loss) / fall;
     check(first > 0 && first < 1e-2, "bf16 (%s): loss of the first step %.6g, float32 %.6g: error %.1e, tolerance 1e-2",
           onednn_bf16 ? "by the CPU" : "rounded operands", bf16[0].loss, fp32[0].loss, first);
-    check(fall > 0 && last < 2e-2, "bf16: loss after %d steps %.6g, float32 %.6g, which fell by %.4g: error %.1e of that, tolerance 2e-2",
+    check(fall > 0 && last < 2e-2,
+          "bf16: loss after %d steps %.6g, float32 %.6g, which fell by %.4g: error %.1e of that, tolerance 2e-2",
           STEPS, bf16[STEPS - 1].loss, fp32[STEPS - 1].loss, fall, last);
 }
 #endif
@@ -557,7 +563,8 @@ static void test_bytes(Config c, int training) { // as gpt2_bytes counts it: 2 k
     double e = fabs((double)took / (double)said - 1);
     check((before == 0 || e < 0.01) && again == took,
           "gpt2_bytes, %s%s: says %zu, the heap grew by %zu, error %.1e, tolerance 1e-2",
-          c.reward ? "reward model" : "policy", training == 2 ? ", training, the gradient kept" : training ? ", training" : "", said, took, e);
+          c.reward ? "reward model" : "policy",
+          training == 2 ? ", training, the gradient kept" : training ? ", training" : "", said, took, e);
     gpt2_free(m);
     check(heap_bytes() == before, "gpt2_free gives everything back: %zu bytes left", heap_bytes() - before);
     free(params);

@@ -49,7 +49,8 @@ static void test_inside(void) {
         PlotAxis a = {want[k].lo, want[k].hi, 0, 0, 0, 1, 0};
         plot_inside(&a, want[k].n, want[k].whole);
         check(a.lo == want[k].lo && a.hi == want[k].hi && fabs(a.first - want[k].first) < 1e-9 &&
-              fabs(a.step - want[k].step) < 1e-9 && a.n == want[k].steps, "ticks within %g .. %g%s: %d steps of %g from %g",
+              fabs(a.step - want[k].step) < 1e-9 && a.n == want[k].steps,
+              "ticks within %g .. %g%s: %d steps of %g from %g",
               a.lo, a.hi, want[k].whole ? ", whole" : "", a.n, a.step, a.first);
     }
 }
@@ -177,7 +178,8 @@ static void test_gap(void) { // the line is not drawn across a NaN
     plot_free(&without);
 }
 
-static void test_one_step(void) { // a run of one step, its loss faint and smooth: a point one can see, over a whole number
+// A run of one step, its loss faint and smooth: a point one can see, over a whole number.
+static void test_one_step(void) {
     static const double x[1] = {1}, y[1] = {3.5};
     PlotSeries s[2] = {plot_series(NULL, x, y, 1, PLOT_LINE, 1), plot_series(NULL, x, y, 1, PLOT_LINE | PLOT_FAINT, 1)};
     PlotPanel p = panel(s, 2);
@@ -238,12 +240,14 @@ static void test_label_places(void) {
             for (int j = 0; j < POINTS; j++) {
                 const double *o = box[j], *m = at[j];
                 if (j < i) on_label += now[0] < o[2] && o[0] < now[2] && now[1] < o[3] && o[1] < now[3];
-                on_marker += now[0] - pad / 2 < m[0] + r && m[0] - r < now[2] + pad / 2 && now[1] < m[1] + r && m[1] - r < now[3];
+                on_marker += now[0] - pad / 2 < m[0] + r && m[0] - r < now[2] + pad / 2 &&
+                             now[1] < m[1] + r && m[1] - r < now[3];
             }
         }
         plot_free(&c);
     }
-    check(!on_label && !on_marker && !outside, "%d labels of crowded points: %d on another, %d on a marker, %d outside; %d far off",
+    check(!on_label && !on_marker && !outside,
+          "%d labels of crowded points: %d on another, %d on a marker, %d outside; %d far off",
           PICTURES * POINTS, on_label, on_marker, outside, far);
 }
 
@@ -265,8 +269,9 @@ static void test_error_bars(void) {
                 x0 = x < x0 ? x : x0, x1 = x > x1 ? x : x1;
                 y0 = y < y0 ? y : y0, y1 = y > y1 ? y : y1;
             }
-        check((x1 - x0 > 200) == cases[k].wide && (y1 - y0 > 150) == cases[k].high && x1 > x0 && (cases[k].wide || x1 - x0 < 15)
-              && (cases[k].high || y1 - y0 < 15), "error bars, %s: %d pixels across, %d down", cases[k].what, x1 - x0 + 1, y1 - y0 + 1);
+        check((x1 - x0 > 200) == cases[k].wide && (y1 - y0 > 150) == cases[k].high && x1 > x0 &&
+              (cases[k].wide || x1 - x0 < 15) && (cases[k].high || y1 - y0 < 15),
+              "error bars, %s: %d pixels across, %d down", cases[k].what, x1 - x0 + 1, y1 - y0 + 1);
         plot_free(&c);
     }
 }
@@ -297,7 +302,8 @@ static void test_axis_end(void) { // the line goes from side to side, and its hi
 static void test_legend_beside(void) { // of many names: beside the frame, however long they are
     static const double x[2] = {0, 1}, y[2] = {1, 0};
     static const struct { const char *name; int n, beside; } cases[] = {
-        {"abc", 6, 0}, {"abc", 7, 1}, {"abc", 18, 1}, {"a name that is far too long to stand beside the picture", 9, 1}, {NULL, 9, 0}
+        {"abc", 6, 0}, {"abc", 7, 1}, {"abc", 18, 1},
+        {"a name that is far too long to stand beside the picture", 9, 1}, {NULL, 9, 0}
     };
     for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
         PlotSeries s[18];

@@ -157,7 +157,8 @@ static void test_names(void) {
     int bad = 0, n = sizeof rows / sizeof *rows;
     for (int i = 0; i < n; i++) {
         Policy p = policy_parse(&o, rows[i].name);
-        bad += p.draw != rows[i].p.draw || p.own != rows[i].p.own || p.rounds != rows[i].p.rounds || p.refresh != rows[i].p.refresh;
+        bad += p.draw != rows[i].p.draw || p.own != rows[i].p.own ||
+               p.rounds != rows[i].p.rounds || p.refresh != rows[i].p.refresh;
     }
     check(bad == 0, "names: %d of %d policies are not their row of Table 1 (IP, OP: diverse beams and the data's own)",
           bad, n);
@@ -174,7 +175,8 @@ static void test_names(void) {
         waitpid(child, &status, 0);
         bad += !WIFEXITED(status) || WEXITSTATUS(status) != 2;
     }
-    check(bad == 0, "names: %d of %zu misspelt ones are not refused with exit code 2", bad, sizeof wrong / sizeof *wrong);
+    check(bad == 0, "names: %d of %zu misspelt ones are not refused with exit code 2",
+          bad, sizeof wrong / sizeof *wrong);
 }
 
 // What is wrong with `got` as the answers of a policy to d: its queries in order, its own responses first and unchanged
@@ -225,8 +227,8 @@ static void test_table(void) {
             Ranked want = i < 2 ? sample(m, &d, sampling, 0, "") : beam_search(m, &d, beaming, 0, "");
             int wrong = wrong_answers(&got, &d, i % 2, sizes[s].num_return, 1 + i / 2, sizes[s].max_new);
             check(!wrong && same_fresh(&got, &want), "%s, %d returned, up to %d tokens: %d responses, %s%s, %d faults",
-                  names[i], sizes[s].num_return,
-                  sizes[s].max_new, got.R, i < 2 ? "the sampler's own" : i < 4 ? "beam search's own" : "diverse beam search's own",
+                  names[i], sizes[s].num_return, sizes[s].max_new, got.R,
+                  i < 2 ? "the sampler's own" : i < 4 ? "beam search's own" : "diverse beam search's own",
                   i % 2 ? ", after the data's" : "", wrong);
             ranked_free(&got);
             ranked_free(&want);
@@ -235,7 +237,8 @@ static void test_table(void) {
     gpt2_free(m);
 }
 
-// With a penalty beyond any logit no two groups choose one token in one place; with the paper's 1 beams begin in more ways.
+// With a penalty beyond any logit no two groups choose one token in one place; with the paper's 1 beams begin in more
+// ways.
 static void test_diverse(void) {
     GPT2 *m = load(in_dir("start.bin"));
     Ranked d = ranked_read(in_dir("data.bin"));
@@ -362,7 +365,8 @@ static void test_stop_drawn(void) {
             wrong += cut.resp_len[r] > whole.resp_len[r] || memcmp(y, response(&whole, r), 2 * (size_t)cut.resp_len[r]);
             wrong += cut.score[r] != 1;
             shorter += cut.resp_len[r] < whole.resp_len[r];
-            for (int s = 0; s < 3 && cut.source[r] && cut.resp_len[r] > 1; s++) wrong += memmem(text, n, stops[s], strlen(stops[s])) != NULL;
+            for (int s = 0; s < 3 && cut.source[r] && cut.resp_len[r] > 1; s++)
+                wrong += memmem(text, n, stops[s], strlen(stops[s])) != NULL;
             query = tokenizer_text(&tokenizer, cut.tokens + cut.query_at[q], (size_t)cut.query_len[q], &n_query);
             if (y[cut.resp_len[r] - 1] == EOT) n -= 13; // its text is not shown to a judge
             size_t at = reward_escape(want, query, n_query) - 1, end = at + reward_escape(want + at, text, n);
@@ -372,7 +376,8 @@ static void test_stop_drawn(void) {
             free(text);
             free(query);
         }
-        check(!wrong && shorter > 0, "stop, %s: %d of %d responses are cut, %d faults", names[i], shorter, cut.R, wrong);
+        check(!wrong && shorter > 0, "stop, %s: %d of %d responses are cut, %d faults",
+              names[i], shorter, cut.R, wrong);
         check(lines == cut.R && !other, "stop, %s: the reward is asked about the cut texts: %d lines, %d others",
               names[i], lines, other);
         if (f) fclose(f);
@@ -413,7 +418,8 @@ static Ranked noted_answer(void *run, const Ranked *d, const int *queries, int n
 static void after_step(void *run, int step) {
     Run *r = (Run *)run;
     char path[RRHF_PATH_MAX];
-    int first = step > 1 && r->t.refresh ? (step - 2) / r->t.refresh * r->t.refresh : -1; // of the checkpoint's last step
+    // the first step of the window that the checkpoint's last step is in
+    int first = step > 1 && r->t.refresh ? (step - 2) / r->t.refresh * r->t.refresh : -1;
     if (first >= 0 && r->t.checkpoint_every == 1)
         r->changed += !same_file(window_path(path, r->t.out, first), in_dir("%s-seen-%d.bin", r->notes, first));
     if (++r->calls == r->raise_at) raise(SIGINT);
@@ -534,7 +540,8 @@ static void test_online(void) {
         run_loop(r);
         for (int j = 0; j < r->answers; j++) late += r->at[j] != j * k;
         check(r->answers == cases[i].draws && !late,
-              "OP-%d, %d steps: drawn %d times, at steps 0, k, 2k, ..., expected %d", k, STEPS, r->answers, cases[i].draws);
+              "OP-%d, %d steps: drawn %d times, at steps 0, k, 2k, ..., expected %d",
+              k, STEPS, r->answers, cases[i].draws);
         check(r->changed == 0, "OP-%d: the window in online-N.bin differed after %d steps from what was drawn", k,
               r->changed);
         for (int j = 0; j < r->answers; j++) { // Table 1's row: each visit's query, its own responses, the policy's
@@ -548,7 +555,8 @@ static void test_online(void) {
                 own = r->a.d.first[of + 1] - r->a.d.first[of];
                 shape += seen.first[q + 1] - y != own + 2;
                 for (int e = 0; y < seen.first[q + 1]; y++, e++) {
-                    shape += seen.source[y] != (e < own ? SOURCE_DATA : SOURCE_SAMPLE) || seen.resp_len[y] > (e < own ? 7 : 6);
+                    shape += seen.source[y] != (e < own ? SOURCE_DATA : SOURCE_SAMPLE) ||
+                             seen.resp_len[y] > (e < own ? 7 : 6);
                     if (e < own) shape += !same_response(&seen, y, &r->a.d, r->a.d.first[of] + e);
                 }
             }
@@ -596,7 +604,8 @@ static void test_online_resumed(void) { // Ctrl-C after step 1, 4 (within a wind
         run_free(r);
         int windows = 0;
         for (int first = 0; first < STEPS; first++) windows += !access(in_dir("%s/online-%d.bin", notes, first), F_OK);
-        check(access(in_dir("%s/state.bin", notes), F_OK) && !windows && !access(in_dir("%s/settings.txt", notes), F_OK),
+        check(access(in_dir("%s/state.bin", notes), F_OK) && !windows &&
+              !access(in_dir("%s/settings.txt", notes), F_OK),
               "OP-5, finished: settings.txt, no state.bin, %d windows", windows);
     }
 }
@@ -652,7 +661,8 @@ static void test_kl(void) { // of the run op4, with --kl-coef 0.3
     GPT2 *rho = load(in_dir("start.bin"));
     for (int step = 0; step < STEPS; step += 4) {
         GPT2 *pi = load(in_dir("op4-at-%d.bin", step));
-        Ranked seen = ranked_read(in_dir("op4-seen-%d.bin", step)), plain = ranked_read(in_dir("op4-seen-%d.bin", step));
+        Ranked seen = ranked_read(in_dir("op4-seen-%d.bin", step));
+        Ranked plain = ranked_read(in_dir("op4-seen-%d.bin", step));
         reward_score(&reward, &plain, "");
         int exact = 0;
         double *got = (double *)xalloc((size_t)seen.R * 2, sizeof *got), *want = got + seen.R, size = 0;
@@ -666,7 +676,8 @@ static void test_kl(void) { // of the run op4, with --kl-coef 0.3
         if (step == 0) check(exact == seen.R, "KL, first draw: pi = rho, %d of %d scores are the rewards, bit for bit",
                              exact, seen.R);
         else check(exact < seen.R && size > 0.01,
-                   "KL, step %d: the term is %.3g on average, %d of %d scores are the bare rewards", step, size, exact, seen.R);
+                   "KL, step %d: the term is %.3g on average, %d of %d scores are the bare rewards",
+                   step, size, exact, seen.R);
         check_close("KL: score = reward - 0.3 (log pi - log rho), each response alone", got, want, (size_t)seen.R, 1e-4,
                     1e-4);
         free(got);
@@ -726,8 +737,8 @@ static void test_rounds(void) {
             free(none);
             ranked_free(&d);
             same = round_by_hand(r, &m, 21 + (uint64_t)round - 1, scored, policy);
-            check(same && !wrong, "IP-3, %s: round %d is answered by the policy before it, the data's own stay, %s bits "
-                  "as by hand, %d faults", draws[i], round, same ? "the same" : "other", wrong);
+            check(same && !wrong, "IP-3, %s: round %d is answered by the policy before it, the data's own stay, "
+                  "%s bits as by hand, %d faults", draws[i], round, same ? "the same" : "other", wrong);
         }
         check(same_file(in_dir("%s/policy.bin", notes), in_dir("%s/round-3/policy.bin", notes)),
               "IP-3, %s: policy.bin is the last round's", draws[i]);
@@ -769,7 +780,8 @@ static void test_rounds(void) {
     train_round(&dp->a, &dp->t, 0);
     quiet(0);
     check(same_file(in_dir("ip1/policy.bin"), in_dir("dp/policy.bin")) &&
-          same_file(in_dir("ip1/round-1/scored.bin"), in_dir("dp/scored.bin")), "IP-1 is DP: the same scored.bin and policy.bin");
+          same_file(in_dir("ip1/round-1/scored.bin"), in_dir("dp/scored.bin")),
+          "IP-1 is DP: the same scored.bin and policy.bin");
     run_free(ip);
     run_free(dp);
 }
@@ -853,9 +865,11 @@ static void test_ablations(void) {
     e = worse(fabs(imitate.loss / sft.loss - 1),
               worse(fabs(imitate.grad_norm / sft.grad_norm - 1), fabs(imitate.loss / imitate.ft_loss - 1)));
     check(e < 1e-5 && fabs(imitate.grad_norm / full.grad_norm - 1) > 1e-3,
-          "--rank-weight 0 is imitation of the best: loss %.6f, norm %.6f, error %.1e, tolerance 1e-5", imitate.loss, imitate.grad_norm, e);
+          "--rank-weight 0 is imitation of the best: loss %.6f, norm %.6f, error %.1e, tolerance 1e-5",
+          imitate.loss, imitate.grad_norm, e);
     check(fabs(sft.ft_loss / sum - 1) < 1e-5 && sft.rank_loss == 0,
-          "L_ft is the sum over the best's tokens: %.6f, error %.1e, tolerance 1e-5", sft.ft_loss, fabs(sft.ft_loss / sum - 1));
+          "L_ft is the sum over the best's tokens: %.6f, error %.1e, tolerance 1e-5",
+          sft.ft_loss, fabs(sft.ft_loss / sum - 1));
     LogRow row = one_step(STEP "--ft-weight 0", &d, NULL);
     check(row.loss == row.rank_loss && fabs(row.rank_loss / full.rank_loss - 1) < 1e-6,
           "--ft-weight 0: loss %.6f is L_rank alone", row.loss);
@@ -865,12 +879,14 @@ static void test_ablations(void) {
     gpt2_free(m);
     row = one_step(STEP "--ft-weight 0", &ties, &m);
     check(row.loss == 0 && row.grad_norm == 0 && moved(m) == 0,
-          "--ft-weight 0, equal rewards: loss %g, gradient %g, parameters moved by %g", row.loss, row.grad_norm, moved(m));
+          "--ft-weight 0, equal rewards: loss %g, gradient %g, parameters moved by %g",
+          row.loss, row.grad_norm, moved(m));
     gpt2_free(m);
     row = one_step(STEP "--ft-reduction mean", &best, NULL);
     e = fabs(row.ft_loss / mean - 1);
     check(e < 1e-5 && row.loss == row.ft_loss && fabs(mean / sum - 1) > 0.1,
-          "--ft-reduction mean: L_ft %.6f, the mean over the best's tokens, error %.1e, tolerance 1e-5", row.ft_loss, e);
+          "--ft-reduction mean: L_ft %.6f, the mean over the best's tokens, error %.1e, tolerance 1e-5",
+          row.ft_loss, e);
     // twice either weight is twice that part of the loss and, where the other is 0, of the gradient
     LogRow rank1 = one_step(STEP "--ft-weight 0", &d, NULL);
     LogRow rank2 = one_step(STEP "--ft-weight 0 --rank-weight 2", &d, NULL);
@@ -893,8 +909,8 @@ static void test_escape(void) {
     char line[2 * sizeof text + 2], back[sizeof text];
     size_t n = reward_escape(line, text, sizeof text - 1), m = 0;
     check(n == sizeof want - 1 && !memcmp(line, want, n),
-          "escape: \\\\ \\n \\r for backslash, line feed, return; no zero byte; the rest as it is: %zu bytes, expected %zu",
-          n, sizeof want - 1);
+          "escape: \\\\ \\n \\r for backslash, line feed, return; no zero byte; the rest as it is: %zu bytes, "
+          "expected %zu", n, sizeof want - 1);
     for (int c = 0, wrong = 0; c < 256; c++) { // every byte alone comes back from its line
         char one = (char)c, got = 0;
         n = reward_escape(line, &one, 1);
@@ -944,7 +960,8 @@ static void test_best_of(void) {
     for (int N = 1; N <= MOST; N++)
         for (int kind = 0; kind < 3; kind++) { // distinct, tied, all equal
             double r[MOST], mean = 0, before = -INFINITY;
-            for (int i = 0; i < N; i++) r[i] = kind == 0 ? 10 * rng_uniform(&g) - 5 : kind == 1 ? rng_below(&g, 3) : -0.7;
+            for (int i = 0; i < N; i++)
+                r[i] = kind == 0 ? 10 * rng_uniform(&g) - 5 : kind == 1 ? rng_below(&g, 3) : -0.7;
             qsort(r, (size_t)N, sizeof *r, compare_doubles);
             for (int i = 0; i < N; i++) mean += r[i] / N;
             for (int n = 1; n <= N; n++) {

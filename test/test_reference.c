@@ -199,7 +199,8 @@ static void test_reward(const Ranked *d, const char *name, QueryLoss loss) {
 }
 
 // ----------------------------------------------------------------------------
-// Ten steps of AdamW: weight decay 0.1 on matrices and embeddings, four queries a step, in micro-batches of three or in one
+// Ten steps of AdamW: weight decay 0.1 on matrices and embeddings, four queries a step, in micro-batches of three or
+// in one
 
 static void test_curve(const Ranked *d, const char *name, QueryLoss loss, double clip, int micro) {
     enum { STEPS = 10, BATCH = 4 };
@@ -216,7 +217,8 @@ static void test_curve(const Ranked *d, const char *name, QueryLoss loss, double
         losses[i] = train_step(m, &t, &s, d, order, BATCH, 1e-3, i + 1, &norms[i], &tokens).loss;
     }
     snprintf(key, sizeof key, "%s.%s", name, clip > 0 ? "clipped" : "curve");
-    snprintf(what, sizeof what, "%s: loss over %d steps%s, micro-batches of %d", name, STEPS, clip > 0 ? ", gradients clipped" : "", micro);
+    snprintf(what, sizeof what, "%s: loss over %d steps%s, micro-batches of %d", name, STEPS,
+             clip > 0 ? ", gradients clipped" : "", micro);
     check_values(what, losses, key, STEPS);
     strcat(key, ".norm");
     snprintf(what, sizeof what, "%s: gradient norms of these", name);

@@ -130,7 +130,8 @@ static void test_places(void) {
         int k = 1 + rng_below(&g, K), n[K];
         double logp[K], p[K], c[K];
         float r[K];
-        for (int i = 0; i < k; i++) n[i] = 1 << rng_below(&g, 4), logp[i] = -n[i] * rng_uniform(&g), r[i] = (float)rng_uniform(&g);
+        for (int i = 0; i < k; i++)
+            n[i] = 1 << rng_below(&g, 4), logp[i] = -n[i] * rng_uniform(&g), r[i] = (float)rng_uniform(&g);
         rrhf_loss(&o, k, logp, n, r, p, c);
         for (int i = 0; i < k; i++, all++) {
             int places = 0;
@@ -139,7 +140,8 @@ static void test_places(void) {
             settled += c[i] == 0;
         }
     }
-    check(!wrong && settled > 0, "c_i n_i is the number of places too high: %d of %d wrong, %d of them exactly 0", wrong, all, settled);
+    check(!wrong && settled > 0, "c_i n_i is the number of places too high: %d of %d wrong, %d of them exactly 0",
+          wrong, all, settled);
 }
 
 // ----------------------------------------------------------------------------
@@ -280,7 +282,8 @@ static void test_behind(void) {
         }
         wrong += ahead > 0;
     }
-    check(!wrong && promised > 1000 && none > 1000, "the next step's first queries are known %d times, not known %d, wrong %d", promised, none, wrong);
+    check(!wrong && promised > 1000 && none > 1000,
+          "the next step's first queries are known %d times, not known %d, wrong %d", promised, none, wrong);
 }
 
 // ----------------------------------------------------------------------------
@@ -367,7 +370,8 @@ static void test_figures(void) {
     char cell[64];
     for (int i = 0; i < 3; i++) {
         figure_text(cell, cases[i].f, 3);
-        check(!strcmp(cell, cases[i].want), "a figure of %d queries: '%s', expected '%s'", cases[i].f.n, cell, cases[i].want);
+        check(!strcmp(cell, cases[i].want), "a figure of %d queries: '%s', expected '%s'",
+              cases[i].f.n, cell, cases[i].want);
     }
 }
 
@@ -402,7 +406,8 @@ static void test_lock(void) {
     Out out = out_open(path);
     out_printf(&out, "whole\n");
     fflush(out.f);
-    check_dies("a file that another run is writing", write_there, path, "file: another run is writing here; choose another --out");
+    check_dies("a file that another run is writing", write_there, path,
+               "file: another run is writing here; choose another --out");
     check(!access(tmp, F_OK), "and the other's .tmp stays");
     out_close(&out);
     struct stat st;

@@ -218,7 +218,10 @@ static void test_continuations(void) {
         Candidate top[MAX * V];
         Continuation got[MAX * V], all[MAX * V];
         for (int i = 0; i < MAX * V; i++) logits[i] = (float)rng_normal(&g);
-        for (int i = 0; i < MAX; i++) top_k_candidates(top + i * k, logits + i * V, V, k), lse[i] = log_sum_exp(logits + i * V, V);
+        for (int i = 0; i < MAX; i++) {
+            top_k_candidates(top + i * k, logits + i * V, V, k);
+            lse[i] = log_sum_exp(logits + i * V, V);
+        }
         for (int b = 0; b < beams; b++) sum[b] = -3 * rng_uniform(&g), row[b] = rng_below(&g, MAX);
         for (int i = 0; i < n_chosen; i++) chosen[i] = rng_below(&g, 5);
         for (int b = 0; b < beams; b++)
@@ -472,7 +475,8 @@ static void test_frequencies(void) {
             else worst = worse(worst, fabs(count[v] - DRAWS * p[v]) / (sigma + 1e-9));
         }
         check(!forbidden && worst <= 5, "%d draws, temperature %g, top-k %d, top-p %g: %d tokens, worst %.2f sigma, "
-              "tolerance 5; %d others", DRAWS, s.draw.temperature, s.draw.top_k, s.draw.top_p, allowed, worst, forbidden);
+              "tolerance 5; %d others", DRAWS, s.draw.temperature, s.draw.top_k, s.draw.top_p, allowed, worst,
+              forbidden);
     }
 }
 
