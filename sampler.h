@@ -111,7 +111,7 @@ static inline double log_sum_exp(const float *logits, int V) {
 // with those before it has more than u of the total.
 
 static inline BOTH float draw_weight(float logit, float max, double temperature) {
-    return expf((logit - max) * (float)(1 / temperature));
+    return expf((logit - max) * (float)(1 / (temperature > 1e-30 ? temperature : 1e-30))); // 0 times infinity is a NaN
 }
 
 static inline BOTH uint64_t draw_units(float weight) { return weight > 0 ? (uint64_t)(weight * 1099511627776.0f) : 0; }
