@@ -96,8 +96,8 @@ static inline Params gpt2_params(Config c, real *base) {
     return p;
 }
 
-// Block l's slices of the tensors that have one for each block. matrices 0: leave matrices where they are (a gradient in
-// pieces).
+// Block l's slices of the tensors that have one for each block. matrices 0: leave matrices where they are (a gradient
+// in pieces).
 static inline Params block_params(Config c, Params p, int l, int matrices) {
 #define X(name, layers, rows, cols, kind)                                  \
     if ((layers) > 1 && (matrices || kind == ONES || kind == ZEROS))       \
@@ -197,7 +197,7 @@ static inline void checkpoint_write(const char *path, Config c, const float *par
 static inline int vocabulary_padded(int V) { return (V + 127) / 128 * 128; }
 
 // ----------------------------------------------------------------------------
-// The backend contract: what a device must be able to do. (rrhf.h adds gpt2_step and gpt2_step_end.) All else is shared.
+// The backend contract: what a device must be able to do (rrhf.h adds gpt2_step and gpt2_step_end). All else is shared.
 
 typedef struct GPT2 GPT2;
 

@@ -337,7 +337,7 @@ static void attention_forward(real *out, real *lse, const real *qkv, const Batch
                     for (int j = 0; j < m; j++) s[j] = j < seen ? per * s[j] : 0;
                     lse[(size_t)(n + i) * NH + h] = scale * max + (real)log(sum);
                 }
-                for (int i = 0; i < 2; i++) // run 0 overwrites out, run 1 adds; where run 0 has no keys, at is 0 for both
+                for (int i = 0; i < 2; i++) // run 0 overwrites out, run 1 adds; without a run 0 at is 0 for both
                     gemm_small(rows, hs, r.run[i].keys, S + r.run[i].at, (size_t)m, 1, v + r.run[i].from * C3, C3, 1,
                                r.run[i].at > 0, out + (size_t)n * C + h * hs, (size_t)C);
                 n = r.n1;
@@ -909,9 +909,9 @@ static Batch batch_live(GPT2 *m, const Batch *b, const real *coef) {
     return to;
 }
 
-// An embedding's gradient and update, as many rows at a time as there is room for: dw[row[n]] += dx[n], and in the first
-// V rows the classifier's dlogits^T x (V is 0 where the table is no classifier).   dw (t->rows,C; or some), dx (N,C),
-// row (N)
+// An embedding's gradient and update, as many rows at a time as there is room for: dw[row[n]] += dx[n], and in the
+// first V rows the classifier's dlogits^T x (V is 0 where the table is no classifier).
+// dw (t->rows,C; or some), dx (N,C), row (N)
 static void table_backward(GPT2 *m, const Tensor *t, real *dw, const real *dx, const Batch *b, const int *row, int V,
                            Update *u) {
     int C = m->c.C, some = (int)(update_room(m->c) / (size_t)C);

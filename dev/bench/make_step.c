@@ -17,7 +17,8 @@ int main(int argc, char **argv) {
     int steps = argc == 3 ? atoi(argv[2]) : 0;
     if (steps < 1) die_usage("usage: make_step DIR STEPS");
     const struct { const char *name; int queries, k, length; } files[] = {
-        {"k2.bin", steps, 2, 48}, {"k4.bin", steps, 4, 48}, {"k6.bin", steps, 6, 48}, {"k8.bin", steps, 8, 48}, {"k16.bin", steps, 16, 48},
+        {"k2.bin", steps, 2, 48}, {"k4.bin", steps, 4, 48}, {"k6.bin", steps, 6, 48},
+        {"k8.bin", steps, 8, 48}, {"k16.bin", steps, 16, 48},
         {"one.bin", 1, 6, 48}, {"ask64.bin", 64, 1, 1}, {"ask16.bin", 16, 1, 1}};
     char path[RRHF_PATH_MAX];
     Config c = {1024, 50257, 50304, 12, 12, 768, 0, 0};
