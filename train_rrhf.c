@@ -1386,6 +1386,9 @@ const char *backend_start(int threads) {
 #else
     (void)threads;
 #endif
+#if defined(USE_CBLAS) && defined(OPENBLAS_VERSION) // a build with threads of its own does not hear OpenMP's number
+    openblas_set_num_threads(n_threads);
+#endif
     const char *products = gemm_kind == GEMM_CBLAS ? "CBLAS" : gemm_kind == GEMM_PACKED ? "built in"
                          : "rounded to bfloat16, by oneDNN, summed in float32";
     snprintf(line, sizeof line, "CPU, %d thread%s, %s, matrix products: %s", n_threads, n_threads == 1 ? "" : "s",
