@@ -186,11 +186,16 @@ static void test_matmul(int kind, int residual) {
     gemm_kind = GEMM_PACKED;
 }
 
-static Ranked lengthy_query(void) {
+static Ranked lengthy_query(int lengthy) {
     static const uint16_t zeros[130];
     Ranked d;
     memset(&d, 0, sizeof d);
     d.V = 1;
+    if (lengthy > 1) {
+        ranked_query(&d, zeros, 1);
+        ranked_response(&d, zeros, lengthy, 0, 0);
+        return d;
+    }
     ranked_query(&d, zeros, 101);
     ranked_response(&d, zeros, 130, 0, 0);
     ranked_response(&d, zeros, 99, 1, 0);
@@ -201,13 +206,15 @@ static void attention(Case *t) {
     attention_forward(t->out, t->save[0], t->in[0].x, &t->b, t->C, t->NH);
 }
 
-static void test_attention(int hs, int NH, int lengthy) { // lengthy: more rows than a block has, more keys than a tile
+// lengthy 1: more rows than a block has, more keys than a tile; above 1: one token and a response of so many, at the
+// edge of a block
+static void test_attention(int hs, int NH, int lengthy) {
     char name[64];
-    Ranked d = lengthy ? lengthy_query() : ragged(9);
+    Ranked d = lengthy ? lengthy_query(lengthy) : ragged(9);
     Batch b = test_batch(&d);
     int C = hs * NH;
     snprintf(name, sizeof name, "attention, %d head%s of %d%s", NH, NH > 1 ? "s" : "", hs,
-             lengthy ? ", long sequences" : "");
+             lengthy > 1 ? ", a block's edge" : lengthy ? ", long sequences" : "");
     Case t = case_make(name, attention, b.N, C, 0, (size_t)b.N * (size_t)C);
     t.b = b, t.NH = NH;
     t.save[0] = noise((size_t)b.N * (size_t)NH, 1);
@@ -409,6 +416,8 @@ int main(void) {
     test_attention(64, 1, 0);
     test_attention(5, 3, 0);
     test_attention(5, 1, 1);
+    test_attention(5, 1, BLOCK_ROWS);
+    test_attention(5, 1, BLOCK_ROWS + 1);
     test_gelu();
     test_classifier();
     test_head();

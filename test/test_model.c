@@ -151,6 +151,8 @@ static int room_first; // 1: there is room for the whole gradient, needed or not
 static GPT2 *steps_run(Config c, Train t, int steps, double lr, Loss *losses, double *norm) {
     Ranked d = test_ranked(41, c.V, 6, step_k, 9, 10);
     GPT2 *m = model_make(c, 2);
+    int some = (int)(update_room(c) / (size_t)c.C); // rows of wte that pass at a time: the last of a part, the first of the next
+    for (int q = 0; q < 2 && some < c.V; q++) d.tokens[d.query_at[q]] = (uint16_t)(some - 1 + q);
     if (room_first) gradient_room(m, 1);
     StepRoom s = step_room(m, &d, t.micro_batch);
     int64_t tokens = 0;
@@ -186,7 +188,7 @@ static void test_micro_batch(void) {
 // whole. The result has the same bits as with a gradient that is kept; the norm is summed in another order.
 static void test_at_once(int reward, int kind) {
     enum { STEPS = 3 };
-    Config c = {24, 401, 1000, 2, 4, 136, reward, 0}; // matrices and wte pass in parts, one of them beyond V
+    Config c = {24, 601, 1100, 2, 4, 136, reward, 0}; // matrices and wte pass in parts: one within V, one across, one beyond
     Train t = train_make(6);
     GPT2 *m[3];
     Loss losses[3][STEPS];
@@ -595,6 +597,157 @@ static void test_random(void) {
     free(b);
 }
 
+// A data set that passes in several batches: what evaluate_all says of a response is what it says of its query alone.
+static void test_evaluate(Config c, const char *what) {
+    enum { Q = 300 };
+    int k[Q], tokens = 0, wrong = 0;
+    for (int q = 0; q < Q; q++) k[q] = 1 + q % 3;
+    Ranked d = test_ranked(51, c.V, Q, k, 9, 8);
+    GPT2 *m = model_make(c, 4);
+    for (int q = 0; q < Q; q++) tokens += d.query_len[q];
+    for (int r = 0; r < d.R; r++) tokens += d.resp_len[r];
+    double *all = (double *)xalloc((size_t)d.R, sizeof *all), *alone = (double *)xalloc((size_t)d.R, sizeof *alone);
+    evaluate_all(m, &d, "", all);
+    for (int q = 0; q < Q; q++) {
+        Ranked one;
+        memset(&one, 0, sizeof one);
+        one.V = d.V;
+        ranked_query(&one, d.tokens + d.query_at[q], d.query_len[q]);
+        for (int r = d.first[q]; r < d.first[q + 1]; r++)
+            ranked_response(&one, d.tokens + d.resp_at[r], d.resp_len[r], d.score[r], 0);
+        wrong += one.R != k[q];
+        evaluate_all(m, &one, "", alone + d.first[q]);
+        ranked_free(&one);
+    }
+    check(!wrong && tokens > 2 * gpt2_tokens(m), "%s: %d responses, %d tokens, in several batches", what, d.R, tokens);
+    check_close("  their values against each query alone", all, alone, (size_t)d.R, 32 * eps, 32 * eps);
+    free(all);
+    free(alone);
+    gpt2_free(m);
+    ranked_free(&d);
+}
+
+// Each tensor draws from a random stream of its own.
+static void test_random_streams(void) {
+    Config c = {64, 300, 304, 4, 4, 64, 0, 0};
+    Tensor t[N_TENSORS];
+    float *a = (float *)xalloc(gpt2_tensors(c, t), sizeof *a);
+    int random = 0, alike = 0;
+    gpt2_random(c, 1, a);
+    for (int i = 0; i < N_TENSORS; i++) {
+        if (!t[i].decay) continue;
+        random++;
+        for (int j = 0; j < i; j++) // a residual matrix is smaller by a factor: signs tell
+            for (int s = 0, same = 0; t[j].decay && s < 64; s++) {
+                same += (a[t[i].at + (size_t)s] < 0) == (a[t[j].at + (size_t)s] < 0);
+                alike += s == 63 && same == 64;
+            }
+    }
+    check(random == 6 && alike == 0, "gpt2_random: of %d random tensors %d pairs begin alike", random, alike);
+    free(a);
+}
+
+// Models of more parameters than pass between model and file at a time: a checkpoint, a training state and the hash that
+// tells one start from another.
+static void test_parts(void) {
+    Config c = {24, 401, 1000, 2, 4, 136, 0, 0};
+    char dir[] = "/tmp/rrhf_parts_XXXXXX", path[RRHF_PATH_MAX];
+    static const enum Copy part[3] = {COPY_PARAMS, COPY_M, COPY_V};
+    static const char *const name[3] = {"parameters", "first moment", "second moment"};
+    size_t n = gpt2_count(c);
+    if (!mkdtemp(dir)) die("%s: cannot make it", dir);
+    GPT2 *m = model_make(c, 5), *back = gpt2_build(c, NULL, 1), *loaded = gpt2_build(c, NULL, 0);
+    float *want = (float *)xalloc(n, sizeof *want), *got = (float *)xalloc(n, sizeof *got);
+    Rng r = rng_make(7, RNG_DEMO, 0);
+    for (int i = 1; i < 3; i++) {
+        for (size_t j = 0; j < n; j++) want[j] = (float)rng_uniform(&r);
+        gpt2_set(m, part[i], want);
+    }
+    gpt2_save(m, path_join(path, dir, "policy.bin"));
+    Checkpoint f = checkpoint_open(path);
+    checkpoint_load(&f, loaded);
+    gpt2_get(m, COPY_PARAMS, want);
+    gpt2_get(loaded, COPY_PARAMS, got);
+    check(n > 2 * (size_t)GPT2_PART && !memcmp(want, got, n * sizeof *got), "a checkpoint of %zu parameters, %.1f parts: the same bits", n, (double)n / GPT2_PART);
+    unlink(path);
+    Train t;
+    Log log = {NULL, 0, 0}, read = {NULL, 0, 0};
+    memset(&t, 0, sizeof t);
+    t.out = t.resume = dir;
+    snprintf(t.settings, sizeof t.settings, "some\n");
+    state_write(m, &t, &log);
+    train_load(back, &t, &read);
+    for (int i = 0; i < 3; i++) {
+        gpt2_get(m, part[i], want);
+        gpt2_get(back, part[i], got);
+        check(!memcmp(want, got, n * sizeof *got), "state.bin, its %s: the same bits", name[i]);
+    }
+    unlink(path_join(path, dir, "state.bin"));
+    rmdir(dir);
+    int same = 0, parts = 0;
+    uint64_t hash = gpt2_hash(m);
+    for (size_t at = 0; at < n; at += GPT2_PART, parts++) { // one parameter of each part is another
+        float was, is;
+        gpt2_get_part(m, COPY_PARAMS, at, 1, &was);
+        is = was + 1;
+        gpt2_set_part(m, COPY_PARAMS, at, 1, &is);
+        same += gpt2_hash(m) == hash;
+        gpt2_set_part(m, COPY_PARAMS, at, 1, &was);
+    }
+    check(same == 0 && gpt2_hash(m) == hash, "the hash of the start: %d of %d parts that differ go unnoticed", same, parts);
+    free(want); free(got); free(read.row);
+    gpt2_free(m);
+    gpt2_free(back);
+    gpt2_free(loaded);
+}
+
+// log sum exp of rows that are longer than one of its sums, the largest logit anywhere.
+static void test_lse(void) {
+    static const int sizes[] = {1, 2, 1023, 1024, 1025, 2048, 2049, 5000};
+    Rng r = rng_make(8, RNG_DEMO, 0);
+    double worst = 0, tolerance = 16 * eps;
+    real *z = (real *)xalloc(5000, sizeof *z);
+    for (int i = 0; i < 8; i++)
+        for (int shape = 0; shape < 3; shape++) { // alike, random, and one that outweighs the others at the end
+            int V = sizes[i];
+            long double sum = 0;
+            for (int v = 0; v < V; v++) z[v] = shape == 0 ? (real)1.5 : (real)(3 * rng_normal(&r));
+            if (shape == 2) z[V - 1] = 30;
+            for (int v = 0; v < V; v++) sum += expl((long double)z[v]);
+            double want = (double)logl(sum);
+            worst = worse(worst, fabs(row_lse(z, V) - want) / (fabs(want) + 1));
+        }
+    check(worst <= tolerance, "log sum exp of 1 to 5000 logits: error %.1e, tolerance %.1e", worst, tolerance);
+    free(z);
+}
+
+// Attention's products, where there are more keys than the packed product sums at a time (and rows than a block).
+static void test_gemm_small(void) {
+    static const int shapes[][3] = {{96, 5, 384}, {96, 5, 385}, {96, 64, 800}, {100, 70, 1023}, {1, 33, 769}};
+    Rng r = rng_make(9, RNG_DEMO, 0);
+    double worst = 0;
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (int beta = 0; beta <= 1; beta++) {
+            int M = shapes[i][0], N = shapes[i][1], K = shapes[i][2];
+            real *a = gemm_operand(&r, M, K), *b = gemm_operand(&r, K, N), *c = gemm_operand(&r, M, N);
+            real *got = (real *)xalloc((size_t)M * (size_t)(N + 3), sizeof *got);
+            memcpy(got, c, (size_t)M * (size_t)(N + 3) * sizeof *got);
+            gemm_small(M, N, K, a, (size_t)K + 3, 1, b, (size_t)N + 3, 1, (real)beta, got, (size_t)N + 3);
+            for (int m = 0; m < M; m++)
+                for (int n = 0; n < N; n++) {
+                    size_t at = (size_t)m * (size_t)(N + 3) + (size_t)n;
+                    long double s = beta ? (long double)c[at] : 0, size = fabsl(s);
+                    for (int k = 0; k < K; k++) {
+                        long double x = (long double)a[m * (K + 3) + k] * (long double)b[k * (N + 3) + n];
+                        s += x, size += fabsl(x);
+                    }
+                    worst = worse(worst, (double)(fabsl((long double)got[at] - s) / (size * (K + 1) * eps)));
+                }
+            free(a); free(b); free(c); free(got);
+        }
+    check(worst <= 1, "gemm_small, up to 1023 terms, beta 0 and 1: error %.3f, tolerance 1 (of K eps sum |a b|)", worst);
+}
+
 int main(void) {
     backend_start(1);
     gemm_kind = GEMM_PACKED;
@@ -630,5 +783,11 @@ int main(void) {
     for (int training = 0; training <= 2; training++) test_bytes(policy, training);
     test_bytes(reward, 2);
     test_random();
+    test_evaluate(policy, "policy");
+    test_evaluate(reward, "reward model");
+    test_random_streams();
+    test_lse();
+    test_gemm_small();
+    if (sizeof(real) == 4) test_parts();
     return test_summary();
 }

@@ -418,6 +418,88 @@ static void test_lock(void) {
     rmdir(dir);
 }
 
+// --max-query-tokens cuts queries on the left, --max-response-tokens responses on the right. The texts are 0 1 2 ..., so
+// that a token says where it stood.
+static void test_limit(void) {
+    enum { QUERY = 5, RESPONSE = 4 };
+    uint16_t tok[12];
+    int wrong = 0, cut = 0;
+    Ranked d;
+    memset(&d, 0, sizeof d);
+    for (int t = 0; t < 12; t++) tok[t] = (uint16_t)t;
+    for (int n = 3; n <= 7; n++) {
+        ranked_query(&d, tok, n);
+        ranked_response(&d, tok, n, 0, 0);
+    }
+    ranked_limit(&d, 0, 0);
+    for (int q = 0; q < d.Q; q++) wrong += d.query_len[q] != q + 3 || d.resp_len[q] != q + 3;
+    ranked_limit(&d, QUERY, RESPONSE);
+    for (int q = 0; q < d.Q; q++) {
+        int had = q + 3, n = d.query_len[q], m = d.resp_len[q];
+        wrong += n != (had < QUERY ? had : QUERY) || m != (had < RESPONSE ? had : RESPONSE);
+        for (int t = 0; t < n; t++) wrong += d.tokens[d.query_at[q] + t] != had - n + t; // its end
+        for (int t = 0; t < m; t++) wrong += d.tokens[d.resp_at[q] + t] != t;            // its beginning
+        cut += (n < had) + (m < had);
+    }
+    check(wrong == 0 && cut == 5, "limits of %d and %d tokens: %d texts are cut, queries on the left, responses on the right, %d faults",
+          QUERY, RESPONSE, cut, wrong);
+    ranked_free(&d);
+}
+
+// A token stream in chunks: every token once, in order; the first of each is its query. A single last token predicts
+// nothing and is left out.
+static void test_stream(void) {
+    char path[] = "/tmp/rrhf_stream_XXXXXX";
+    int fd = mkstemp(path), wrong = 0;
+    uint16_t tok[12];
+    if (fd < 0) die("%s: cannot make it", path);
+    close(fd);
+    for (int t = 0; t < 12; t++) tok[t] = (uint16_t)(100 + t);
+    for (int n = 2; n <= 12; n++)
+        for (int chunk = 2; chunk <= 5; chunk++) {
+            stream_write(path, tok, n);
+            Ranked d = stream_read(path, chunk);
+            int at = 0;
+            for (int q = 0; q < d.Q; q++) {
+                wrong += d.query_len[q] != 1 || d.first[q + 1] - d.first[q] != 1 || 1 + d.resp_len[q] > chunk;
+                wrong += d.tokens[d.query_at[q]] != 100 + at++;
+                for (int t = 0; t < d.resp_len[q]; t++) wrong += d.tokens[d.resp_at[q] + t] != 100 + at++;
+            }
+            wrong += at != (n % chunk == 1 ? n - 1 : n) || d.Q != (at + chunk - 1) / chunk;
+            ranked_free(&d);
+        }
+    check(wrong == 0, "streams of 2 to 12 tokens in chunks of 2 to 5: %d faults", wrong);
+    unlink(path);
+}
+
+static void read_ranked(const void *path) {
+    Ranked d = ranked_read((const char *)path);
+    ranked_free(&d);
+}
+
+// The first token that is none: a file whose tokens are beyond its own vocabulary is refused whoever reads it.
+static void test_beyond(void) {
+    char path[] = "/tmp/rrhf_beyond_XXXXXX";
+    static const uint16_t tok[2] = {8, 9};
+    int fd = mkstemp(path);
+    Ranked d;
+    if (fd < 0) die("%s: cannot make it", path);
+    close(fd);
+    memset(&d, 0, sizeof d);
+    ranked_query(&d, tok, 1);
+    ranked_response(&d, tok, 2, 0, 0);
+    d.V = 10;
+    ranked_write(path, &d);
+    Ranked fits = ranked_read(path);
+    check(fits.V == 10 && fits.tokens[2] == 9, "token %d of a vocabulary of 10 is read", fits.tokens[2]);
+    d.V = 9;
+    ranked_write(path, &d);
+    check_dies("token 9 of a vocabulary of 9", read_ranked, path, "query 0: token 9, but its vocabulary has 9");
+    unlink(path);
+    ranked_free(&d);
+    ranked_free(&fits);
+}
+
 int main(void) {
     backend_start(1);
     test_by_hand();
@@ -433,5 +515,8 @@ int main(void) {
     test_figures();
     test_hash();
     test_lock();
+    test_limit();
+    test_stream();
+    test_beyond();
     return test_summary();
 }

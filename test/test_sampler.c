@@ -622,6 +622,52 @@ static void test_refusals(void) {
     gpt2_free(m);
 }
 
+// Where sums come out even: n equal tokens are a token for each n-th of u, and top-p keeps no more than it needs. A token
+// without weight is never drawn, u = 0 or not.
+static void test_even(void) {
+    enum { N = 8 };
+    int wrong = 0, tried = 0;
+    Candidate room[N];
+    for (int kept = 1; kept <= N; kept++)
+        for (int i = 0; i < kept; i++, tried++) {
+            Draw how = {1, (double)kept / N, 0};
+            for (int v = 0; v < N; v++) room[v].logit = 0.5f, room[v].id = v;
+            wrong += draw(room, N, how, (i + 0.5) / kept) != i; // of the first `kept`, the i-th
+            for (int v = 0; v < N; v++) room[v].logit = 0.5f, room[v].id = v;
+            if ((kept & (kept - 1)) == 0) wrong += draw(room, N, how, (double)i / kept) != i; // exact
+        }
+    Draw all = {1, 1, 0};
+    for (int v = 0; v < N; v++) room[v].logit = v == 3 ? 0 : -200, room[v].id = v;
+    check(wrong == 0 && draw(room, N, all, 0) == 3, "even draws: %d of %d wrong; u = 0 draws the only token with weight", wrong, tried);
+}
+
+// Of hypotheses with equal scores the oldest goes first when room is needed, and the latest comes back first.
+static void test_equals(void) {
+    uint16_t text[4] = {10, 11, 12, 13};
+    Hypothesis hyp[3] = {{-1, 1, &text[0]}, {-2, 1, &text[1]}, {-2, 1, &text[2]}};
+    Group g;
+    memset(&g, 0, sizeof g);
+    g.n = 3, g.hyp = hyp;
+    check(group_worst(&g) == 1, "of equal hypotheses the oldest is the worst: %d, expected 1", group_worst(&g));
+    check(!group_keep(&g, 3, -2, 1), "one that only equals the worst does not take its place");
+    uint16_t *room = group_keep(&g, 3, -1, 1); // in place of the older -2
+    check(room == &text[1] && hyp[1].text == &text[2] && hyp[2].text == &text[1], "a better one does");
+    *room = 14;
+    static const uint16_t query[1] = {1};
+    Beams s;
+    Ranked out;
+    memset(&s, 0, sizeof s);
+    memset(&out, 0, sizeof out);
+    s.b = beaming_of(3, 1, 0, 3, 4, -1);
+    s.size = 3, s.group = &g;
+    ranked_query(&out, query, 1);
+    beams_take(&s, 0, &out);
+    check(out.R == 3 && response(&out, 0)[0] == 14 && response(&out, 1)[0] == 10 && response(&out, 2)[0] == 12,
+          "of equal scores the latest comes first: %d %d %d, expected 14 10 12", response(&out, 0)[0], response(&out, 1)[0],
+          response(&out, 2)[0]);
+    ranked_free(&out);
+}
+
 int main(void) {
     backend_start(1);
     test_refusals(); // first: they fork, which goes best before there are threads
@@ -642,5 +688,7 @@ int main(void) {
         test_result(policy, 22);
     }
     test_seed();
+    test_even();
+    test_equals();
     return test_summary();
 }
