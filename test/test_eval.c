@@ -204,6 +204,33 @@ static void test_data(void) {
     rmdir(dir);
 }
 
+// Pairs of ids above 255, which must not run into each other.
+static void test_distinct_large(void) {
+    static const uint16_t y[3][2] = {{1, 0x203}, {3, 3}, {0x102, 0x301}};
+    Ranked d;
+    memset(&d, 0, sizeof d);
+    ranked_query(&d, y[0], 1);
+    for (int r = 0; r < 3; r++) ranked_response(&d, y[r], 2, 0, 0);
+    double two = eval_distinct(&d, 2, 3), one = eval_distinct(&d, 1, 3);
+    check(two == 1 && one == 5.0 / 6, "distinct-1/2 of large ids: %g / %g, by hand 0.833333 / 1", one, two);
+    ranked_free(&d);
+}
+
+// Best of n among equal scores: they stand in the order of the file.
+static void test_weights(void) {
+    static const uint16_t tok[1] = {1};
+    Ranked d;
+    double w[4], e = 0;
+    static const double want[4] = {0, 1 / 6.0, 2 / 6.0, 3 / 6.0}; // C(j-1, 1) / C(4, 2)
+    memset(&d, 0, sizeof d);
+    ranked_query(&d, tok, 1);
+    for (int r = 0; r < 4; r++) ranked_response(&d, tok, 1, 7, 0);
+    eval_weights(&d, 2, w);
+    for (int r = 0; r < 4; r++) e = fmax(e, fabs(w[r] - want[r]));
+    check(e < 1e-15, "best of 2 of 4 equal scores: weights %.3f %.3f %.3f %.3f, error %.1e, tolerance 1e-15", w[0], w[1], w[2], w[3], e);
+    ranked_free(&d);
+}
+
 int main(void) {
     test_means();
     test_row();
@@ -211,5 +238,7 @@ int main(void) {
     test_distinct();
     test_reviews();
     test_data();
+    test_distinct_large();
+    test_weights();
     return test_summary();
 }

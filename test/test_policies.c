@@ -990,6 +990,64 @@ static void test_best_of(void) {
     free(r);
 }
 
+// What drawing takes from the options: without a tokenizer the vocabulary's last id ends a text, and --length-penalty is
+// the loss's: a beam's score is log P / n.
+static void test_drawing(void) {
+    Options o = options("sample --length-penalty 0.25 --num-return 2 --max-new-tokens 5");
+    Config c = config(0);
+    Sampling with = sampling(&o, c, &tokenizer), without = sampling(&o, c, NULL);
+    Beaming b = beaming(&o, c, NULL, 0), diverse = beaming(&o, c, &tokenizer, 1);
+    check(with.eot == tokenizer.eot && without.eot == c.V - 1 && b.eot == c.V - 1 && diverse.eot == tokenizer.eot,
+          "end-of-text: %d by the tokenizer, else %d, the last of %d", with.eot, without.eot, c.V);
+    check(b.length_penalty == 1 && diverse.length_penalty == 1 && o.length_penalty == 0.25,
+          "beams' scores are log P / n^%g whatever --length-penalty %g", b.length_penalty, o.length_penalty);
+}
+
+// A reward model that is trained on labels hands out probabilities, one that is trained on preferences does not.
+static void test_reward_kind(void) {
+    Ranked d = ranked_read(in_dir("data.bin"));
+    for (int labels = 0; labels <= 1; labels++) {
+        Ranked some;
+        char line[64];
+        memset(&some, 0, sizeof some);
+        some.V = V;
+        for (int q = 0; q < Q; q++) {
+            ranked_query(&some, d.tokens + d.query_at[q], d.query_len[q]);
+            for (int i = 0; i < 2 - labels; i++) ranked_response(&some, response(&d, d.first[q]), d.resp_len[d.first[q]], (float)((q + i) % 2), 0);
+        }
+        ranked_write(in_dir("judged.bin"), &some);
+        snprintf(line, sizeof line, "reward --batch 4 --epochs 1");
+        Options o = options(line);
+        o.model = in_dir("start.bin"), o.data = in_dir("judged.bin"), o.out = in_dir("judge");
+        quiet(1);
+        verb_reward(&o);
+        quiet(0);
+        Checkpoint f = checkpoint_open(in_dir("judge/policy.bin"));
+        fclose(f.in.f);
+        check(f.c.reward == 1 && f.c.logistic == labels, "reward on %s: a head %d, a probability %d", labels ? "labels" : "preferences", f.c.reward, f.c.logistic);
+        ranked_free(&some);
+    }
+    ranked_free(&d);
+}
+
+// A token stream's chunks: --max-response-tokens and the token before them, at most the model's context.
+static void test_chunks(void) {
+    uint16_t tok[60];
+    static const struct { const char *line; int most; } cases[] = {
+        {"sft --max-response-tokens 5", 5}, {"sft", T - 1}, {"sft --max-response-tokens 1000", T - 1}};
+    for (int t = 0; t < 60; t++) tok[t] = (uint16_t)(t % V);
+    stream_write(in_dir("stream.bin"), tok, 60);
+    for (int i = 0; i < 3; i++) {
+        Options o = options(cases[i].line);
+        Ranked d = data_open(&o, in_dir("stream.bin"), config(0), "sft");
+        int most = 0, all = d.Q;
+        for (int r = 0; r < d.R; r++) all += d.resp_len[r], most = d.resp_len[r] > most ? d.resp_len[r] : most;
+        check(most == cases[i].most && all >= 59, "%s on a stream of 60: up to %d tokens at a time, expected %d; %d in all", cases[i].line,
+              most, cases[i].most, all);
+        ranked_free(&d);
+    }
+}
+
 int main(void) {
     atexit(ended);
     backend_start(1);
@@ -1008,6 +1066,9 @@ int main(void) {
     test_ablations();
     test_escape();
     test_best_of();
+    test_drawing();
+    test_reward_kind();
+    test_chunks();
     char line[sizeof dir + 16];
     snprintf(line, sizeof line, "rm -rf %s", dir);
     if (system(line)) printf("note %s is left\n", dir);

@@ -485,6 +485,67 @@ static void test_train_by_hand(void) {
     free(s);
 }
 
+// GPT-2's words, split by hand: of white space before a word only the last character is its own, at the end of the text
+// none is left over; bytes that are no UTF-8 (too long a form, a surrogate) are no letters.
+static void test_words(const Tokenizer *t) {
+    static const char *const texts[] = {
+        "it|'s| | we|'ll| 12|ab", "a|  ", "a| \n", "a|\n\n", "  ", "\n|\n|b", "a|  | b", " a|!?'|x",
+        "\xE0\x81\x81|b", "\xED\xA0\x80|b", "\xC3\xA9t\xC3\xA9|.", "\xF0\x82\x82\xAC|b",
+    };
+    int wrong = 0, n = (int)(sizeof texts / sizeof *texts);
+    for (int i = 0; i < n; i++) {
+        char text[64], split[64];
+        size_t size = 0, at = 0;
+        for (const char *c = texts[i]; *c; c++) if (*c != '|') text[size++] = *c;
+        for (size_t from = 0, end; from < size; from = end) {
+            end = word_end(t, text, size, from);
+            if (from) split[at++] = '|';
+            memcpy(split + at, text + from, end - from);
+            at += end - from;
+        }
+        split[at] = 0;
+        wrong += strcmp(split, texts[i]) != 0;
+    }
+    check(wrong == 0, "words by hand: %d of %d texts are split otherwise", wrong, n);
+}
+
+// Text whose bytes are those of end-of-text does not become it, whatever they are.
+static void test_end_of_text_bytes(void) {
+    Tokenizer t = tokenizer_make(4, 8);
+    Tokens ids = {NULL, 0, 0};
+    tokenizer_add(&t, "a", 1, 0);
+    tokenizer_add(&t, "b", 1, 0);
+    tokenizer_add(&t, "ab", 2, 1);
+    size_t n = tokenizer_encode(&t, "ab", 2, &ids);
+    check(t.eot == 2 && n == 2 && ids.id[0] == 0 && ids.id[1] == 1, "'ab' with an end-of-text of these bytes: %zu tokens, the first %d", n,
+          n ? ids.id[0] : -1);
+    tokens_free(&ids);
+    tokenizer_free(&t);
+}
+
+// Words that share a place in the cache and differ in their first letter.
+static void test_cache(Tokenizer *t) {
+    int pairs = 0, wrong = 0;
+    for (int k = 0; k < 26 * 26 * 26 && pairs < 30; k++)
+        for (int xy = 0; xy < 26 * 26; xy++) {
+            char w[2][6];
+            for (int i = 0; i < 2; i++)
+                snprintf(w[i], 6, "%c%c%c%cq", 'a' + (i ? xy / 26 : xy % 26), 'a' + k % 26, 'a' + k / 26 % 26, 'a' + k / 676);
+            if (xy % 26 <= xy / 26 || bytes_hash(w[0], 5) % CACHE_WORDS != bytes_hash(w[1], 5) % CACHE_WORDS) continue;
+            pairs++;
+            for (int i = 0; i < 2; i++) {
+                Tokens ids = {NULL, 0, 0};
+                size_t n;
+                tokenizer_encode(t, w[i], 5, &ids);
+                char *back = tokenizer_text(t, ids.id, ids.n, &n);
+                wrong += n != 5 || memcmp(back, w[i], 5) != 0;
+                free(back);
+                tokens_free(&ids);
+            }
+        }
+    check(pairs >= 30 && wrong == 0, "%d pairs of words at one place of the cache: %d come back as another", pairs, wrong);
+}
+
 int main(void) {
     if (!mkdtemp(dir)) die("%s: cannot make it", dir);
     snprintf(file, sizeof file, "%s/t.bin", dir);
@@ -496,6 +557,9 @@ int main(void) {
     test_random_bytes(&cases.small, "first 1499", 1000);
     test_end_of_text(&cases.small, "first 1499");
     test_truncate(&cases.small, &cases);
+    test_words(&cases.small);
+    test_end_of_text_bytes();
+    test_cache(&cases.small);
     test_long_word(&cases.small);
     test_write(&cases.small);
     test_cut_file(&cases.small);
