@@ -222,6 +222,7 @@ bad_input() {
     refuse 2 "--explain" "--explain 13 of 13 queries" train $M $R --explain 13
     for v in "" lin LINEAR "linear|cosine" "linear:"; do refuse 2 "--schedule .*linear" "--schedule '$v'" train $M $R --schedule "$v"; done
     refuse 2 "--policy" "--policy XY" train $M $R --policy XY
+    refuse 2 "--kl-coef: for --policy OP-k only" "--kl-coef with --policy SP" train $M $R --policy SP --reward "$D/reward.bin" --kl-coef 0.1 --out "$O"
     refuse 2 "--policy" "--policy '' of sample" sample $M $R --policy ""
     refuse 2 "--ft-reduction" "--ft-reduction max" train $M $R --ft-reduction max
     refuse 2 "--dtype" "--dtype fp16" train $M $R --dtype fp16
@@ -783,6 +784,10 @@ outputs() {
     works "eval under the policy itself" eval $M --data "$D/held.bin" --reference "$D/bf16.bin" --start-return 0 --perplexity "$D/policy.bin" $K --num-return 3 --max-new-tokens 6 --out "$O/e5"
     works "eval without a reference" eval $M --data "$D/held.bin" $K --num-return 3 --max-new-tokens 6 --out "$O/e6"
     [ "$(grep perplexity "$O/e5/eval.csv")" = "$(grep perplexity "$O/e6/eval.csv")" ] && [ "$(grep perplexity "$O/e5/eval.csv")" != "$(grep perplexity "$O/e/eval.csv")" ] && ok "perplexity is the judge's" || bad "perplexity: $(grep -h perplexity "$O/e"/eval.csv "$O/e5/eval.csv" "$O/e6/eval.csv")"
+    n=$(grep ^policy,perplexity "$O/e4/eval.csv")
+    [ -n "$n" ] && [ "$n" = "$(grep ^policy,perplexity "$O/e/eval.csv")" ] && [ "$n" != "$(grep ^policy,perplexity "$O/e6/eval.csv")" ] && ok "perplexity without a judge is under --reference: $n" || bad "perplexity without a judge: $(grep -h ^policy,perplexity "$O"/e/eval.csv "$O/e4/eval.csv" "$O/e6/eval.csv")"
+    works "eval, more completions than of the start" eval $M --data "$D/held.bin" --reference "$D/policy.bin" --start-return 2 --num-return 3 --temperature 0 --max-new-tokens 6 --out "$O/e7"
+    [ "$(grep ^start,distinct "$O/e7/eval.csv" | cut -d, -f2-)" = "$(grep ^policy,distinct "$O/e7/eval.csv" | cut -d, -f2-)" ] && ok "distinct-n of as many completions of either" || bad "distinct-n of the same texts: $(grep ,distinct "$O/e7/eval.csv" | tr '\n' ' ')"
     grep -qiE 'nan|inf' "$O/e/eval.csv" && bad "eval.csv: $(grep -iE 'nan|inf' "$O/e/eval.csv")" || ok "eval.csv: finite"
     works "eval a policy alone" eval $M --data "$D/held.bin" --max-new-tokens 6 --out "$O/e2"
     works "eval a policy, k = 1 data, one query" eval $M --data "$D/labels.bin" --eval-queries 1 --num-return 1 --max-new-tokens 6 --out "$O/e2"
