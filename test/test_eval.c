@@ -227,7 +227,8 @@ static void test_weights(void) {
     for (int r = 0; r < 4; r++) ranked_response(&d, tok, 1, 7, 0);
     eval_weights(&d, 2, w);
     for (int r = 0; r < 4; r++) e = fmax(e, fabs(w[r] - want[r]));
-    check(e < 1e-15, "best of 2 of 4 equal scores: weights %.3f %.3f %.3f %.3f, error %.1e, tolerance 1e-15", w[0], w[1], w[2], w[3], e);
+    check(e < 1e-15, "best of 2 of 4 equal scores: weights %.3f %.3f %.3f %.3f, error %.1e, tolerance 1e-15",
+          w[0], w[1], w[2], w[3], e);
     ranked_free(&d);
 }
 

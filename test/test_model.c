@@ -151,7 +151,7 @@ static int room_first; // 1: there is room for the whole gradient, needed or not
 static GPT2 *steps_run(Config c, Train t, int steps, double lr, Loss *losses, double *norm) {
     Ranked d = test_ranked(41, c.V, 6, step_k, 9, 10);
     GPT2 *m = model_make(c, 2);
-    int some = (int)(update_room(c) / (size_t)c.C); // rows of wte that pass at a time: the last of a part, the first of the next
+    int some = (int)(update_room(c) / (size_t)c.C); // rows of wte that pass at a time: a part's last, the next's first
     for (int q = 0; q < 2 && some < c.V; q++) d.tokens[d.query_at[q]] = (uint16_t)(some - 1 + q);
     if (room_first) gradient_room(m, 1);
     StepRoom s = step_room(m, &d, t.micro_batch);
@@ -188,7 +188,7 @@ static void test_micro_batch(void) {
 // whole. The result has the same bits as with a gradient that is kept; the norm is summed in another order.
 static void test_at_once(int reward, int kind) {
     enum { STEPS = 3 };
-    Config c = {24, 601, 1100, 2, 4, 136, reward, 0}; // matrices and wte pass in parts: one within V, one across, one beyond
+    Config c = {24, 601, 1100, 2, 4, 136, reward, 0}; // they pass in parts: wte's within V, across and beyond
     Train t = train_make(6);
     GPT2 *m[3];
     Loss losses[3][STEPS];
@@ -647,8 +647,8 @@ static void test_random_streams(void) {
     free(a);
 }
 
-// Models of more parameters than pass between model and file at a time: a checkpoint, a training state and the hash that
-// tells one start from another.
+// Models of more parameters than pass between model and file at a time: a checkpoint, a training state and the hash
+// that tells one start from another.
 static void test_parts(void) {
     Config c = {24, 401, 1000, 2, 4, 136, 0, 0};
     char dir[] = "/tmp/rrhf_parts_XXXXXX", path[RRHF_PATH_MAX];
@@ -668,7 +668,8 @@ static void test_parts(void) {
     checkpoint_load(&f, loaded);
     gpt2_get(m, COPY_PARAMS, want);
     gpt2_get(loaded, COPY_PARAMS, got);
-    check(n > 2 * (size_t)GPT2_PART && !memcmp(want, got, n * sizeof *got), "a checkpoint of %zu parameters, %.1f parts: the same bits", n, (double)n / GPT2_PART);
+    check(n > 2 * (size_t)GPT2_PART && !memcmp(want, got, n * sizeof *got),
+          "a checkpoint of %zu parameters, %.1f parts: the same bits", n, (double)n / GPT2_PART);
     unlink(path);
     Train t;
     Log log = {NULL, 0, 0}, read = {NULL, 0, 0};
@@ -694,7 +695,8 @@ static void test_parts(void) {
         same += gpt2_hash(m) == hash;
         gpt2_set_part(m, COPY_PARAMS, at, 1, &was);
     }
-    check(same == 0 && gpt2_hash(m) == hash, "the hash of the start: %d of %d parts that differ go unnoticed", same, parts);
+    check(same == 0 && gpt2_hash(m) == hash, "the hash of the start: %d of %d parts that differ go unnoticed", same,
+          parts);
     free(want); free(got); free(read.row);
     gpt2_free(m);
     gpt2_free(back);
@@ -745,7 +747,8 @@ static void test_gemm_small(void) {
                 }
             free(a); free(b); free(c); free(got);
         }
-    check(worst <= 1, "gemm_small, up to 1023 terms, beta 0 and 1: error %.3f, tolerance 1 (of K eps sum |a b|)", worst);
+    check(worst <= 1, "gemm_small, up to 1023 terms, beta 0 and 1: error %.3f, tolerance 1 (of K eps sum |a b|)",
+          worst);
 }
 
 int main(void) {

@@ -990,8 +990,8 @@ static void test_best_of(void) {
     free(r);
 }
 
-// What drawing takes from the options: without a tokenizer the vocabulary's last id ends a text, and --length-penalty is
-// the loss's: a beam's score is log P / n.
+// What drawing takes from the options: without a tokenizer the vocabulary's last id ends a text, and --length-penalty
+// is the loss's: a beam's score is log P / n.
 static void test_drawing(void) {
     Options o = options("sample --length-penalty 0.25 --num-return 2 --max-new-tokens 5");
     Config c = config(0);
@@ -1013,7 +1013,8 @@ static void test_reward_kind(void) {
         some.V = V;
         for (int q = 0; q < Q; q++) {
             ranked_query(&some, d.tokens + d.query_at[q], d.query_len[q]);
-            for (int i = 0; i < 2 - labels; i++) ranked_response(&some, response(&d, d.first[q]), d.resp_len[d.first[q]], (float)((q + i) % 2), 0);
+            for (int i = 0, r = d.first[q]; i < 2 - labels; i++)
+                ranked_response(&some, response(&d, r), d.resp_len[r], (float)((q + i) % 2), 0);
         }
         ranked_write(in_dir("judged.bin"), &some);
         snprintf(line, sizeof line, "reward --batch 4 --epochs 1");
@@ -1024,7 +1025,8 @@ static void test_reward_kind(void) {
         quiet(0);
         Checkpoint f = checkpoint_open(in_dir("judge/policy.bin"));
         fclose(f.in.f);
-        check(f.c.reward == 1 && f.c.logistic == labels, "reward on %s: a head %d, a probability %d", labels ? "labels" : "preferences", f.c.reward, f.c.logistic);
+        check(f.c.reward == 1 && f.c.logistic == labels, "reward on %s: a head %d, a probability %d",
+              labels ? "labels" : "preferences", f.c.reward, f.c.logistic);
         ranked_free(&some);
     }
     ranked_free(&d);
@@ -1042,8 +1044,9 @@ static void test_chunks(void) {
         Ranked d = data_open(&o, in_dir("stream.bin"), config(0), "sft");
         int most = 0, all = d.Q;
         for (int r = 0; r < d.R; r++) all += d.resp_len[r], most = d.resp_len[r] > most ? d.resp_len[r] : most;
-        check(most == cases[i].most && all >= 59, "%s on a stream of 60: up to %d tokens at a time, expected %d; %d in all", cases[i].line,
-              most, cases[i].most, all);
+        check(most == cases[i].most && all >= 59,
+              "%s on a stream of 60: up to %d tokens at a time, expected %d; %d in all",
+              cases[i].line, most, cases[i].most, all);
         ranked_free(&d);
     }
 }

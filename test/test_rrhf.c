@@ -418,8 +418,8 @@ static void test_lock(void) {
     rmdir(dir);
 }
 
-// --max-query-tokens cuts queries on the left, --max-response-tokens responses on the right. The texts are 0 1 2 ..., so
-// that a token says where it stood.
+// --max-query-tokens cuts queries on the left, --max-response-tokens responses on the right. The texts are 0 1 2 ...,
+// so that a token says where it stood.
 static void test_limit(void) {
     enum { QUERY = 5, RESPONSE = 4 };
     uint16_t tok[12];
@@ -441,7 +441,8 @@ static void test_limit(void) {
         for (int t = 0; t < m; t++) wrong += d.tokens[d.resp_at[q] + t] != t;            // its beginning
         cut += (n < had) + (m < had);
     }
-    check(wrong == 0 && cut == 5, "limits of %d and %d tokens: %d texts are cut, queries on the left, responses on the right, %d faults",
+    check(wrong == 0 && cut == 5,
+          "limits of %d and %d tokens: %d texts are cut, queries on the left, responses on the right, %d faults",
           QUERY, RESPONSE, cut, wrong);
     ranked_free(&d);
 }

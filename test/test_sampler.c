@@ -622,8 +622,8 @@ static void test_refusals(void) {
     gpt2_free(m);
 }
 
-// Where sums come out even: n equal tokens are a token for each n-th of u, and top-p keeps no more than it needs. A token
-// without weight is never drawn, u = 0 or not.
+// Where sums come out even: n equal tokens are a token for each n-th of u, and top-p keeps no more than it needs. A
+// token without weight is never drawn, u = 0 or not.
 static void test_even(void) {
     enum { N = 8 };
     int wrong = 0, tried = 0;
@@ -638,7 +638,8 @@ static void test_even(void) {
         }
     Draw all = {1, 1, 0};
     for (int v = 0; v < N; v++) room[v].logit = v == 3 ? 0 : -200, room[v].id = v;
-    check(wrong == 0 && draw(room, N, all, 0) == 3, "even draws: %d of %d wrong; u = 0 draws the only token with weight", wrong, tried);
+    check(wrong == 0 && draw(room, N, all, 0) == 3,
+          "even draws: %d of %d wrong; u = 0 draws the only token with weight", wrong, tried);
 }
 
 // Of hypotheses with equal scores the oldest goes first when room is needed, and the latest comes back first.
@@ -663,8 +664,8 @@ static void test_equals(void) {
     ranked_query(&out, query, 1);
     beams_take(&s, 0, &out);
     check(out.R == 3 && response(&out, 0)[0] == 14 && response(&out, 1)[0] == 10 && response(&out, 2)[0] == 12,
-          "of equal scores the latest comes first: %d %d %d, expected 14 10 12", response(&out, 0)[0], response(&out, 1)[0],
-          response(&out, 2)[0]);
+          "of equal scores the latest comes first: %d %d %d, expected 14 10 12", response(&out, 0)[0],
+          response(&out, 1)[0], response(&out, 2)[0]);
     ranked_free(&out);
 }
 

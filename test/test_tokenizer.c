@@ -517,8 +517,8 @@ static void test_end_of_text_bytes(void) {
     tokenizer_add(&t, "b", 1, 0);
     tokenizer_add(&t, "ab", 2, 1);
     size_t n = tokenizer_encode(&t, "ab", 2, &ids);
-    check(t.eot == 2 && n == 2 && ids.id[0] == 0 && ids.id[1] == 1, "'ab' with an end-of-text of these bytes: %zu tokens, the first %d", n,
-          n ? ids.id[0] : -1);
+    check(t.eot == 2 && n == 2 && ids.id[0] == 0 && ids.id[1] == 1,
+          "'ab' with an end-of-text of these bytes: %zu tokens, the first %d", n, n ? ids.id[0] : -1);
     tokens_free(&ids);
     tokenizer_free(&t);
 }
@@ -530,7 +530,8 @@ static void test_cache(Tokenizer *t) {
         for (int xy = 0; xy < 26 * 26; xy++) {
             char w[2][6];
             for (int i = 0; i < 2; i++)
-                snprintf(w[i], 6, "%c%c%c%cq", 'a' + (i ? xy / 26 : xy % 26), 'a' + k % 26, 'a' + k / 26 % 26, 'a' + k / 676);
+                snprintf(w[i], 6, "%c%c%c%cq", 'a' + (i ? xy / 26 : xy % 26), 'a' + k % 26, 'a' + k / 26 % 26,
+                         'a' + k / 676);
             if (xy % 26 <= xy / 26 || bytes_hash(w[0], 5) % CACHE_WORDS != bytes_hash(w[1], 5) % CACHE_WORDS) continue;
             pairs++;
             for (int i = 0; i < 2; i++) {
@@ -543,7 +544,8 @@ static void test_cache(Tokenizer *t) {
                 tokens_free(&ids);
             }
         }
-    check(pairs >= 30 && wrong == 0, "%d pairs of words at one place of the cache: %d come back as another", pairs, wrong);
+    check(pairs >= 30 && wrong == 0, "%d pairs of words at one place of the cache: %d come back as another", pairs,
+          wrong);
 }
 
 int main(void) {
