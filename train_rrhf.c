@@ -1353,6 +1353,41 @@ static void gemm_onednn(int transa, int transb, int M, int N, int K, const real 
 }
 #endif
 
+#ifdef USE_CBLAS
+static void gemm_blas(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b,
+                      size_t ldb, real beta, real *c, size_t ldc) {
+    enum CBLAS_TRANSPOSE ta = transa ? CblasTrans : CblasNoTrans, tb = transb ? CblasTrans : CblasNoTrans;
+    if (sizeof(real) == 4)
+        cblas_sgemm(CblasRowMajor, ta, tb, M, N, K, 1.0f, (const float *)a, (int)lda, (const float *)b, (int)ldb,
+                    (float)beta, (float *)c, (int)ldc);
+    else
+        cblas_dgemm(CblasRowMajor, ta, tb, M, N, K, 1.0, (const double *)a, (int)lda, (const double *)b, (int)ldb,
+                    (double)beta, (double *)c, (int)ldc);
+}
+
+// Each of our threads gives OpenBLAS a share of C. Built with threads of its own, as Debian's default is, it is told to
+// use one (backend_start): else those and OpenMP's would wait for work on the same cores, and a step take twice as long.
+// Other libraries are left to share the work out themselves.
+static void gemm_cblas(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b,
+                       size_t ldb, real beta, real *c, size_t ldc) {
+    enum { GRAIN = 16 }; // columns or rows
+    int columns = N > M, all = ((columns ? N : M) + GRAIN - 1) / GRAIN;
+#ifdef OPENBLAS_VERSION
+    int parts = min_int(n_threads, all);
+#else
+    int parts = 1;
+#endif
+    PARALLEL_FOR
+    for (int p = 0; p < parts; p++) {
+        int from = all * p / parts * GRAIN, to = min_int(all * (p + 1) / parts * GRAIN, columns ? N : M);
+        const real *pa = columns ? a : a + (size_t)from * (transa ? 1 : lda);
+        const real *pb = columns ? b + (size_t)from * (transb ? ldb : 1) : b;
+        real *pc = c + (size_t)from * (columns ? 1 : ldc);
+        gemm_blas(transa, transb, columns ? M : to - from, columns ? to - from : N, K, pa, lda, pb, ldb, beta, pc, ldc);
+    }
+}
+#endif
+
 static void gemm(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb,
                  real beta, real *c, size_t ldc) {
     size_t am = transa ? 1 : lda, ak = transa ? lda : 1, bk = transb ? 1 : ldb, bn = transb ? ldb : 1;
@@ -1363,15 +1398,7 @@ static void gemm(int transa, int transb, int M, int N, int K, const real *a, siz
     else if (gemm_kind == GEMM_ONEDNN) gemm_onednn(transa, transb, M, N, K, a, lda, b, ldb, beta, c, ldc);
 #endif
 #ifdef USE_CBLAS
-    else {
-        enum CBLAS_TRANSPOSE ta = transa ? CblasTrans : CblasNoTrans, tb = transb ? CblasTrans : CblasNoTrans;
-        if (sizeof(real) == 4)
-            cblas_sgemm(CblasRowMajor, ta, tb, M, N, K, 1.0f, (const float *)a, (int)lda, (const float *)b, (int)ldb,
-                        (float)beta, (float *)c, (int)ldc);
-        else
-            cblas_dgemm(CblasRowMajor, ta, tb, M, N, K, 1.0, (const double *)a, (int)lda, (const double *)b, (int)ldb,
-                        (double)beta, (double *)c, (int)ldc);
-    }
+    else gemm_cblas(transa, transb, M, N, K, a, lda, b, ldb, beta, c, ldc);
 #endif
 }
 
@@ -1386,8 +1413,8 @@ const char *backend_start(int threads) {
 #else
     (void)threads;
 #endif
-#if defined(USE_CBLAS) && defined(OPENBLAS_VERSION) // a build with threads of its own does not hear OpenMP's number
-    openblas_set_num_threads(n_threads);
+#if defined(USE_CBLAS) && defined(OPENBLAS_VERSION)
+    if (openblas_get_parallel() == OPENBLAS_THREAD) openblas_set_num_threads(1); // see gemm_cblas
 #endif
     const char *products = gemm_kind == GEMM_CBLAS ? "CBLAS" : gemm_kind == GEMM_PACKED ? "built in"
                          : "rounded to bfloat16, by oneDNN, summed in float32";

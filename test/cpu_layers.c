@@ -30,7 +30,7 @@ cpu_layers.c: train_rrhf.c under other names, for test_cuda.cu. See cpu_layers.h
 
 const CpuLayers cpu = {
     embedding_forward, embedding_backward, layernorm_forward, layernorm_backward, matmul_forward, matmul_backward,
-    attention_forward, attention_backward, cache_write, attention_decode, gelu_forward, gelu_backward, classifier_forward,
-    classifier_backward, head_forward, head_backward, gather_forward, gather_backward,
+    attention_forward, attention_backward, cache_write, attention_decode, gelu_forward, gelu_backward,
+    classifier_forward, classifier_backward, head_forward, head_backward, gather_forward, gather_backward,
     gpt2_build, gpt2_free, gpt2_get, gpt2_set, gpt2_forward, gpt2_backward, gpt2_zero_grad, gpt2_grad_norm, gpt2_update,
     gpt2_decode_plan, decode_logits, step_room, train_step, sample, beam_search};

@@ -1003,6 +1003,14 @@ static void test_generation(void) {
         }
         d.n = d.n_rows = S;
     }
+    for (int i = 0; i < 2; i++) { // two tokens of one list, the second seeing less of it
+        token[i] = rng_below(&rng, c.V), pos[i] = 2 - i, at[i] = 0, len[i] = 3 - i, row[i] = i;
+        slot[i] = list[len[i] - 1];
+    }
+    d.n = d.n_rows = 2;
+    const Candidate *all = gpt2_decode_top(m, &d, c.V, NULL);
+    for (int j = 0; j < 2 * c.V; j++) x[j] = all[j].logit;
+    worst = fmax(worst, error_of(x, cpu.decode_logits(r, &d), 2 * (size_t)c.V));
     report("logits while decoding", worst, tolerance);
     check(right, "the best candidates while decoding (%s, %s)", device.prop.name, precision);
     gpt2_free(m);

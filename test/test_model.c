@@ -765,7 +765,13 @@ int main(void) {
     test_gemm(GEMM_NAIVE, "naive");
     test_gemm(GEMM_PACKED, "packed");
 #ifdef USE_CBLAS
-    test_gemm(GEMM_CBLAS, "CBLAS");
+    for (int threads = 1; threads <= 3; threads++) { // which share a product out
+        char name[32];
+        backend_start(threads);
+        snprintf(name, sizeof name, "CBLAS, %d thread%s", threads, threads > 1 ? "s" : "");
+        test_gemm(GEMM_CBLAS, name);
+    }
+    backend_start(1);
 #else
     printf("not tested: CBLAS (not found by make)\n");
 #endif
