@@ -1370,13 +1370,9 @@ static void gemm_blas(int transa, int transb, int M, int N, int K, const real *a
 // Other libraries are left to share the work out themselves.
 static void gemm_cblas(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b,
                        size_t ldb, real beta, real *c, size_t ldc) {
-    enum { GRAIN = 16 }; // columns or rows
-    int columns = N > M, all = ((columns ? N : M) + GRAIN - 1) / GRAIN;
 #ifdef OPENBLAS_VERSION
-    int parts = min_int(n_threads, all);
-#else
-    int parts = 1;
-#endif
+    enum { GRAIN = 16 }; // columns or rows
+    int columns = N > M, all = ((columns ? N : M) + GRAIN - 1) / GRAIN, parts = min_int(n_threads, all);
     PARALLEL_FOR
     for (int p = 0; p < parts; p++) {
         int from = all * p / parts * GRAIN, to = min_int(all * (p + 1) / parts * GRAIN, columns ? N : M);
@@ -1385,6 +1381,9 @@ static void gemm_cblas(int transa, int transb, int M, int N, int K, const real *
         real *pc = c + (size_t)from * (columns ? 1 : ldc);
         gemm_blas(transa, transb, columns ? M : to - from, columns ? to - from : N, K, pa, lda, pb, ldb, beta, pc, ldc);
     }
+#else
+    gemm_blas(transa, transb, M, N, K, a, lda, b, ldb, beta, c, ldc);
+#endif
 }
 #endif
 
