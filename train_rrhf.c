@@ -1412,7 +1412,7 @@ const char *backend_start(int threads) {
 #else
     (void)threads;
 #endif
-#if defined(USE_CBLAS) && defined(OPENBLAS_VERSION)
+#if defined(_OPENMP) && defined(USE_CBLAS) && defined(OPENBLAS_VERSION)
     if (openblas_get_parallel() == OPENBLAS_THREAD) openblas_set_num_threads(1); // see gemm_cblas
 #endif
     const char *products = gemm_kind == GEMM_CBLAS ? "CBLAS" : gemm_kind == GEMM_PACKED ? "built in"
