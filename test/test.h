@@ -11,6 +11,7 @@ and, for tests that include train_rrhf.c first, small models, ragged data and a 
   test_ranked(seed, V, Q, k, max_query, max_resp)   Q queries with k[q] responses, ragged, some scores tied
   test_batch(&d)                                    all of d as one batch
   test_objective()                                  the paper's: weights 1, alpha 1, lambda 0, sum
+  test_train(micro)                                 RRHF with it, AdamW at 1e-3, `micro` queries at once
   worse(worst, error)                               the larger; a NaN is the worst of all and stays (fmax forgets it)
   check_close("what", got, want, n, rtol, atol)     |got - want| <= rtol |want| + atol rms(want), worst element shown
 */
@@ -124,6 +125,17 @@ __attribute__((unused))
 static Objective test_objective(void) {
     Objective o = {1, 1, 1, 0, 0};
     return o;
+}
+
+__attribute__((unused))
+static Train test_train(int micro) {
+    Train t;
+    memset(&t, 0, sizeof t);
+    t.objective = test_objective();
+    t.loss = rrhf_loss;
+    t.micro_batch = micro;
+    t.adam.lr = 1e-3, t.adam.beta1 = 0.9, t.adam.beta2 = 0.999, t.adam.eps = 1e-8;
+    return t;
 }
 
 __attribute__((unused))

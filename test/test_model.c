@@ -133,16 +133,6 @@ static void test_live(void) {
 // ----------------------------------------------------------------------------
 // Steps
 
-static Train train_make(int micro) {
-    Train t;
-    memset(&t, 0, sizeof t);
-    t.objective = test_objective();
-    t.loss = rrhf_loss;
-    t.micro_batch = micro;
-    t.adam.beta1 = 0.9, t.adam.beta2 = 0.999, t.adam.eps = 1e-8;
-    return t;
-}
-
 static const int step_k[6] = {4, 1, 5, 2, 3, 2}, step_order[6] = {3, 0, 5, 1, 4, 2};
 
 static int room_first; // 1: there is room for the whole gradient, needed or not
@@ -167,7 +157,7 @@ enum { NEVER = 1000000000 }; // a --grad-clip that clips nothing, but makes the 
 static void test_micro_batch(void) {
     Loss all, one;
     double norm_all, norm_one;
-    Train t = train_make(6);
+    Train t = test_train(6);
     t.grad_clip = NEVER;
     GPT2 *m = steps_run(policy, t, 1, 0, &all, &norm_all);
     for (int micro = 1; micro <= 4; micro += 3) { // 4: a second micro-batch of two
@@ -189,7 +179,7 @@ static void test_micro_batch(void) {
 static void test_at_once(int reward, int kind) {
     enum { STEPS = 3 };
     Config c = {24, 601, 1100, 2, 4, 136, reward, 0}; // they pass in parts: wte's within V, across and beyond
-    Train t = train_make(6);
+    Train t = test_train(6);
     GPT2 *m[3];
     Loss losses[3][STEPS];
     double norm[3];
@@ -224,7 +214,7 @@ static void test_at_once(int reward, int kind) {
 static void test_threads(int kind) {
     enum { STEPS = 3 };
     Config c = {24, 301, 304, 2, 4, 72, 0, 0}; // several spans of channels, tiles and chunks to share
-    Train t = train_make(4);
+    Train t = test_train(4);
     GPT2 *first = NULL;
     Loss losses[4][STEPS];
     double norm[4];
@@ -254,7 +244,7 @@ static void test_threads(int kind) {
 }
 
 static void test_clip(void) { // after one step m = (1 - beta1) * scale * gradient
-    Train t = train_make(6);
+    Train t = test_train(6);
     for (int i = 0; i < 2; i++) {
         Loss l;
         double norm, scale;
@@ -351,9 +341,9 @@ static void test_bf16(void) {
     Loss fp32[STEPS], bf16[STEPS];
     double norm;
     int keep = gemm_kind;
-    gpt2_free(steps_run(policy, train_make(6), STEPS, 3e-3, fp32, &norm));
+    gpt2_free(steps_run(policy, test_train(6), STEPS, 3e-3, fp32, &norm));
     gemm_kind = GEMM_ONEDNN;
-    gpt2_free(steps_run(policy, train_make(6), STEPS, 3e-3, bf16, &norm));
+    gpt2_free(steps_run(policy, test_train(6), STEPS, 3e-3, bf16, &norm));
     gemm(0, 0, 1, 1, 1, &nan, 1, &one, 1, 0, &c, 1);
     check(isnan(c), "bfloat16 of a NaN with all bits set: %g", (double)c);
     gemm_kind = keep;

@@ -149,16 +149,6 @@ static void test_places(void) {
 
 static const Config small = {16, 31, 32, 1, 2, 16, 0, 0};
 
-static Train train_make(int micro) {
-    Train t;
-    memset(&t, 0, sizeof t);
-    t.objective = test_objective();
-    t.loss = rrhf_loss;
-    t.micro_batch = micro;
-    t.adam.lr = 1e-3, t.adam.beta1 = 0.9, t.adam.beta2 = 0.999, t.adam.eps = 1e-8;
-    return t;
-}
-
 static GPT2 *model_make(Config c) {
     float *params = test_params(c, 3);
     GPT2 *m = gpt2_build(c, params, 1);
@@ -168,7 +158,7 @@ static GPT2 *model_make(Config c) {
 
 static Loss one_step(const Ranked *d, const int *queries, int n, int micro, double *norm, int64_t *tokens) {
     GPT2 *m = model_make(small);
-    Train t = train_make(micro);
+    Train t = test_train(micro);
     StepRoom s = step_room(m, d, micro);
     *tokens = 0;
     Loss l = train_step(m, &t, &s, d, queries, n, 1e-3, 1, norm, tokens);
@@ -217,7 +207,7 @@ static void broken_step(const void *arg) {
         for (int i = 0; i < 3; i++) ranked_response(&d, tok + 4, q == 2 && i == 1 ? 12 : 5, (float)i, 0);
     }
     GPT2 *m = model_make(small);
-    Train t = train_make(2);
+    Train t = test_train(2);
     StepRoom s = step_room(m, &d, 2);
     double norm;
     int64_t tokens = 0;
@@ -251,7 +241,7 @@ static void test_schedule(void) {
         {"one step in all", SCHEDULE_COSINE, 0, 1, 1, 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        Train t = train_make(1);
+        Train t = test_train(1);
         t.schedule = cases[i].s;
         t.warmup = cases[i].warmup;
         t.adam.lr = 2e-5;
@@ -266,7 +256,7 @@ static void test_behind(void) {
     int wrong = 0, promised = 0, none = 0;
     for (int i = 0; i < 300; i++) {
         Ranked d;
-        Train t = train_make(1);
+        Train t = test_train(1);
         memset(&d, 0, sizeof d);
         d.Q = 1 + i % 23, t.batch = 1 + i % 7, t.micro_batch = 1 + i % t.batch, t.refresh = i % 5, t.shuffle = i % 2;
         t.epochs = 3, t.seed = 5;
