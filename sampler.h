@@ -18,7 +18,7 @@ The cache is a row of slots, one token's keys and values each, and a sequence is
 The query is computed once and named by all its sequences; a beam that forks copies its list, never the cache.
 Queries run in waves. How many run at once changes neither texts nor scores (a BLAS may round the scores differently).
 The backend selects: beams see k candidates per row, sampling a token per sequence. What a random number means does not
-depend on the backend: its draws differ from another's only where their logits' last digits decide.
+depend on the backend: draws differ from another's only where the two round the logits differently.
 */
 #ifndef SAMPLER_H
 #define SAMPLER_H
@@ -114,7 +114,7 @@ static inline BOTH float draw_weight(float logit, float max, double temperature)
     return expf((logit - max) * (float)(1 / (temperature > 1e-30 ? temperature : 1e-30))); // 0 times infinity is a NaN
 }
 
-static inline BOTH uint64_t draw_units(float weight) { return weight > 0 ? (uint64_t)(weight * 1099511627776.0f) : 0; }
+static inline BOTH uint64_t draw_units(float weight) { return weight > 0 ? (uint64_t)(weight * 0x1p40f) : 0; }
 
 // What the most probable tokens that are kept must have of all units: Hugging Face's order, top-k first, then top-p.
 static inline BOTH uint64_t draw_enough(uint64_t total, double top_p) {

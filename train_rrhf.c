@@ -1366,8 +1366,8 @@ static void gemm_blas(int transa, int transb, int M, int N, int K, const real *a
 }
 
 // Each of our threads gives OpenBLAS a share of C. Built with threads of its own, as Debian's default is, it is told to
-// use one (backend_start): else those and OpenMP's would wait for work on the same cores, and a step take twice as long.
-// Other libraries are left to share the work out themselves.
+// use one (backend_start): else those and OpenMP's would wait for work on the same cores, and a step would take twice
+// as long. Other libraries are left to share the work out themselves.
 static void gemm_cblas(int transa, int transb, int M, int N, int K, const real *a, size_t lda, const real *b,
                        size_t ldb, real beta, real *c, size_t ldc) {
 #ifdef OPENBLAS_VERSION

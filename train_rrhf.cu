@@ -15,8 +15,8 @@ Shapes are row-major; dimensions have the letters of model.h. A kernel's comment
 and what bounds it: bytes per element moved to or from memory (bfloat16 build), or operations.
 Everything runs on one stream. The host waits for the device once per optimizer step, in gpt2_step_end: the losses are
 computed on the device too, and while it works on a micro-batch, the last of a step too, the host packs and sends the
-next one. Elsewhere it waits where
-the contract hands numbers back: in gpt2_forward, gpt2_grad_norm, gpt2_decode_top, gpt2_decode_draw and gpt2_get.
+next one. Elsewhere it waits where the contract hands numbers back: in gpt2_forward, gpt2_grad_norm, gpt2_decode_top,
+gpt2_decode_draw and gpt2_get.
 test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one on test/cuda_emulation.h.
 */
 #include "util.h"        // defines: die, xalloc
@@ -243,7 +243,7 @@ template <int W> __device__ void store(__nv_bfloat16 *to, const float *from) {
 
 #define FULL 0xffffffffu
 
-inline __device__ float warp_sum(float x) { // every lane gets the sum, formed in the same order
+template <typename T> __device__ T warp_sum(T x) { // every lane gets the sum, formed in the same order
     for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(FULL, x, i);
     return x;
 }
@@ -267,7 +267,7 @@ inline __device__ float quad_max(float x) {
 // The same over a block of 8 warps; room (8) in shared memory.
 enum { BLOCK = 256, WARPS = BLOCK / 32 };
 
-inline __device__ float block_sum(float x, float *room) {
+template <typename T> __device__ T block_sum(T x, T *room) {
     x = warp_sum(x);
     if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
     __syncthreads();
@@ -287,18 +287,7 @@ inline __device__ float block_max(float x, float *room) {
     return x;
 }
 
-// For whole numbers, in any order: the sum over the block, and, of what threads before this one have, with their sum in
-// *total.
-inline __device__ uint64_t block_count(uint64_t x, uint64_t *room) {
-    for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(FULL, x, i);
-    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = 0;
-    for (int i = 0; i < WARPS; i++) x += room[i];
-    __syncthreads();
-    return x;
-}
-
+// Of whole numbers: the sum over the threads before this one; *total: over all.
 inline __device__ uint64_t block_before(uint64_t x, uint64_t *total, uint64_t *room) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     uint64_t sum = x; // over the warp's lanes up to this one
@@ -433,7 +422,8 @@ static int drops_terms(const cublasLtMatmulAlgo_t *algo, int K) {
     return 0;
 }
 
-// The algorithm for key: that of similar shapes where it can take this one too.
+// The algorithm for key: that of similar shapes where it can take this one too; none where even an unsplit one would
+// leave terms out.
 static int gemm_choose(GemmKey key, GemmCall *g) {
     int at = 0;
     for (key.unsplit = 0; key.unsplit < 2; key.unsplit++) {
@@ -446,8 +436,9 @@ static int gemm_choose(GemmKey key, GemmCall *g) {
             cublasLtMatmulAlgoCheck(device.blas, g->desc, g->a, g->b, g->c, g->c, &gemm_algos.at[at].algo, &ok) !=
                 CUBLAS_STATUS_SUCCESS || ok.workspaceSize > WORKSPACE)
             at = gemm_algo(&key);
-        if (!gemm_algos.at[at].found || !drops_terms(&gemm_algos.at[at].algo, key.k)) break;
+        if (!gemm_algos.at[at].found || !drops_terms(&gemm_algos.at[at].algo, key.k)) return at;
     }
+    gemm_algos.at[at].found = 0;
     return at;
 }
 
@@ -1436,7 +1427,7 @@ template <int STEP> __global__ void draw_weights_kernel(float *rows, uint64_t *t
         z[i * STEP] = draw_weight(z[i * STEP], most, temperature);
         units += draw_units(z[i * STEP]);
     }
-    uint64_t kept = block_count(units, counts), enough = draw_enough(kept, top_p), seen = 0;
+    uint64_t kept = block_sum(units, counts), enough = draw_enough(kept, top_p), seen = 0;
     unsigned bits = 0;
     for (int shift = 28; top_p < 1 && shift >= 0; shift -= 2) { // no weight is larger than 1, whose first bits are 00
         uint64_t from[4] = {0, 0, 0, 0}; // units of the weights from bits | x << shift on
@@ -1444,7 +1435,7 @@ template <int STEP> __global__ void draw_weights_kernel(float *rows, uint64_t *t
             uint64_t own = draw_units(z[i * STEP]);
             for (unsigned x = 1; x < 4; x++) from[x] += z[i * STEP] >= __uint_as_float(bits | x << shift) ? own : 0;
         }
-        for (unsigned x = 1; x < 4; x++) from[x] = block_count(from[x], counts);
+        for (unsigned x = 1; x < 4; x++) from[x] = block_sum(from[x], counts);
         for (unsigned x = 3; x > 0; x--) {
             if (from[x] < enough) continue;
             bits |= x << shift, kept = from[x];
@@ -1455,7 +1446,7 @@ template <int STEP> __global__ void draw_weights_kernel(float *rows, uint64_t *t
     uint64_t equal = 0, spare = 0; // of those that equal it: how many there are, how many may go
     if (top_p < 1 && kept > enough) spare = (kept - enough) / draw_units(least);
     for (int i = threadIdx.x; spare && i < n; i += BLOCK) equal += z[i * STEP] == least;
-    if (spare) equal = block_count(equal, counts);
+    if (spare) equal = block_sum(equal, counts);
     for (int i0 = 0; top_p < 1 && i0 < n; i0 += BLOCK) {
         int i = i0 + threadIdx.x, same = i < n && z[i * STEP] == least;
         uint64_t before = 0, strip = 0;
@@ -1468,12 +1459,12 @@ template <int STEP> __global__ void draw_weights_kernel(float *rows, uint64_t *t
 
 typedef struct { double u; int row; } DrawFrom;
 
-// Then, once a sequence: token[i] is where u falls in its row's weights. A block owns a sequence and goes through the
-// row from the left, a thread with PER neighbours at a time. Bytes: 4 per number, up to where it falls.
 template <int STEP> __device__ int draw_id(const float *z, int i) {
     return STEP == 1 ? i : ((const Candidate *)z)[i].id;
 }
 
+// Then, once a sequence: token[i] is where u falls in its row's weights. A block owns a sequence and goes through the
+// row from the left, a thread with PER neighbours at a time. Bytes: 4 per number, up to where it falls.
 template <int STEP> __global__ void draw_kernel(int *token, const float *rows, const uint64_t *total,
                                                 const DrawFrom *from, int n, size_t ld) {
     __shared__ uint64_t counts[WARPS];

@@ -541,6 +541,7 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
         (d->tb == CUBLAS_OP_N ? b->rows : b->cols) != k || c->rows != m || c->cols != n || c->ld != dl->ld ||
         c->type != dl->type)
         return CUBLAS_STATUS_INVALID_VALUE;
+    if (k % 31 == 0) return CUBLAS_STATUS_NOT_SUPPORTED; // the heuristic's answer was no promise
     if (algo->split > 1 && k / 64 % algo->split == 0 && k % 64 < (uint64_t)algo->split)
         k -= k % 64; // the defect of drops_terms
     for (uint64_t j = 0; j < n; j++)

@@ -100,12 +100,10 @@ static void check_grads(const char *what, GPT2 *m, const char *name) {
 typedef struct { double loss, rank, ft, norm; } Figures; // as the reference has them
 
 static Train train_make(QueryLoss loss, Objective o, int micro) {
-    Train t;
-    memset(&t, 0, sizeof t);
+    Train t = test_train(micro);
     t.objective = o;
     t.loss = loss;
-    t.micro_batch = micro;
-    t.adam.beta1 = 0.9, t.adam.beta2 = 0.999, t.adam.eps = 1e-8, t.adam.weight_decay = 0.1;
+    t.adam.weight_decay = 0.1;
     return t;
 }
 

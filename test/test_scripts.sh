@@ -79,5 +79,18 @@ imdb table --size small --jobs 2
 check "imdb.sh table: goes on from there: exit code $code, $(tail -n 1 "$T/commands")" \
     [ "$code $(grep -c '^done' "$T/err") $(tail -n 1 "$T/commands")" = "0 1 table of 19 rows" ]
 
+# test/gpu.sh with a stand-in for compute-sanitizer, which runs the program and says what it is told to.
+mkdir "$T/tools"
+printf '#!/bin/sh\necho "========= ERROR SUMMARY: $FOUND errors"\nexit "$FOUND"\n' > "$T/tools/compute-sanitizer"
+printf '#!/bin/sh\nexit 9\n' > "$T/tools/nvidia-smi"
+chmod +x "$T/tools"/*
+sanitize() { FOUND=$1 PATH=$T/tools:$PATH bash test/gpu.sh sanitize memcheck true > "$T/out"; code=$?; }
+sanitize 0
+check "gpu.sh: $(head -n 1 "$T/out")" [ "$code $(tail -n 1 "$T/out")" = "0 1 passed, 0 failed" ]
+sanitize 3
+check "gpu.sh, a tool that finds something: exit code $code" [ "$code $(tail -n 1 "$T/out")" = "1 0 passed, 1 failed" ]
+PATH=$T/tools:$PATH bash test/gpu.sh > "$T/out" 2> "$T/err"
+check "gpu.sh without a GPU: $(cat "$T/err")" grep -q '^gpu.sh: no GPU found' "$T/err"
+
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
