@@ -56,7 +56,7 @@ template <bool TRANS> __device__ inline void ldmatrix(unsigned to[4], const __nv
 // row r+8, and columns i+8, i+9 of row r, of row r+8; of b, rows i, i+1 of column r, and rows i+8, i+9; of c, columns
 // i, i+1 of row r, and of row r+8.
 inline __device__ void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b[2]) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -750,17 +750,17 @@ static void matmul_backward(elem *dx, float *dw, float *dbias, float *part, cons
 }
 
 // ----------------------------------------------------------------------------
-// Attention over the two intervals of dataloader.h, in tiles of 32 rows by 32 keys that live in shared memory
+// Attention over the two intervals of dataloader.h, in the manner of FlashAttention-2 (Dao 2023, arXiv 2307.08691)
 //
 // A tile of rows lies within one query, or within one response. All its rows see the keys [a0, a1), the query's if
 // they are a response's, none otherwise; and, up to themselves, the keys from b0 on, where their own run starts.
 // Read the other way round, the same tile taken as keys is seen by the rows from itself to `seen`: the end of its
 // response, or, for a query's keys, the end of the last response, for the responses follow one another.
+// A block owns a tile of one head, each of its four warps PIECE rows of it. The tiles that they meet pass by in shared
+// memory and are multiplied PIECE rows at a time: scores, probabilities and sums stay in registers. (Not where heads
+// have other than 64 channels: loops of unknown length keep them in local memory.)
 
-enum { TILE = 32, ATTENTION_BLOCK = 4 * TILE, HEAD_MAX = 256 }; // where a row is one's own, four threads share it
-// Row lengths in shared memory, padded against bank conflicts: of a score tile as float and as elem; a head's has 8
-// more.
-enum { LDS = TILE + 4, LDP = TILE + 8 };
+enum { PIECE = 16, TILE = 4 * PIECE, ATTENTION_BLOCK = 4 * 32, HEAD_MAX = 256 };
 
 typedef struct { int n0, n1, a0, a1, b0, seen; } Tile; // rows n0 .. n1-1
 
@@ -773,13 +773,15 @@ inline __device__ void key_tile(Tile t, int i, int *j0, int *j1) { // keys *j0 .
     *j1 = min(*j0 + TILE, i < prefix ? t.a1 : t.n1);
 }
 
-// Rows n0 .. n1-1 of one head, `stride` apart, as a tile (TILE, padded(hs) + 8), and back; what is missing is zero.
+// Rows n0 .. n1-1 of one head, `stride` apart, as (TILE, padded(hs) + 8) in shared memory, and back; what is missing is
+// zero. With 8 more, 16 bytes of eight bfloat16 rows lie in different banks.
 inline __device__ void tile_load(elem *to, const elem *from, int stride, int n0, int n1, int hs) {
     const int V = 16 / sizeof(elem);
     int H = padded(hs), ld = H + 8;
     if (hs % V == 0) // C is a multiple of hs: all is aligned
-        for (int i = threadIdx.x; i < TILE * H / V; i += ATTENTION_BLOCK) {
-            int r = i / (H / V), c = i % (H / V) * V;
+#pragma unroll 4 // so many loads are on their way at once
+        for (int i0 = 0; i0 < TILE * H / V; i0 += ATTENTION_BLOCK) { // whole rounds: H is a multiple of 16
+            int i = i0 + threadIdx.x, r = i / (H / V), c = i % (H / V) * V;
             uint4 v = {0, 0, 0, 0};
             if (n0 + r < n1 && c < hs) v = WIDE(const uint4, from + (size_t)(n0 + r) * stride + c);
             WIDE(uint4, to + r * ld + c) = v;
@@ -791,92 +793,137 @@ inline __device__ void tile_load(elem *to, const elem *from, int stride, int n0,
         }
 }
 
-inline __device__ void tile_store(elem *to, const float *from, int stride, int n0, int n1, int hs) {
+inline __device__ void tile_store(elem *to, const elem *from, int stride, int n0, int n1, int hs) {
+    const int V = 16 / sizeof(elem);
     int ld = padded(hs) + 8;
-    float a[8];
-    if (hs % 8 == 0)
-        for (int i = threadIdx.x; i < (n1 - n0) * (hs / 8); i += ATTENTION_BLOCK) {
-            int r = i / (hs / 8), c = i % (hs / 8) * 8;
-            load<8>(a, from + r * ld + c);
-            store<8>(to + (size_t)(n0 + r) * stride + c, a);
+    if (hs % V == 0)
+        for (int i = threadIdx.x; i < (n1 - n0) * (hs / V); i += ATTENTION_BLOCK) {
+            int r = i / (hs / V), c = i % (hs / V) * V;
+            WIDE(uint4, to + (size_t)(n0 + r) * stride + c) = WIDE(const uint4, from + r * ld + c);
         }
     else
         for (int i = threadIdx.x; i < (n1 - n0) * hs; i += ATTENTION_BLOCK)
-            put(to + (size_t)(n0 + i / hs) * stride + i % hs, from[i / hs * ld + i % hs]);
+            to[(size_t)(n0 + i / hs) * stride + i % hs] = from[i / hs * ld + i % hs];
 }
 
-// c (M,N) = op(A) op(B), or += with ADD, in shared memory; M, N, K are multiples of 16. TA: A is stored (K,M).
-// TB: B is stored (N,K). In bfloat16 a warp computes 16 x 16 tiles of c on the tensor cores; in float32 a thread
-// computes 2 x 4 of its elements.
-template <bool TA, bool TB, bool ADD> __device__ void tile_product(float *c, int ldc, const elem *a, int lda,
-                                                                   const elem *b, int ldb, int M, int N, int K) {
+// The left operand (16,16) of a product, as a warp holds it for mma: four words a lane, of two numbers each. float32,
+// which the tensor cores would round, is held the same way and multiplied by the ordinary ones, lane asking lane.
 #ifdef PRECISION_FP32
-    for (int i = threadIdx.x; i < M * N / 8; i += ATTENTION_BLOCK) {
-        int r = i / (N / 4) * 2, s = i % (N / 4) * 4;
-        float sum[2][4];
-        for (int x = 0; x < 8; x++) sum[x / 4][x % 4] = ADD ? c[(r + x / 4) * ldc + s + x % 4] : 0;
-        for (int k = 0; k < K; k++)
-            for (int x = 0; x < 8; x++) {
-                int i = r + x / 4, j = s + x % 4;
-                sum[x / 4][x % 4] += (TA ? a[k * lda + i] : a[i * lda + k]) * (TB ? b[j * ldb + k] : b[k * ldb + j]);
-            }
-        for (int x = 0; x < 8; x++) c[(r + x / 4) * ldc + s + x % 4] = sum[x / 4][x % 4];
+typedef struct { float word[4][2]; } Fragment;
+#else
+typedef struct { unsigned word[4]; } Fragment;
+#endif
+
+inline __device__ Fragment fragment(const elem *tile, int ld) { // (16,16) of a tile
+    Fragment f;
+    int lane = threadIdx.x % 32;
+#ifdef PRECISION_FP32
+    for (int x = 0; x < 8; x++)
+        f.word[x / 2][x % 2] = tile[(lane / 4 + x / 2 % 2 * 8) * ld + lane % 4 * 2 + x % 2 + x / 4 * 8];
+#else
+    ldmatrix<false>(f.word, tile + lane % 16 * ld + lane / 16 * 8);
+#endif
+    return f;
+}
+
+// Sums c (16,16): c[0] has the left eight columns, c[1] the right ones, a lane's four numbers each as mma has them.
+inline __device__ int c_row(int x) { return threadIdx.x % 32 / 4 + x / 2 % 2 * 8; } // of c[x / 4][x % 4]
+inline __device__ int c_col(int x) { return threadIdx.x % 4 * 2 + x % 2 + x / 4 * 8; }
+
+// They become a left operand, rounded to elem, without moving: a lane already has what it must hold.
+inline __device__ Fragment fragment_of(const float c[2][4]) {
+    Fragment f;
+    for (int x = 0; x < 4; x++)
+#ifdef PRECISION_FP32
+        for (int i = 0; i < 2; i++) f.word[x][i] = c[x / 2][x % 2 * 2 + i];
+#else
+        f.word[x] = pack(c[x / 2] + x % 2 * 2);
+#endif
+    return f;
+}
+
+// c += a times (16,16) of a tile, or, with T, its transpose
+template <bool T> __device__ void multiply(float c[2][4], Fragment a, const elem *tile, int ld) {
+    int lane = threadIdx.x % 32;
+#ifdef PRECISION_FP32
+#pragma unroll
+    for (int k = 0; k < 16; k++) {
+        int from = lane / 4 * 4 + k % 8 / 2;
+        float upper = __shfl_sync(FULL, a.word[k / 8 * 2][k % 2], from);
+        float lower = __shfl_sync(FULL, a.word[k / 8 * 2 + 1][k % 2], from);
+        for (int x = 0; x < 4; x++) {
+            int col = c_col(x % 2 + x / 2 * 4);
+            float b = T ? tile[col * ld + k] : tile[k * ld + col];
+            c[x / 2][x % 2] += upper * b, c[x / 2][2 + x % 2] += lower * b;
+        }
     }
 #else
-    // Where a lane's row of an 8 x 8 matrix starts in a 16 x 16 tile: matrices 0 .. 3 go down first, or to the right
-    // first.
-    int lane = threadIdx.x % 32, down = lane % 16, down_col = lane / 16 * 8;
-    int right = lane / 16 * 8 + lane % 8, right_col = lane / 8 % 2 * 8;
-    for (int i = threadIdx.x / 32; i < M * N / 256; i += ATTENTION_BLOCK / 32) {
-        int r = i / (N / 16) * 16, s = i % (N / 16) * 16;
-        float sum[2][4], *to = c + (r + lane / 4) * ldc + s + lane % 4 * 2; // [left or right half]
-        unsigned fa[4], fb[4];
-#pragma unroll
-        for (int x = 0; x < 4; x++) { // left and right of the upper rows, then of the lower
-            float2 v = {0, 0};
-            if (ADD) v = WIDE(float2, to + x / 2 * 8 * ldc + x % 2 * 8);
-            sum[x % 2][x / 2 * 2] = v.x, sum[x % 2][x / 2 * 2 + 1] = v.y;
-        }
-#pragma unroll
-        for (int k = 0; k < K; k += 16) {
-            ldmatrix<TA>(fa, TA ? a + (k + right) * lda + r + right_col : a + (r + down) * lda + k + down_col);
-            ldmatrix<!TB>(fb, TB ? b + (s + right) * ldb + k + right_col : b + (k + down) * ldb + s + down_col);
-            mma_16x8x16(sum[0], fa, fb);
-            mma_16x8x16(sum[1], fa, fb + 2);
-        }
-#pragma unroll
-        for (int x = 0; x < 4; x++) {
-            float2 v = {sum[x % 2][x / 2 * 2], sum[x % 2][x / 2 * 2 + 1]};
-            WIDE(float2, to + x / 2 * 8 * ldc + x % 2 * 8) = v;
-        }
-    }
+    unsigned b[4]; // of the left eight columns, and of the right ones; mma wants columns, so a transpose is as it lies
+    if (T) ldmatrix<false>(b, tile + (lane / 16 * 8 + lane % 8) * ld + lane / 8 % 2 * 8);
+    else ldmatrix<true>(b, tile + lane % 16 * ld + lane / 16 * 8);
+    mma_16x8x16(c[0], a.word, b);
+    mma_16x8x16(c[1], a.word, b + 2);
 #endif
 }
 
-// Shared memory in bytes: tiles of a head's columns and of scores, as elem and as float.
-static size_t attention_room(int hs, int elem_heads, int elem_scores, int float_heads, int float_scores) {
-    size_t H = (size_t)padded(hs);
-    return TILE * (sizeof(elem) * (elem_heads * (H + 8) + elem_scores * LDP) +
-                   sizeof(float) * (float_heads * (H + 8) + float_scores * LDS));
+// A warp's rows (16,H) of a tile as left operands
+inline __device__ void rows_left(Fragment *a, const elem *rows, int H) {
+#pragma unroll
+    for (int c = 0; c < H / 16; c++) a[c] = fragment(rows + c * 16, H + 8);
 }
+
+// s (16,16) = a (16,H) times the transpose of 16 rows (16,H)
+inline __device__ void products(float s[2][4], const Fragment *a, const elem *rows, int H) {
+    for (int x = 0; x < 8; x++) s[x / 4][x % 4] = 0;
+#pragma unroll
+    for (int c = 0; c < H / 16; c++) multiply<true>(s, a[c], rows + c * 16, H + 8);
+}
+
+// o (16,H) += s (16,16), rounded to elem, times 16 rows (16,H)
+inline __device__ void add_rows(float (*o)[2][4], const float s[2][4], const elem *rows, int H) {
+    Fragment p = fragment_of(s);
+#pragma unroll
+    for (int c = 0; c < H / 16; c++) multiply<false>(o[c], p, rows + c * 16, H + 8);
+}
+
+// The block's sums, a warp's o (16,H) each, to rows n0 .. n1-1, through the tile `room`, which others may still read
+inline __device__ void sums_store(elem *to, const float (*o)[2][4], elem *room, int stride, int n0, int n1, int hs) {
+    int H = padded(hs), ld = H + 8;
+    __syncthreads();
+#pragma unroll
+    for (int c = 0; c < H / 16; c++)
+        for (int x = 0; x < 8; x++)
+            put(room + (threadIdx.x / 32 * PIECE + c_row(x)) * ld + c * 16 + c_col(x), o[c][x / 4][x % 4]);
+    __syncthreads();
+    tile_store(to, room, stride, n0, n1, hs);
+}
+
+// Shared memory in bytes: two tiles. First the block's own are there, at last its results.
+static size_t attention_room(int hs) { return 2 * TILE * (size_t)(padded(hs) + 8) * sizeof(elem); }
 
 // Per head: with s_j = q_n . k_j / sqrt(hs) for every j that n sees, out_n = sum_j softmax(s)_j v_j. The softmax is
 // formed as the keys pass by: max and sum so far, and out scaled down when the max grows. Saves
 // lse_n = log sum_j exp(s_j).
-// out (N,C), lse (N,NH), qkv (N,3C). A block owns a tile of rows of one head; four threads the softmax of a row.
+// out (N,C), lse (N,NH), qkv (N,3C). A lane has numbers of two rows, and four lanes share a row.
 // Operations: 4 hs per row and key that it sees; bytes: 2 (3 hs + hs) per row, and keys again for each tile.
 template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_forward_kernel(
         elem *out, float *lse, const elem *qkv, const Tile *tiles, int C, int any_hs) {
-    SHARED(elem, q);
+    SHARED(elem, k); // q's tile at first
+    const int STRIPS = (HS ? HS : HEAD_MAX) / 16;
     int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
-    int row = threadIdx.x / 4, part = threadIdx.x % 4; // a row's four threads
-    elem *k = q + TILE * ldh, *v = k + TILE * ldh, *p = v + TILE * ldh;
-    float *o = (float *)(p + TILE * LDP), *s = o + TILE * ldh, *own = o + row * ldh;
-    float top = 0, sum = 0, scale = 1 / sqrtf((float)hs), a[4], z[8];
+    elem *v = k + TILE * ldh;
+    float o[STRIPS][2][4], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, scale = 1 / sqrtf((float)hs);
+    Fragment q[STRIPS];
     Tile t = tiles[blockIdx.x];
     const elem *head = qkv + h * hs;
-    tile_load(q, head, 3 * C, t.n0, t.n1, hs);
-    for (int i = threadIdx.x; i < TILE * ldh; i += ATTENTION_BLOCK) o[i] = 0;
+    int own = threadIdx.x / 32 * PIECE, first = t.n0 + own; // the warp's rows in the tile, and among all
+    int last = first < t.n1 ? first + PIECE - 1 : -1;       // the last key that they see; none if there are none
+    tile_load(k, head, 3 * C, t.n0, t.n1, hs);
+    __syncthreads();
+    rows_left(q, k + own * ldh, H);
+#pragma unroll
+    for (int c = 0; c < H / 16; c++)
+        for (int x = 0; x < 8; x++) o[c][x / 4][x % 4] = 0;
     for (int i = 0; i < key_tiles(t); i++) {
         int j0, j1;
         key_tile(t, i, &j0, &j1);
@@ -884,100 +931,91 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_f
         tile_load(k, head + C, 3 * C, j0, j1, hs);
         tile_load(v, head + 2 * C, 3 * C, j0, j1, hs);
         __syncthreads();
-        tile_product<false, true, false>(s, LDS, q, ldh, k, ldh, TILE, TILE, H);
-        __syncthreads();
-        float most = -INFINITY, e = 0;
-        int last = min(j1, t.n0 + row + 1) - j0 - part * 8; // of the eight keys z, those before it are seen
-        load<8>(z, s + row * LDS + part * 8);
-        for (int x = 0; x < 8; x++) {
-            z[x] = x < last ? scale * z[x] : -INFINITY;
-            most = fmaxf(most, z[x]);
+        for (int j = j0; j < j1 && j <= last; j += PIECE) {
+            float s[2][4], most[2] = {top[0], top[1]}, keep[2];
+            products(s, q, k + (j - j0) * ldh, H);
+            for (int x = 0; x < 8; x++) {
+                float *z = &s[x / 4][x % 4], *m = &most[x / 2 % 2];
+                int key = j + c_col(x);
+                *z = key < j1 && key <= first + c_row(x) ? scale * *z : -INFINITY;
+                *m = fmaxf(*m, *z);
+            }
+            for (int r = 0; r < 2; r++) {
+                most[r] = quad_max(most[r]); // finite: every row sees the first key
+                keep[r] = __expf(top[r] - most[r]);
+                top[r] = most[r];
+                sum[r] *= keep[r];
+            }
+            for (int x = 0; x < 8; x++) {
+                float *z = &s[x / 4][x % 4];
+                sum[x / 2 % 2] += *z = __expf(*z - top[x / 2 % 2]);
+            }
+#pragma unroll
+            for (int c = 0; c < H / 16; c++)
+                for (int x = 0; x < 8; x++) o[c][x / 4][x % 4] *= keep[x / 2 % 2];
+            add_rows(o, s, v + (j - j0) * ldh, H);
         }
-        most = quad_max(most); // finite at first: every row sees the first key
-        float now = i ? fmaxf(top, most) : most, keep = i ? __expf(top - now) : 0;
-        for (int x = 0; x < 8; x++) e += z[x] = __expf(z[x] - now);
-        sum = sum * keep + quad_sum(e);
-        top = now;
-        store<8>(p + row * LDP + part * 8, z);
-        for (int c = part * 4; i && keep != 1 && c < H; c += 16) {
-            load<4>(a, own + c);
-            for (int x = 0; x < 4; x++) a[x] *= keep;
-            store<4>(own + c, a);
-        }
-        __syncthreads();
-        tile_product<false, false, true>(o, ldh, p, LDP, v, ldh, TILE, H, TILE);
     }
-    __syncthreads();
-    for (int c = part * 4; c < H; c += 16) {
-        load<4>(a, own + c);
-        for (int x = 0; x < 4; x++) a[x] /= sum;
-        store<4>(own + c, a);
+    for (int r = 0; r < 2; r++) {
+        int n = first + c_row(r * 2);
+        sum[r] = quad_sum(sum[r]);
+        if (threadIdx.x % 4 == 0 && n < t.n1) lse[(size_t)n * NH + h] = top[r] + logf(sum[r]);
+        sum[r] = 1 / sum[r];
     }
-    if (part == 0 && t.n0 + row < t.n1) lse[(size_t)(t.n0 + row) * NH + h] = top + logf(sum);
-    __syncthreads();
-    tile_store(out + h * hs, o, C, t.n0, t.n1, hs);
+#pragma unroll
+    for (int c = 0; c < H / 16; c++)
+        for (int x = 0; x < 8; x++) o[c][x / 4][x % 4] *= sum[x / 2 % 2];
+    sums_store(out + h * hs, o, k, C, t.n0, t.n1, hs);
 }
 
 static void attention_forward(elem *out, float *lse, const elem *qkv, const Tile *tiles, int n_tiles, int C, int NH) {
     int hs = C / NH;
-    LAUNCH_HEAD(hs, attention_forward_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, attention_room(hs, 3, 1, 1, 1),
+    LAUNCH_HEAD(hs, attention_forward_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, attention_room(hs),
                 out, lse, qkv, tiles, C, hs);
 }
 
 // With p_j = exp(s_j - lse), dp_j = dout . v_j and D = dout . out = sum_j p_j dp_j:
 // ds_j = p_j (dp_j - D) / sqrt(hs); dq = sum_j ds_j k_j, dk_j += ds_j q, dv_j += p_j dout. dqkv (N,3C) is overwritten;
-// dout, out (N,C), qkv (N,3C), lse and delta (N,NH), where delta keeps D for the second kernel. g: a tile of dout.
+// dout, out (N,C), qkv (N,3C), lse and delta (N,NH), where delta keeps D for the second kernel. g: rows of dout.
 // Two kernels, so that every sum has one owner: the first owns rows and forms dq (and D), the second owns keys.
+// Of a key that is not seen exp may overflow: zero takes its place, by a choice, not by a product or a branch.
 // Operations: 6 hs per row and key for the first, 8 hs for the second.
-
-// One tile of p and ds: scores s and dp are given; ds as elem, and p too if wanted. Row r of the tile is row n0 + r.
-// A thread owns eight keys of a row. What is not seen may be NaN: it is left out, not multiplied by zero.
-inline __device__ void attention_ds(elem *ds, elem *p, const float *s, const float *dp, const float *lse,
-                                    const float *D, int n0, int n1, int j0, int j1, float scale) {
-    int r = threadIdx.x / 4, j = threadIdx.x % 4 * 8, last = n0 + r < n1 ? min(j1, n0 + r + 1) - j0 - j : 0;
-    float prob[8], d[8];
-    load<8>(prob, s + r * LDS + j);
-    load<8>(d, dp + r * LDS + j);
-    for (int x = 0; x < 8; x++) {
-        prob[x] = x < last ? __expf(scale * prob[x] - lse[r]) : 0;
-        d[x] = x < last ? scale * prob[x] * (d[x] - D[r]) : 0;
-    }
-    store<8>(ds + r * LDP + j, d);
-    if (p) store<8>(p + r * LDP + j, prob);
-}
-
 template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_q_kernel(
         elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv,
         const Tile *tiles, int C, int any_hs) {
-    SHARED(elem, q);
-    __shared__ float row_lse[TILE], row_D[TILE];
+    SHARED(elem, k); // q's tile at first, and v g's
+    const int STRIPS = (HS ? HS : HEAD_MAX) / 16;
     int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
-    int row = threadIdx.x / 4, part = threadIdx.x % 4; // a row's four threads
-    elem *g = q + TILE * ldh, *k = g + TILE * ldh, *v = k + TILE * ldh, *ds = v + TILE * ldh;
-    float *dq = (float *)(ds + TILE * LDP), *s = dq + TILE * ldh, *dp = s + TILE * LDS;
-    float scale = 1 / sqrtf((float)hs), D = 0;
+    elem *v = k + TILE * ldh;
+    float dq[STRIPS][2][4], D[2] = {0, 0}, row_lse[2] = {0, 0}, scale = 1 / sqrtf((float)hs);
+    Fragment q[STRIPS], g[STRIPS];
     Tile t = tiles[blockIdx.x];
     const elem *head = qkv + h * hs;
-    tile_load(q, head, 3 * C, t.n0, t.n1, hs);
-    tile_load(g, dout + h * hs, C, t.n0, t.n1, hs);
-    for (int i = threadIdx.x; i < TILE * ldh; i += ATTENTION_BLOCK) dq[i] = 0;
-    if (t.n0 + row < t.n1) {
-        size_t n = (size_t)(t.n0 + row), at = n * C + h * hs;
+    int own = threadIdx.x / 32 * PIECE, first = t.n0 + own;
+    int last = first < t.n1 ? first + PIECE - 1 : -1;
+    tile_load(k, head, 3 * C, t.n0, t.n1, hs);
+    tile_load(v, dout + h * hs, C, t.n0, t.n1, hs);
+    __syncthreads();
+    rows_left(q, k + own * ldh, H);
+    rows_left(g, v + own * ldh, H);
+#pragma unroll
+    for (int c = 0; c < H / 16; c++)
+        for (int x = 0; x < 8; x++) dq[c][x / 4][x % 4] = 0;
+    for (int r = 0; r < 2; r++) { // of the lane's rows: D, a quarter first
+        int n = first + c_row(r * 2), part = threadIdx.x % 4;
+        const elem *own_g = v + (own + c_row(r * 2)) * ldh, *own_out = out + (size_t)n * C + h * hs;
         float a[8], b[8];
-        if (hs % 8 == 0)
+        if (n < t.n1 && hs % 8 == 0)
             for (int c = part * 8; c < hs; c += 32) {
-                load<8>(a, dout + at + c);
-                load<8>(b, out + at + c);
-                for (int x = 0; x < 8; x++) D += a[x] * b[x];
+                load<8>(a, own_g + c);
+                load<8>(b, own_out + c);
+                for (int x = 0; x < 8; x++) D[r] += a[x] * b[x];
             }
-        else
-            for (int c = part; c < hs; c += 4) D += to_float(dout[at + c]) * to_float(out[at + c]);
-    }
-    D = quad_sum(D);
-    if (part == 0 && t.n0 + row < t.n1) {
-        size_t n = (size_t)(t.n0 + row) * NH + h;
-        row_D[row] = delta[n] = D;
-        row_lse[row] = lse[n];
+        else if (n < t.n1)
+            for (int c = part; c < hs; c += 4) D[r] += to_float(own_g[c]) * to_float(own_out[c]);
+        D[r] = quad_sum(D[r]);
+        if (n < t.n1) row_lse[r] = lse[(size_t)n * NH + h];
+        if (n < t.n1 && part == 0) delta[(size_t)n * NH + h] = D[r];
     }
     for (int i = 0; i < key_tiles(t); i++) {
         int j0, j1;
@@ -986,61 +1024,80 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
         tile_load(k, head + C, 3 * C, j0, j1, hs);
         tile_load(v, head + 2 * C, 3 * C, j0, j1, hs);
         __syncthreads();
-        tile_product<false, true, false>(s, LDS, q, ldh, k, ldh, TILE, TILE, H);
-        tile_product<false, true, false>(dp, LDS, g, ldh, v, ldh, TILE, TILE, H);
-        __syncthreads();
-        attention_ds(ds, NULL, s, dp, row_lse, row_D, t.n0, t.n1, j0, j1, scale);
-        __syncthreads();
-        tile_product<false, false, true>(dq, ldh, ds, LDP, k, ldh, TILE, H, TILE);
+        for (int j = j0; j < j1 && j <= last; j += PIECE) {
+            float s[2][4], dp[2][4];
+            products(s, q, k + (j - j0) * ldh, H);
+            products(dp, g, v + (j - j0) * ldh, H);
+            for (int x = 0; x < 8; x++) { // s becomes ds
+                float *z = &s[x / 4][x % 4];
+                int key = j + c_col(x), r = x / 2 % 2;
+                float ds = scale * __expf(scale * *z - row_lse[r]) * (dp[x / 4][x % 4] - D[r]);
+                *z = key < j1 && key <= first + c_row(x) ? ds : 0;
+            }
+            add_rows(dq, s, k + (j - j0) * ldh, H);
+        }
     }
-    __syncthreads();
-    tile_store(dqkv + h * hs, dq, 3 * C, t.n0, t.n1, hs);
+    sums_store(dqkv + h * hs, dq, k, 3 * C, t.n0, t.n1, hs);
 }
 
 template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_kv_kernel(
         elem *dqkv, const elem *dout, const float *lse, const float *delta, const elem *qkv, const Tile *tiles,
         int C, int any_hs) {
-    SHARED(elem, q);
+    SHARED(elem, q); // k's tile at first, and g v's
     __shared__ float row_lse[TILE], row_D[TILE];
+    const int STRIPS = (HS ? HS : HEAD_MAX) / 16;
     int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
-    elem *g = q + TILE * ldh, *k = g + TILE * ldh, *v = k + TILE * ldh, *ds = v + TILE * ldh, *p = ds + TILE * LDP;
-    float *dk = (float *)(p + TILE * LDP), *dv = dk + TILE * ldh, *s = dv + TILE * ldh, *dp = s + TILE * LDS;
-    float scale = 1 / sqrtf((float)hs);
-    Tile t = tiles[blockIdx.x]; // here the tile's rows are keys
+    elem *g = q + TILE * ldh;
+    float dk[STRIPS][2][4], dv[STRIPS][2][4], scale = 1 / sqrtf((float)hs);
+    Fragment k[STRIPS], v[STRIPS];
+    Tile t = tiles[blockIdx.x]; // here the tile's rows are keys, and so are those of s
     const elem *head = qkv + h * hs;
-    tile_load(k, head + C, 3 * C, t.n0, t.n1, hs);
-    tile_load(v, head + 2 * C, 3 * C, t.n0, t.n1, hs);
-    for (int i = threadIdx.x; i < TILE * ldh; i += ATTENTION_BLOCK) dk[i] = dv[i] = 0;
+    int own = threadIdx.x / 32 * PIECE, first = t.n0 + own;
+    tile_load(q, head + C, 3 * C, t.n0, t.n1, hs);
+    tile_load(g, head + 2 * C, 3 * C, t.n0, t.n1, hs);
+    __syncthreads();
+    rows_left(k, q + own * ldh, H);
+    rows_left(v, g + own * ldh, H);
+#pragma unroll
+    for (int c = 0; c < H / 16; c++)
+        for (int x = 0; x < 8; x++) dk[c][x / 4][x % 4] = dv[c][x / 4][x % 4] = 0;
     for (int n0 = t.n0; n0 < t.seen; n0 += TILE) {
         int n1 = min(n0 + TILE, t.seen);
         __syncthreads();
         tile_load(q, head, 3 * C, n0, n1, hs);
         tile_load(g, dout + h * hs, C, n0, n1, hs);
-        for (int r = threadIdx.x; r < n1 - n0; r += ATTENTION_BLOCK) {
+        int r = threadIdx.x;
+        if (r < n1 - n0) {
             row_lse[r] = lse[(size_t)(n0 + r) * NH + h];
             row_D[r] = delta[(size_t)(n0 + r) * NH + h];
         }
         __syncthreads();
-        tile_product<false, true, false>(s, LDS, q, ldh, k, ldh, TILE, TILE, H);
-        tile_product<false, true, false>(dp, LDS, g, ldh, v, ldh, TILE, TILE, H);
-        __syncthreads();
-        attention_ds(ds, p, s, dp, row_lse, row_D, n0, n1, t.n0, t.n1, scale);
-        __syncthreads();
-        tile_product<true, false, true>(dv, ldh, p, LDP, g, ldh, TILE, H, TILE);
-        tile_product<true, false, true>(dk, ldh, ds, LDP, q, ldh, TILE, H, TILE);
+        for (int n = n0 > first ? n0 : first; n < n1 && first < t.n1; n += PIECE) { // earlier rows do not see them
+            float s[2][4], dp[2][4];
+            products(s, k, q + (n - n0) * ldh, H);
+            products(dp, v, g + (n - n0) * ldh, H);
+            for (int x = 0; x < 8; x++) { // s becomes p, dp becomes ds
+                float *p = &s[x / 4][x % 4], *ds = &dp[x / 4][x % 4];
+                int row = n + c_col(x);
+                bool seen = row < n1 && first + c_row(x) <= row;
+                float e = __expf(scale * *p - row_lse[row - n0]), d = scale * e * (*ds - row_D[row - n0]);
+                *p = seen ? e : 0, *ds = seen ? d : 0;
+            }
+            add_rows(dv, s, g + (n - n0) * ldh, H);
+            add_rows(dk, dp, q + (n - n0) * ldh, H);
+        }
     }
-    __syncthreads();
-    tile_store(dqkv + C + h * hs, dk, 3 * C, t.n0, t.n1, hs);
-    tile_store(dqkv + 2 * C + h * hs, dv, 3 * C, t.n0, t.n1, hs);
+    sums_store(dqkv + C + h * hs, dk, q, 3 * C, t.n0, t.n1, hs);
+    sums_store(dqkv + 2 * C + h * hs, dv, q, 3 * C, t.n0, t.n1, hs);
 }
 
 static void attention_backward(elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse,
                                const elem *qkv, const Tile *tiles, int n_tiles, int C, int NH) {
     int hs = C / NH;
     dim3 grid(n_tiles, NH);
-    LAUNCH_HEAD(hs, attention_backward_q_kernel, grid, ATTENTION_BLOCK, attention_room(hs, 4, 1, 1, 2),
+    LAUNCH_HEAD(hs, attention_backward_q_kernel, grid, ATTENTION_BLOCK, attention_room(hs),
                 dqkv, delta, dout, out, lse, qkv, tiles, C, hs);
-    LAUNCH_HEAD(hs, attention_backward_kv_kernel, grid, ATTENTION_BLOCK, attention_room(hs, 4, 2, 2, 2),
+    LAUNCH_HEAD(hs, attention_backward_kv_kernel, grid, ATTENTION_BLOCK, attention_room(hs),
                 dqkv, dout, lse, delta, qkv, tiles, C, hs);
 }
 
@@ -1619,10 +1676,10 @@ enum { STATIC_SHARED = 1024 }; // bytes, more than the attention kernels declare
 // Kernels that need more shared memory than a block gets unasked. Sizes that this path cannot hold are refused here.
 static void shared_memory(Config c) {
     int hs = c.C / c.NH, limit = (int)device.prop.sharedMemPerBlockOptin;
-    size_t kv = attention_room(hs, 4, 2, 2, 2); // the largest
-    if (c.C > CHANNELS_MAX || hs > HEAD_MAX || kv + STATIC_SHARED > (size_t)limit)
+    size_t room = attention_room(hs);
+    if (c.C > CHANNELS_MAX || hs > HEAD_MAX || room + STATIC_SHARED > (size_t)limit)
         die("GPU: %d channels in heads of %d: up to %d, in heads up to %d and as %s's shared memory allows (%zu of %d "
-            "bytes); ./train_rrhf does it on the CPU", c.C, hs, CHANNELS_MAX, HEAD_MAX, device.prop.name, kv, limit);
+            "bytes); ./train_rrhf does it on the CPU", c.C, hs, CHANNELS_MAX, HEAD_MAX, device.prop.name, room, limit);
     // For all models: one with smaller heads, built later, must not take away what this one needs.
 #define MORE_(kernel) \
     CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));

@@ -254,7 +254,7 @@ static Batch batch_of(const Ranked *d, int q0, int n) {
 enum { SHAPES = 3, CONTEXT = 256, VOCABULARY = 259 };
 static const Shape shapes[SHAPES][3] = {
     {{1, 1, {1}}},                                         // one token, one response of one token
-    {{37, 9, {1, 130, 2, 33, 31, 32, 5, 64, 1}}},          // k = 9
+    {{66, 9, {1, 130, 2, 33, 15, 16, 17, 64, 1}}},         // k = 9; attention's tiles are of 64
     {{1, 1, {3}}, {33, 3, {1, 7, 40}}, {5, 2, {16, 1}}}};  // several queries
 static const int shape_queries[SHAPES] = {1, 1, 3};
 
