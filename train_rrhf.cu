@@ -54,7 +54,7 @@ template <bool TRANS> __device__ inline void ldmatrix(unsigned to[4], const __nv
 
 // mma: c (16,8) += a (16,16) b (16,8). Lane l holds, with r = l/4 and i = 2 (l%4): of a, columns i, i+1 of row r, of
 // row r+8, and columns i+8, i+9 of row r, of row r+8; of b, rows i, i+1 of column r, and rows i+8, i+9; of c, columns
-// i, i+1 of row r, and of row r+8.
+// i, i+1 of row r, and of row r+8. volatile: the whole warp must come by, so it may not move into a branch.
 inline __device__ void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b[2]) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
