@@ -916,8 +916,7 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_f
     Fragment q[STRIPS];
     Tile t = tiles[blockIdx.x];
     const elem *head = qkv + h * hs;
-    int own = threadIdx.x / 32 * PIECE, first = t.n0 + own; // the warp's rows in the tile, and among all
-    int last = first < t.n1 ? first + PIECE - 1 : -1;       // the last key that they see; none if there are none
+    int own = threadIdx.x / 32 * PIECE, first = t.n0 + own; // the warp's first row, in the tile and among all
     tile_load(k, head, 3 * C, t.n0, t.n1, hs);
     __syncthreads();
     rows_left(q, k + own * ldh, H);
@@ -931,7 +930,7 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_f
         tile_load(k, head + C, 3 * C, j0, j1, hs);
         tile_load(v, head + 2 * C, 3 * C, j0, j1, hs);
         __syncthreads();
-        for (int j = j0; j < j1 && j <= last; j += PIECE) {
+        for (int j = j0; j < j1 && j <= first && first < t.n1; j += PIECE) { // later keys are not seen
             float s[2][4], most[2] = {top[0], top[1]}, keep[2];
             products(s, q, k + (j - j0) * ldh, H);
             for (int x = 0; x < 8; x++) {
@@ -992,7 +991,6 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
     Tile t = tiles[blockIdx.x];
     const elem *head = qkv + h * hs;
     int own = threadIdx.x / 32 * PIECE, first = t.n0 + own;
-    int last = first < t.n1 ? first + PIECE - 1 : -1;
     tile_load(k, head, 3 * C, t.n0, t.n1, hs);
     tile_load(v, dout + h * hs, C, t.n0, t.n1, hs);
     __syncthreads();
@@ -1024,7 +1022,7 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
         tile_load(k, head + C, 3 * C, j0, j1, hs);
         tile_load(v, head + 2 * C, 3 * C, j0, j1, hs);
         __syncthreads();
-        for (int j = j0; j < j1 && j <= last; j += PIECE) {
+        for (int j = j0; j < j1 && j <= first && first < t.n1; j += PIECE) {
             float s[2][4], dp[2][4];
             products(s, q, k + (j - j0) * ldh, H);
             products(dp, g, v + (j - j0) * ldh, H);
