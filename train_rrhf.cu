@@ -438,6 +438,7 @@ static int gemm_choose(GemmKey key, GemmCall *g) {
             at = gemm_algo(&key);
         if (!gemm_algos.at[at].found || !drops_terms(&gemm_algos.at[at].algo, key.k)) return at;
     }
+    at = gemm_algo(&key); // its own, whose unsplit is 2: similar shapes keep theirs
     gemm_algos.at[at].found = 0;
     return at;
 }
@@ -760,11 +761,13 @@ static void matmul_backward(elem *dx, float *dw, float *dbias, float *part, cons
 // memory and are multiplied PIECE rows at a time: scores, probabilities and sums stay in registers. (Not where heads
 // have other than 64 channels: loops of unknown length keep them in local memory.)
 
-enum { PIECE = 16, TILE = 4 * PIECE, ATTENTION_BLOCK = 4 * 32, HEAD_MAX = 256 };
+// With PAD more numbers to a row of a tile, 16 bytes of eight bfloat16 rows lie in different banks of shared memory.
+enum { PIECE = 16, TILE = 4 * PIECE, PAD = 8, ATTENTION_BLOCK = 4 * 32, HEAD_MAX = 256 };
 
 typedef struct { int n0, n1, a0, a1, b0, seen; } Tile; // rows n0 .. n1-1
 
-static __host__ __device__ int padded(int hs) { return (hs + 15) / 16 * 16; } // a head's columns in a tile, then zeros
+// A head's columns in a tile, then zeros
+static __host__ __device__ int padded(int hs) { return (hs + PIECE - 1) / PIECE * PIECE; }
 inline __device__ int key_tiles(Tile t) { return (t.a1 - t.a0 + TILE - 1) / TILE + (t.n1 - t.b0 + TILE - 1) / TILE; }
 
 inline __device__ void key_tile(Tile t, int i, int *j0, int *j1) { // keys *j0 .. *j1-1: the query's, then the rows' own
@@ -773,11 +776,10 @@ inline __device__ void key_tile(Tile t, int i, int *j0, int *j1) { // keys *j0 .
     *j1 = min(*j0 + TILE, i < prefix ? t.a1 : t.n1);
 }
 
-// Rows n0 .. n1-1 of one head, `stride` apart, as (TILE, padded(hs) + 8) in shared memory, and back; what is missing is
-// zero. With 8 more, 16 bytes of eight bfloat16 rows lie in different banks.
+// Rows n0 .. n1-1 of one head, `stride` apart, as a tile (TILE, padded(hs) + PAD), and back; what is missing is zero.
 inline __device__ void tile_load(elem *to, const elem *from, int stride, int n0, int n1, int hs) {
     const int V = 16 / sizeof(elem);
-    int H = padded(hs), ld = H + 8;
+    int H = padded(hs), ld = H + PAD;
     if (hs % V == 0) // C is a multiple of hs: all is aligned
 #pragma unroll 4 // so many loads are on their way at once
         for (int i0 = 0; i0 < TILE * H / V; i0 += ATTENTION_BLOCK) { // whole rounds: H is a multiple of 16
@@ -795,7 +797,7 @@ inline __device__ void tile_load(elem *to, const elem *from, int stride, int n0,
 
 inline __device__ void tile_store(elem *to, const elem *from, int stride, int n0, int n1, int hs) {
     const int V = 16 / sizeof(elem);
-    int ld = padded(hs) + 8;
+    int ld = padded(hs) + PAD;
     if (hs % V == 0)
         for (int i = threadIdx.x; i < (n1 - n0) * (hs / V); i += ATTENTION_BLOCK) {
             int r = i / (hs / V), c = i % (hs / V) * V;
@@ -869,37 +871,37 @@ template <bool T> __device__ void multiply(float c[2][4], Fragment a, const elem
 // A warp's rows (16,H) of a tile as left operands
 inline __device__ void rows_left(Fragment *a, const elem *rows, int H) {
 #pragma unroll
-    for (int c = 0; c < H / 16; c++) a[c] = fragment(rows + c * 16, H + 8);
+    for (int c = 0; c < H / PIECE; c++) a[c] = fragment(rows + c * PIECE, H + PAD);
 }
 
 // s (16,16) = a (16,H) times the transpose of 16 rows (16,H)
 inline __device__ void products(float s[2][4], const Fragment *a, const elem *rows, int H) {
     for (int x = 0; x < 8; x++) s[x / 4][x % 4] = 0;
 #pragma unroll
-    for (int c = 0; c < H / 16; c++) multiply<true>(s, a[c], rows + c * 16, H + 8);
+    for (int c = 0; c < H / PIECE; c++) multiply<true>(s, a[c], rows + c * PIECE, H + PAD);
 }
 
 // o (16,H) += s (16,16), rounded to elem, times 16 rows (16,H)
 inline __device__ void add_rows(float (*o)[2][4], const float s[2][4], const elem *rows, int H) {
     Fragment p = fragment_of(s);
 #pragma unroll
-    for (int c = 0; c < H / 16; c++) multiply<false>(o[c], p, rows + c * 16, H + 8);
+    for (int c = 0; c < H / PIECE; c++) multiply<false>(o[c], p, rows + c * PIECE, H + PAD);
 }
 
 // The block's sums, a warp's o (16,H) each, to rows n0 .. n1-1, through the tile `room`, which others may still read
 inline __device__ void sums_store(elem *to, const float (*o)[2][4], elem *room, int stride, int n0, int n1, int hs) {
-    int H = padded(hs), ld = H + 8;
+    int H = padded(hs), ld = H + PAD;
     __syncthreads();
 #pragma unroll
-    for (int c = 0; c < H / 16; c++)
+    for (int c = 0; c < H / PIECE; c++)
         for (int x = 0; x < 8; x++)
-            put(room + (threadIdx.x / 32 * PIECE + c_row(x)) * ld + c * 16 + c_col(x), o[c][x / 4][x % 4]);
+            put(room + (threadIdx.x / 32 * PIECE + c_row(x)) * ld + c * PIECE + c_col(x), o[c][x / 4][x % 4]);
     __syncthreads();
     tile_store(to, room, stride, n0, n1, hs);
 }
 
 // Shared memory in bytes: two tiles. First the block's own are there, at last its results.
-static size_t attention_room(int hs) { return 2 * TILE * (size_t)(padded(hs) + 8) * sizeof(elem); }
+static size_t attention_room(int hs) { return 2 * TILE * (size_t)(padded(hs) + PAD) * sizeof(elem); }
 
 // Per head: with s_j = q_n . k_j / sqrt(hs) for every j that n sees, out_n = sum_j softmax(s)_j v_j. The softmax is
 // formed as the keys pass by: max and sum so far, and out scaled down when the max grows. Saves
@@ -909,10 +911,10 @@ static size_t attention_room(int hs) { return 2 * TILE * (size_t)(padded(hs) + 8
 template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_forward_kernel(
         elem *out, float *lse, const elem *qkv, const Tile *tiles, int C, int any_hs) {
     SHARED(elem, k); // q's tile at first
-    const int STRIPS = (HS ? HS : HEAD_MAX) / 16;
-    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
+    const int STRIPS = (HS ? HS : HEAD_MAX) / PIECE;
+    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + PAD, h = blockIdx.y, NH = gridDim.y;
     elem *v = k + TILE * ldh;
-    float o[STRIPS][2][4], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, scale = 1 / sqrtf((float)hs);
+    float o[STRIPS][2][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, scale = 1 / sqrtf((float)hs);
     Fragment q[STRIPS];
     Tile t = tiles[blockIdx.x];
     const elem *head = qkv + h * hs;
@@ -920,9 +922,6 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_f
     tile_load(k, head, 3 * C, t.n0, t.n1, hs);
     __syncthreads();
     rows_left(q, k + own * ldh, H);
-#pragma unroll
-    for (int c = 0; c < H / 16; c++)
-        for (int x = 0; x < 8; x++) o[c][x / 4][x % 4] = 0;
     for (int i = 0; i < key_tiles(t); i++) {
         int j0, j1;
         key_tile(t, i, &j0, &j1);
@@ -950,7 +949,7 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_f
                 sum[x / 2 % 2] += *z = __expf(*z - top[x / 2 % 2]);
             }
 #pragma unroll
-            for (int c = 0; c < H / 16; c++)
+            for (int c = 0; c < H / PIECE; c++)
                 for (int x = 0; x < 8; x++) o[c][x / 4][x % 4] *= keep[x / 2 % 2];
             add_rows(o, s, v + (j - j0) * ldh, H);
         }
@@ -962,7 +961,7 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_f
         sum[r] = 1 / sum[r];
     }
 #pragma unroll
-    for (int c = 0; c < H / 16; c++)
+    for (int c = 0; c < H / PIECE; c++)
         for (int x = 0; x < 8; x++) o[c][x / 4][x % 4] *= sum[x / 2 % 2];
     sums_store(out + h * hs, o, k, C, t.n0, t.n1, hs);
 }
@@ -983,10 +982,10 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
         elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv,
         const Tile *tiles, int C, int any_hs) {
     SHARED(elem, k); // q's tile at first, and v g's
-    const int STRIPS = (HS ? HS : HEAD_MAX) / 16;
-    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
+    const int STRIPS = (HS ? HS : HEAD_MAX) / PIECE;
+    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + PAD, h = blockIdx.y, NH = gridDim.y;
     elem *v = k + TILE * ldh;
-    float dq[STRIPS][2][4], D[2] = {0, 0}, row_lse[2] = {0, 0}, scale = 1 / sqrtf((float)hs);
+    float dq[STRIPS][2][4] = {}, D[2] = {0, 0}, row_lse[2] = {0, 0}, scale = 1 / sqrtf((float)hs);
     Fragment q[STRIPS], g[STRIPS];
     Tile t = tiles[blockIdx.x];
     const elem *head = qkv + h * hs;
@@ -996,9 +995,6 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
     __syncthreads();
     rows_left(q, k + own * ldh, H);
     rows_left(g, v + own * ldh, H);
-#pragma unroll
-    for (int c = 0; c < H / 16; c++)
-        for (int x = 0; x < 8; x++) dq[c][x / 4][x % 4] = 0;
     for (int r = 0; r < 2; r++) { // of the lane's rows: D, a quarter first
         int n = first + c_row(r * 2), part = threadIdx.x % 4;
         const elem *own_g = v + (own + c_row(r * 2)) * ldh, *own_out = out + (size_t)n * C + h * hs;
@@ -1043,10 +1039,10 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
         int C, int any_hs) {
     SHARED(elem, q); // k's tile at first, and g v's
     __shared__ float row_lse[TILE], row_D[TILE];
-    const int STRIPS = (HS ? HS : HEAD_MAX) / 16;
-    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + 8, h = blockIdx.y, NH = gridDim.y;
+    const int STRIPS = (HS ? HS : HEAD_MAX) / PIECE;
+    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + PAD, h = blockIdx.y, NH = gridDim.y;
     elem *g = q + TILE * ldh;
-    float dk[STRIPS][2][4], dv[STRIPS][2][4], scale = 1 / sqrtf((float)hs);
+    float dk[STRIPS][2][4] = {}, dv[STRIPS][2][4] = {}, scale = 1 / sqrtf((float)hs);
     Fragment k[STRIPS], v[STRIPS];
     Tile t = tiles[blockIdx.x]; // here the tile's rows are keys, and so are those of s
     const elem *head = qkv + h * hs;
@@ -1056,9 +1052,6 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
     __syncthreads();
     rows_left(k, q + own * ldh, H);
     rows_left(v, g + own * ldh, H);
-#pragma unroll
-    for (int c = 0; c < H / 16; c++)
-        for (int x = 0; x < 8; x++) dk[c][x / 4][x % 4] = dv[c][x / 4][x % 4] = 0;
     for (int n0 = t.n0; n0 < t.seen; n0 += TILE) {
         int n1 = min(n0 + TILE, t.seen);
         __syncthreads();

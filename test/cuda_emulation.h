@@ -503,7 +503,8 @@ static inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t, cu
     r->algo.bias = 1; // its address is taken as a promise too
     while (d->bias && r->algo.bias < 16 && (uintptr_t)d->bias % (2 * r->algo.bias) == 0) r->algo.bias *= 2;
     uint64_t k = d->ta == CUBLAS_OP_N ? a->cols : a->rows;
-    r->algo.split = k >= 128 && p->at_least[CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK] ? 3 : 1;
+    int may = p->at_least[CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK] || k / 48 == 8; // some in spite of the mask
+    r->algo.split = k >= 128 && may ? 3 : 1;
     r->workspaceSize = 0;
     r->state = CUBLAS_STATUS_SUCCESS;
     *found = 1;
