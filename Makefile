@@ -1,14 +1,14 @@
 # make train_rrhf     the CPU program       make train_rrhfcu   the same on an NVIDIA GPU
 # make test           every test            make dev/convert    to and from other formats
 # Optional libraries are used where they are found; the first line printed says which. Leave one out with NO_BLAS=1,
-# NO_ONEDNN=1, NO_OMP=1, NO_STB=1. CFLAGS_EXTRA=-DGEMM_DEFAULT=GEMM_CBLAS multiplies by the BLAS even where the built-in
+# NO_ONEDNN=1, NO_OMP=1, NO_STB=1, NO_MPI=1. CFLAGS_EXTRA=-DGEMM_DEFAULT=GEMM_CBLAS multiplies by the BLAS even where the built-in
 # product is the default. make CC=clang CFLAGS_EXTRA='-Wall -Wextra' builds without a warning.
 # NVCC_EXTRA='-I/elsewhere/include -L/elsewhere/lib' is given to nvcc, for a cuBLASLt that is not where the toolkit is.
 
 CC     = gcc
 CFLAGS = -std=c11 -O3 -march=native -ffp-contract=fast -fopenmp-simd -fno-math-errno -fno-trapping-math
 LDLIBS = -lm
-HEADERS = util.h model.h dataloader.h tokenizer.h rrhf.h sampler.h reward.h eval.h verbs.h $(wildcard dev/*.h)
+HEADERS = world.h util.h model.h dataloader.h tokenizer.h rrhf.h sampler.h reward.h eval.h verbs.h $(wildcard dev/*.h)
 
 # builds: does a program with this header and these flags compile and link?  $(call builds,header,flags)
 hash := \#
@@ -29,18 +29,25 @@ endif
 ifndef NO_ONEDNN # for --dtype bf16
   ONEDNN := $(if $(call builds,dnnl.h,-ldnnl),-ldnnl)
 endif
+ifndef NO_MPI # for several processes: the include and library paths that mpicc would add
+  MPI := $(filter -I% -L% -l%,$(shell mpicc -show 2>/dev/null))
+  MPI := $(if $(call builds,mpi.h,$(MPI)),$(MPI))
+endif
 CJSON := $(call builds,cjson/cJSON.h,-lcjson)
 ifndef NO_STB
   STB := $(firstword $(foreach d,/usr/include/stb /usr/local/include/stb /opt/homebrew/include .,$(if $(wildcard $(d)/stb_image_write.h),$(d))))
 endif
 
-OPTIONS = $(OMP) $(if $(BLAS),-DUSE_CBLAS) $(if $(ONEDNN),-DUSE_ONEDNN) $(if $(STB),-DHAVE_STB -I$(STB)) $(CFLAGS_EXTRA)
+OPTIONS = $(OMP) $(if $(BLAS),-DUSE_CBLAS) $(if $(ONEDNN),-DUSE_ONEDNN) $(if $(STB),-DHAVE_STB -I$(STB)) \
+          $(if $(MPI),-DUSE_MPI $(filter -I%,$(MPI))) $(CFLAGS_EXTRA)
+LIBS = $(BLAS) $(ONEDNN) $(filter-out -I%,$(MPI)) $(LDLIBS)
 $(info found: $(if $(OMP),OpenMP,no OpenMP (one thread)), $(if $(BLAS),CBLAS $(BLAS),no CBLAS (built-in matrix product)), \
 $(if $(ONEDNN),oneDNN,no oneDNN (no --dtype bf16; Debian: libdnnl-dev)), \
-$(if $(STB),stb_image_write,no stb_image_write (no plots; Debian: libstb-dev)))
+$(if $(STB),stb_image_write,no stb_image_write (no plots; Debian: libstb-dev)), \
+$(if $(MPI),MPI,no MPI (one process; Debian: libopenmpi-dev)))
 
 train_rrhf: train_rrhf.c $(HEADERS)
-	$(CC) $(CFLAGS) $(OPTIONS) -o $@ train_rrhf.c $(BLAS) $(ONEDNN) $(LDLIBS)
+	$(CC) $(CFLAGS) $(OPTIONS) -o $@ train_rrhf.c $(LIBS)
 
 dev/convert: dev/convert.c $(HEADERS)
 	@test -n "$(CJSON)" || { echo "dev/convert: no cJSON found; install it (Debian: libcjson-dev)"; exit 1; }
@@ -53,7 +60,7 @@ dev/table: dev/table.c $(HEADERS)
 	$(CC) $(CFLAGS) $(if $(STB),-DHAVE_STB -I$(STB)) $(CFLAGS_EXTRA) -o $@ dev/table.c $(LDLIBS)
 
 # Tests: each is one program (or script) that prints a line per check and ends with "N passed, N failed".
-TEST_BUILD = $(CC) $(CFLAGS) -O2 $(OPTIONS) -DNO_MAIN -o $@ $< $(BLAS) $(ONEDNN) $(LDLIBS)
+TEST_BUILD = $(CC) $(CFLAGS) -O2 $(OPTIONS) -DNO_MAIN -o $@ $< $(LIBS)
 TESTS = $(addprefix test/test_,tokenizer plot eval rrhf gradients model model_double model_vector16 model_vector64 reference sampler policies \
           $(if $(CJSON),convert))
 test/test_%: test/test_%.c train_rrhf.c test/test.h $(HEADERS)
@@ -69,11 +76,13 @@ NVCC ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 PRECISION = BF16 # or FP32
 GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -Eo '^[0-9]+\.[0-9]+' | head -1 | tr -d .)
 GPU_ARCH = $(if $(GPU),-arch=sm_$(GPU),-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90)
+NCCL = $(if $(MPI),$(shell printf '$(hash)include <nccl.h>\nint main(){return 0;}\n' | \
+         $(NVCC) -x cu - -o /dev/null $(NVCC_EXTRA) -lnccl 2>/dev/null && echo -DUSE_MPI $(MPI) -lnccl))
 GPU_BUILD = $(NVCC) -std=c++17 -O3 $(GPU_ARCH) -Xlinker -rpath,$(dir $(NVCC))../lib64 $(if $(OMP),-Xcompiler -fopenmp) $(if $(STB),-DHAVE_STB -I$(STB)) $(NVCC_EXTRA)
 
 train_rrhfcu: train_rrhf.cu dev/.precision-$(strip $(PRECISION)) $(HEADERS)
 	@test -n "$(NVCC)" || { echo "train_rrhfcu: no nvcc found; install the CUDA toolkit or set NVCC=. ./train_rrhf does the same on the CPU."; exit 1; }
-	$(GPU_BUILD) -DPRECISION_$(strip $(PRECISION)) -o $@ train_rrhf.cu -lcublasLt
+	$(GPU_BUILD) -DPRECISION_$(strip $(PRECISION)) $(NCCL) -o $@ train_rrhf.cu -lcublasLt
 dev/.precision-%: # a build in the other precision starts afresh
 	@rm -f dev/.precision-*; touch $@
 
@@ -94,23 +103,30 @@ test/test_cuda_races_%: test/cpu_layers.o $(CUDA_PARTS)
 test/test_cuda_gpu_%: test/cpu_layers.o $(CUDA_PARTS)
 	$(GPU_BUILD) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) -o $@ test/test_cuda.cu test/cpu_layers.o -lcublasLt
 
+# Several processes: the CPU program, and the GPU's on the emulation.
+WORLD = $(if $(and $(MPI),$(shell command -v mpirun)),./train_rrhf $(if $(shell command -v $(CXX)),test/train_emulated))
+test/train_emulated: train_rrhf.cu test/cuda_emulation.h $(HEADERS)
+	$(CXX) -x c++ -std=c++17 -O1 -fno-strict-aliasing -DCUDA_EMULATION -DPRECISION_FP32 -DUSE_MPI $(filter -I%,$(MPI)) \
+	    -o $@ train_rrhf.cu $(filter-out -I%,$(MPI)) -lm
+
 # The number of passed and failed checks of all tests; the last line is the sum.
-test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS)
+test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS) $(filter test/%,$(WORLD))
 	@$(if $(CJSON),,echo "not tested: dev/convert (no cJSON; Debian: libcjson-dev)")
 	@$(if $(shell command -v $(CXX)),,echo "not tested: the CUDA kernels (no $(CXX))")
+	@$(if $(WORLD),,echo "not tested: several processes (no MPI with mpirun; Debian: libopenmpi-dev openmpi-bin)")
 	@bash test/run.sh $(TESTS) $(patsubst test/test_cuda_races_%,"bash test/races.sh test/test_cuda_races_%",$(CUDA_TESTS)) \
-	    "bash test/test_cli.sh" "bash test/test_scripts.sh" "bash test/test_demo.sh$(if $(STB), plots)"
+	    "bash test/test_cli.sh" $(if $(WORLD),"bash test/test_world.sh $(WORLD)") "bash test/test_scripts.sh" "bash test/test_demo.sh$(if $(STB), plots)"
 
 # A build with another compiler or other options starts afresh, as after installing a library: the name of a file in dev/
 # is their checksum, and the file says which they are.
-BUILD := $(CC) $(CFLAGS) $(OPTIONS) $(BLAS) $(ONEDNN)
+BUILD := $(CC) $(CFLAGS) $(OPTIONS) $(LIBS)
 STAMP := dev/.options-$(shell echo '$(BUILD)' | cksum | tr -d ' ')
-train_rrhf train_rrhfcu dev/convert dev/imdb dev/table $(TESTS) $(CUDA_TESTS) test/cpu_layers.o: $(STAMP)
+train_rrhf train_rrhfcu dev/convert dev/imdb dev/table $(TESTS) $(CUDA_TESTS) test/cpu_layers.o test/train_emulated: $(STAMP)
 dev/.options-%:
 	@rm -f dev/.options-*; echo '$(BUILD)' > $@
 
 clean:
 	rm -f train_rrhf train_rrhfcu dev/convert dev/imdb dev/table dev/bench/bench_cuda dev/.precision-* dev/.options-*
-	rm -f $(TESTS) $(CUDA_TESTS) test/cpu_layers.o
+	rm -f $(TESTS) $(CUDA_TESTS) test/cpu_layers.o test/train_emulated
 
 .PHONY: test clean

@@ -85,6 +85,37 @@ static inline void ranked_response(Ranked *d, const uint16_t *tokens, int n, flo
     d->first[d->Q] = d->R;
 }
 
+// Each process has answered its part of the queries (world_part); now all have all of them, in order.
+static inline void ranked_gather(Ranked *d) {
+    Ranked all;
+    if (world_size == 1) return;
+    memset(&all, 0, sizeof all);
+    all.V = d->V;
+    for (int from = 0; from < world_size; from++) {
+        Ranked part = *d;
+        world_give(&part, sizeof part, from); // of another process the pointers mean nothing
+        void **array[8] = {(void **)&part.query_len, (void **)&part.query_at, (void **)&part.first,
+                           (void **)&part.resp_len, (void **)&part.resp_at, (void **)&part.score,
+                           (void **)&part.source, (void **)&part.tokens};
+        size_t Q = (size_t)part.Q, R = (size_t)part.R, n[8] = {Q, Q, Q + 1, R, R, R, R, (size_t)part.n_tokens};
+        size_t size[8] = {sizeof(int), sizeof(int64_t), sizeof(int), sizeof(int), sizeof(int64_t), sizeof(float),
+                          sizeof(int), sizeof(uint16_t)};
+        if (from == world_rank) part = *d;
+        for (int i = 0; i < 8 && Q; i++) {
+            if (from != world_rank) *array[i] = xalloc(n[i], size[i]);
+            world_give(*array[i], n[i] * size[i], from);
+        }
+        for (int q = 0; q < part.Q; q++) {
+            ranked_query(&all, part.tokens + part.query_at[q], part.query_len[q]);
+            for (int r = part.first[q]; r < part.first[q + 1]; r++)
+                ranked_response(&all, part.tokens + part.resp_at[r], part.resp_len[r], part.score[r], part.source[r]);
+        }
+        if (from != world_rank && Q) ranked_free(&part);
+    }
+    ranked_free(d);
+    *d = all;
+}
+
 // ----------------------------------------------------------------------------
 // Files
 

@@ -245,6 +245,7 @@ void   gpt2_forward(GPT2 *m, const Batch *b, real *out);
 // c (R) = dL/dlogP of each of response i's tokens, or dL/dreward. Adds to the gradients; after gpt2_forward(b).
 void   gpt2_backward(GPT2 *m, const Batch *b, const real *c);
 void   gpt2_zero_grad(GPT2 *m);
+void   gpt2_grad_sum(GPT2 *m);                   // adds up the gradients of all processes (world.h)
 double gpt2_grad_norm(GPT2 *m);                  // L2 norm of the whole gradient
 void   gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step); // grad_scale: clipping's; step counts from 1
 void   gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots);

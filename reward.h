@@ -124,7 +124,7 @@ static inline Reward reward_open(const char *spec, Tokenizer *tok) {
     r.spec = spec, r.tok = tok;
     if (reward_is_command(spec)) {
         if (!tok) die_usage("--reward %s: needs --tokenizer, since a command judges text", spec);
-        reward_start(&r);
+        if (!world_rank) reward_start(&r); // process 0 asks for all
         return r;
     }
     Checkpoint f = checkpoint_open(spec);
@@ -246,10 +246,11 @@ static inline float reward_ask(Reward *r, const Ranked *d, int q, int i) {
 static inline void reward_score(Reward *r, Ranked *d, const char *label) {
     if (!r->model) {
         Progress bar = progress_start(label, 0);
-        for (int q = 0; q < d->Q; q++) {
+        for (int q = 0; q < d->Q && !world_rank; q++) {
             for (int i = d->first[q]; i < d->first[q + 1]; i++) d->score[i] = reward_ask(r, d, q, i);
             if (*label) progress(&bar, q + 1, d->Q, "queries");
         }
+        world_give(d->score, (size_t)d->R * sizeof *d->score, 0);
         return;
     }
     Config c = gpt2_config(r->model);

@@ -147,9 +147,10 @@ static inline int micro_batch_auto(const GPT2 *m, const Ranked *d, int batch) {
     return micro < 1 ? 1 : micro > batch ? batch : (int)micro;
 }
 
-// value (R) of every response of the data set under a model: sum of log P, or the head's output.
+// value (R) of every response of the data set under a model: sum of log P, or the head's output. Processes share the
+// queries.
 static inline void evaluate_all(GPT2 *m, const Ranked *d, const char *label, double *value) {
-    int micro = micro_batch_auto(m, d, d->Q), bound[4], reward = gpt2_config(m).reward;
+    int micro = micro_batch_auto(m, d, d->Q), bound[4], reward = gpt2_config(m).reward, begin, end;
     batch_bounds(d, micro, bound);
     Batch b = batch_make(bound[0], bound[1], bound[2], bound[3], micro);
     real *out = (real *)xalloc((size_t)bound[2], sizeof(real));
@@ -157,16 +158,19 @@ static inline void evaluate_all(GPT2 *m, const Ranked *d, const char *label, dou
     gpt2_plan(m, bound[0], reward ? bound[3] : bound[1]);
     Progress bar = progress_start(label, 0);
     for (int q = 0; q < d->Q; q++) order[q] = q;
-    for (int q = 0; q < d->Q; q += micro) {
-        int n = d->Q - q < micro ? d->Q - q : micro;
+    memset(value, 0, (size_t)d->R * sizeof *value);
+    world_part(d->Q, &begin, &end);
+    for (int q = begin; q < end; q += micro) {
+        int n = end - q < micro ? end - q : micro;
         batch_pack(&b, d, order + q, n);
         gpt2_forward(m, &b, out);
         batch_values(&b, reward, out, value + d->first[q]);
         for (int r = d->first[q]; r < d->first[q + n]; r++)
             if (!isfinite(value[r])) die("NaN: the model gives response %d of the data set a value of %g; "
                                          "its checkpoint is damaged or diverged", r, value[r]);
-        if (*label) progress(&bar, q + n, d->Q, "queries");
+        if (*label) progress(&bar, q + n - begin, end - begin, "queries");
     }
+    world_sum(value, (size_t)d->R, sizeof *value);
     batch_free(&b);
     free(out);
     free(order);
@@ -209,6 +213,12 @@ static inline void on_interrupt(int sig) {
     interrupted = 1;
     signal(sig, SIG_DFL);
     if (write(2, said, sizeof said - 1) < 0) return; // what a handler may call
+}
+
+static inline int stop_asked(void) { // by Ctrl-C, of any process: they stop together
+    double n = interrupted;
+    world_sum(&n, 1, sizeof n);
+    return n > 0;
 }
 
 // Learning rate of step 1..total: up over the first warmup fraction, reaching lr, then down, to reach 0 a step after
@@ -311,24 +321,32 @@ static inline Loss step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_n
 void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n);
 Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm);
 
-// One optimizer step over the n queries. Returns the losses before the update; adds the tokens computed to *tokens.
+// One optimizer step over the n queries, which processes share. Returns the losses before the update; adds the tokens
+// computed to *tokens.
 static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n,
                               double lr, int step, double *grad_norm, int64_t *tokens) {
     s->adam = t->adam;
     s->adam.lr = lr;
     s->queries = n;
     s->step = step;
+    int begin, end;
     memset(&s->sum, 0, sizeof s->sum);
     gpt2_zero_grad(m);
-    for (int i = 0, now; i < n; i += now) {
-        int left = n - i, N = 0, U = 0, P = 0, R = 0;
+    world_part(n, &begin, &end);
+    for (int i = begin, now; i < end; i += now) {
+        int left = end - i, N = 0, U = 0, P = 0, R = 0;
         now = left < t->micro_batch ? left : t->micro_batch, left -= now;
         s->next = !left ? s->behind : left < t->micro_batch ? left : t->micro_batch;
         gpt2_step(m, t, s, d, queries + i, now);
         for (int q = i; q < i + now; q++) batch_count(d, queries[q], &N, &U, &P, &R);
         *tokens += N;
     }
-    return gpt2_step_end(m, t, s, grad_norm);
+    if (world_size > 1) gpt2_grad_sum(m);
+    Loss l = gpt2_step_end(m, t, s, grad_norm);
+    double all[4] = {l.loss, l.rank, l.ft, (double)*tokens};
+    world_sum(all, 4, sizeof *all);
+    l.loss = all[0], l.rank = all[1], l.ft = all[2], *tokens = (int64_t)all[3];
+    return l;
 }
 
 // ----------------------------------------------------------------------------
@@ -361,7 +379,7 @@ static inline int step_queries(const Train *t, const Ranked *d, int step, int *o
 // step is the first of an epoch or of a window, or is none.
 static inline int step_behind(const Train *t, const Ranked *d, int step, int end) {
     int next = step + 1, at = next % ((d->Q + t->batch - 1) / t->batch) * t->batch;
-    if (next >= end || at == 0 || (t->refresh && next % t->refresh == 0)) return 0;
+    if (next >= end || at == 0 || (t->refresh && next % t->refresh == 0) || world_size > 1) return 0;
     return d->Q - at < t->micro_batch ? d->Q - at : t->micro_batch;
 }
 
@@ -459,12 +477,12 @@ static inline void train_settings(Train *t, GPT2 *m, const Ranked *d) {
     if (t->micro_batch > t->batch) t->micro_batch = t->batch;
     snprintf(t->settings, sizeof t->settings,
              "model T%d V%d L%d NH%d C%d reward%d\nstart #%016" PRIx64 "\ndtype %s\n"
-             "data %d queries %d responses #%016" PRIx64 "\n"
+             "processes %d\ndata %d queries %d responses #%016" PRIx64 "\n"
              "seed %" PRIu64 "\nbatch %d\nmicro-batch %d\nepochs %d\nshuffle %d\n"
              "lr %.9g\nschedule %d\nwarmup %.9g\nbeta1 %.9g\nbeta2 %.9g\neps %.9g\nweight-decay %.9g\ngrad-clip %.9g\n"
              "rank-weight %.9g\nft-weight %.9g\nft-reduction %s\nlength-penalty %.9g\nmargin %.9g\nrefresh %d\n%s",
              c.T, c.V, c.L, c.NH, c.C, c.reward, gpt2_hash(m), backend_dtype(),
-             d->Q, d->R, ranked_hash(d), t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
+             world_size, d->Q, d->R, ranked_hash(d), t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
              t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
              t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin,
              t->refresh, t->drawing);
@@ -561,6 +579,13 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
 // ----------------------------------------------------------------------------
 // The loop
 
+// All processes took the same steps, from the same start and with the same gradients.
+static inline void weights_check(GPT2 *m) {
+    uint64_t own = gpt2_hash(m), first = own;
+    world_give(&first, sizeof first, 0);
+    if (own != first) die("the weights differ from process 0's; no file was overwritten: use machines of one kind");
+}
+
 // policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as
 // large, is not. A run killed in between resumes from the state before, which knows nothing of them, and comes by
 // again. What a state needs is its window: that is on the disk before it, and an older one's goes after it. A finished
@@ -568,6 +593,11 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
 static inline void train_save(GPT2 *m, const Train *t, const Log *log, const Window *w, int finished) {
     char path[RRHF_PATH_MAX];
     int keep = w->d.Q && !finished;
+    if (world_size > 1) weights_check(m);
+    if (world_rank) {
+        world_wait(); // until the files are there
+        return;
+    }
     gpt2_save(m, path_join(path, t->out, "policy.bin"));
     log_write(t, log);
     if (keep) ranked_write(window_path(path, t->out, w->first), &w->d);
@@ -576,6 +606,7 @@ static inline void train_save(GPT2 *m, const Train *t, const Log *log, const Win
         unlink(path_join(path, t->out, "state.bin"));
     } else state_write(m, t, log);
     windows_remove(t->out, keep ? w->first : -1);
+    world_wait();
 }
 
 // Has the run in t->resume finished? Then the loop has nothing to do. Call it before the loop, while m is the start.
@@ -602,7 +633,7 @@ static inline int train_finished(GPT2 *m, const Ranked *d, Train *t) {
 // Trains m on d and leaves policy.bin, log.csv and, before the last step, state.bin in t->out.
 // Returns 0, or 1 when Ctrl-C stopped it: then state.bin is there to resume from.
 static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
-    int total = train_steps(t, d), step = 0, epoch = -1, end = t->steps && t->steps < total ? t->steps : total;
+    int total = train_steps(t, d), step = 0, epoch = -1, end = t->steps && t->steps < total ? t->steps : total, stop = 0;
     char path[RRHF_PATH_MAX];
     if (!*t->settings) train_settings(t, m, d);
     Window w;
@@ -614,7 +645,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
         else fprintf(stderr, "%-8s nothing to do: %s stands at step %d of %d\n", t->label, t->resume, step, total);
         if (t->refresh && step % t->refresh && step < total) window_refresh(&w, t, d, step, total, 1);
     }
-    unlink(path_join(path, t->out, "settings.txt")); // an earlier run's
+    if (!world_rank) unlink(path_join(path, t->out, "settings.txt")); // an earlier run's
     StepRoom s = step_room(m, w.d.Q ? &w.d : d, t->micro_batch);
     int *order = (int *)xalloc((size_t)d->Q, sizeof(int)), begun = step;
     interrupted = 0;
@@ -622,7 +653,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     Progress bar = progress_start(t->label, step);
     double saved = now_s();
     if (t->after && !step) t->after(t->context, 0);
-    while (step < end && !interrupted) {
+    while (step < end && !(stop = stop_asked())) {
         const int *queries;
         int n = step_queries(t, d, step, order, &epoch, &queries);
         if (t->profile && step <= begun + 1) backend_profile(0); // anew after the first, which also brings memory in
@@ -653,9 +684,8 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     free(w.index);
     ranked_free(&w.d);
     step_room_free(&s);
-    int stopped = interrupted && step < end;
     interrupted = 0; // it has been heard
-    return stopped;
+    return stop;
 }
 
 #endif

@@ -436,8 +436,10 @@ static inline Ranked sample(GPT2 *m, const Ranked *d, Sampling s, int keep_own, 
     Wave w = wave_make(m, d, n, k, s.max_new_tokens);
     Draws a = draws_make(w.S, s.max_new_tokens);
     Progress bar = progress_start(label, 0);
-    for (int q0 = 0; q0 < d->Q; q0 += n) {
-        int now = d->Q - q0 < n ? d->Q - q0 : n;
+    int begin, end;
+    world_part(d->Q, &begin, &end);
+    for (int q0 = begin; q0 < end; q0 += n) {
+        int now = end - q0 < n ? end - q0 : n;
         sample_wave(&a, &w, m, d, q0, now, s);
         for (int j = 0; j < now; j++) {
             policy_query(&out, d, q0 + j, keep_own);
@@ -446,10 +448,11 @@ static inline Ranked sample(GPT2 *m, const Ranked *d, Sampling s, int keep_own, 
                 ranked_response(&out, a.text, len, 0, SOURCE_SAMPLE);
             }
         }
-        if (*label) progress(&bar, q0 + now, d->Q, "queries");
+        if (*label) progress(&bar, q0 + now - begin, end - begin, "queries");
     }
     draws_free(&a);
     wave_free(&w);
+    ranked_gather(&out);
     return out;
 }
 
@@ -620,17 +623,20 @@ static inline Ranked beam_search(GPT2 *m, const Ranked *d, Beaming b, int keep_o
     Wave w = wave_make(m, d, n, b.num_beams, b.max_new_tokens);
     Beams s = beams_make(n, c.V, b);
     Progress bar = progress_start(label, 0);
-    for (int q0 = 0; q0 < d->Q; q0 += n) {
-        int now = d->Q - q0 < n ? d->Q - q0 : n;
+    int begin, end;
+    world_part(d->Q, &begin, &end);
+    for (int q0 = begin; q0 < end; q0 += n) {
+        int now = end - q0 < n ? end - q0 : n;
         beam_wave(&s, &w, m, d, q0, now);
         for (int j = 0; j < now; j++) {
             policy_query(&out, d, q0 + j, keep_own);
             beams_take(&s, j, &out);
         }
-        if (*label) progress(&bar, q0 + now, d->Q, "queries");
+        if (*label) progress(&bar, q0 + now - begin, end - begin, "queries");
     }
     beams_free(&s);
     wave_free(&w);
+    ranked_gather(&out);
     return out;
 }
 

@@ -1087,6 +1087,12 @@ static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const rea
     for (size_t i = 0; i < (n + PIECE - 1) / PIECE; i++) u->square += part[i]; // in order, whatever the threads
 }
 
+void gpt2_grad_sum(GPT2 *m) {
+    gradient_room(m, 1);
+    if (m->fresh) grads_zero(m, 0);
+    world_sum(m->grads, m->n_params, sizeof(real));
+}
+
 double gpt2_grad_norm(GPT2 *m) {
     gradient_room(m, 1);
     size_t spans = (m->n_params + PIECE - 1) / PIECE;
@@ -1120,7 +1126,9 @@ static double update(GPT2 *m, AdamW o, double grad_scale, int step) {
 void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) { update(m, o, grad_scale, step); }
 
 // One micro-batch is the whole step, and nothing waits for its norm: the update can be part of the backward.
-static int at_once(const Train *t, const StepRoom *s) { return s->queries <= t->micro_batch && !(t->grad_clip > 0); }
+static int at_once(const Train *t, const StepRoom *s) {
+    return s->queries <= t->micro_batch && !(t->grad_clip > 0) && world_size == 1;
+}
 
 void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n) {
     Update u = {s->adam, 1, s->step, 0};

@@ -32,6 +32,9 @@ test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one o
 #include <cuda_bf16.h>   // defines: __nv_bfloat16
 #include <cuda_runtime.h>
 #include <cublasLt.h>    // defines: cublasLtMatmul
+#ifdef USE_MPI
+#include <nccl.h>        // defines: ncclAllReduce
+#endif
 #define LAUNCH_(kernel, grid, block, shared, ...) (kernel<<<grid, block, shared, device.stream>>>(__VA_ARGS__))
 #define WIDE(type, p) (*(type *)(p)) // one access of sizeof(type) bytes; p must be aligned: the emulation checks that
 #define SHARED(type, name) \
@@ -85,6 +88,9 @@ static struct {
     cublasLtHandle_t blas;
     void *workspace;           // cuBLASLt's
     cudaDeviceProp prop;
+#ifdef USE_MPI
+    ncclComm_t world;          // the processes' GPUs
+#endif
 } device;
 
 enum { WORKSPACE = 32 << 20 }; // bytes; what cuBLAS recommends for Hopper
@@ -98,6 +104,13 @@ static void check_blas(cublasStatus_t s, const char *call, const char *file, int
     if (s != CUBLAS_STATUS_SUCCESS) die("%s:%d: %s: cuBLASLt status %d", file, line, call, (int)s);
 }
 #define CHECK_BLAS(call) check_blas(call, #call, __FILE__, __LINE__)
+
+#ifdef USE_MPI
+static void check_nccl(ncclResult_t r, const char *call, const char *file, int line) {
+    if (r != ncclSuccess) die("%s:%d: %s: %s", file, line, call, ncclGetErrorString(r));
+}
+#define CHECK_NCCL(call) check_nccl(call, #call, __FILE__, __LINE__)
+#endif
 
 #ifndef LAUNCHED
 #define LAUNCHED(name)         // the tests note here which kernels ran
@@ -128,11 +141,20 @@ static void device_start(void) {
     cudaError_t e = cudaGetDeviceCount(&n);
     if (e != cudaSuccess || n < 1)
         die("CUDA: no GPU found (%s); ./train_rrhf does the same on the CPU", cudaGetErrorString(e));
-    CHECK_CUDA(cudaSetDevice(0));
-    CHECK_CUDA(cudaGetDeviceProperties(&device.prop, 0));
+    int own = world_local() % n; // a process may see one GPU, its own, or all of the machine's
+    CHECK_CUDA(cudaSetDevice(own));
+    CHECK_CUDA(cudaGetDeviceProperties(&device.prop, own));
     CHECK_CUDA(cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking));
     CHECK_BLAS(cublasLtCreate(&device.blas));
     CHECK_CUDA(cudaMalloc(&device.workspace, WORKSPACE));
+#ifdef USE_MPI
+    ncclUniqueId id;
+    if (world_size > 1) {
+        if (!world_rank) CHECK_NCCL(ncclGetUniqueId(&id));
+        world_give(&id, sizeof id, 0);
+        CHECK_NCCL(ncclCommInitRank(&device.world, world_size, id, world_rank));
+    }
+#endif
     device.ready = 1;
 }
 
@@ -2168,6 +2190,15 @@ const int *gpt2_decode_draw(GPT2 *m, const Decode *d, Draw how, int n, const int
 void gpt2_zero_grad(GPT2 *m) { // and the step's losses
     CHECK_CUDA(cudaMemsetAsync(m->grads, 0, m->n_params * sizeof(float), device.stream));
     CHECK_CUDA(cudaMemsetAsync(m->end, 0, sizeof *m->end, device.stream));
+}
+
+// From GPU to GPU, in the stream's turn: the host does not wait. Bytes: 8 per element between GPUs.
+void gpt2_grad_sum(GPT2 *m) {
+#ifdef USE_MPI
+    CHECK_NCCL(ncclAllReduce(m->grads, m->grads, m->n_params, ncclFloat, ncclSum, device.world, device.stream));
+#else
+    (void)m;
+#endif
 }
 
 // part[block] = sum of squares of the block's share of g. Threads step through g together. Bytes: 4 per element.

@@ -31,6 +31,7 @@ Used by the CPU build, the CUDA build, the tests and the tools in dev/: the comm
 #include <sys/stat.h>    // defines: stat, mkdir
 #include <time.h>        // defines: clock_gettime
 #include <unistd.h>      // defines: unlink, isatty, fsync
+#include "world.h"       // defines: world_rank, world_abort
 
 #define RRHF_PATH_MAX 4096
 #ifdef __CUDACC__
@@ -55,10 +56,13 @@ static inline void out_remove_all(void) {
 static inline void die_with(int code, const char *fmt, va_list ap) {
     out_remove_all();
     fflush(stdout);
+    if (world_rank) sleep(1), dup2(world_stderr, 2); // what ends them all process 0 says
     if (isatty(2)) fprintf(stderr, "\r\033[K"); // wipe a progress line
     fprintf(stderr, "error: ");
+    if (world_rank) fprintf(stderr, "process %d: ", world_rank);
     vfprintf(stderr, fmt, ap);
     fprintf(stderr, "\n");
+    world_abort(code);
     exit(code);
 }
 
@@ -167,7 +171,8 @@ static inline void in_close(In *in) {
 }
 
 // ----------------------------------------------------------------------------
-// Writing files: to NAME.tmp, renamed to NAME when complete, removed when anything fails
+// Writing files: to NAME.tmp, renamed to NAME when complete, removed when anything fails. Only process 0 writes; what
+// the others write goes nowhere (f = NULL).
 
 typedef struct { FILE *f; char path[RRHF_PATH_MAX]; int slot; } Out;
 
@@ -176,6 +181,7 @@ static inline Out out_open(const char *path) {
     memset(&out, 0, sizeof out);
     if (strlen(path) + 5 > RRHF_PATH_MAX) die("%.60s...: the path is longer than %d bytes", path, RRHF_PATH_MAX - 5);
     strcpy(out.path, path);
+    if (world_rank) return out;
     while (out.slot < OUT_MAX && out_tmp[out.slot][0]) out.slot++;
     if (out.slot == OUT_MAX) die("%s: too many files open for writing", path);
     char *tmp = out_tmp[out.slot];
@@ -194,7 +200,7 @@ static inline Out out_open(const char *path) {
 }
 
 static inline void out_write(Out *out, const void *src, size_t bytes) {
-    if (bytes && fwrite(src, 1, bytes, out->f) != bytes)
+    if (bytes && out->f && fwrite(src, 1, bytes, out->f) != bytes)
         die("%s: cannot write: %s; the file was not replaced", out->path, strerror(errno));
 }
 
@@ -202,13 +208,14 @@ __attribute__((format(printf, 2, 3)))
 static inline void out_printf(Out *out, const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
-    int n = vfprintf(out->f, fmt, ap);
+    int n = out->f ? vfprintf(out->f, fmt, ap) : 0;
     va_end(ap);
     if (n < 0) die("%s: cannot write: %s; the file was not replaced", out->path, strerror(errno));
 }
 
 // Flushes to the disk and gives the file its final name, before the lock goes with fclose.
 static inline void out_close(Out *out) {
+    if (!out->f) return;
     if (fflush(out->f) || fsync(fileno(out->f)) || ferror(out->f))
         die("%s: cannot write: %s; the file was not replaced", out->path, strerror(errno));
     if (rename(out_tmp[out->slot], out->path)) die("%s: cannot rename: %s", out->path, strerror(errno));

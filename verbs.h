@@ -396,6 +396,7 @@ static inline Ranked ranked_head(const Ranked *d, int n) {
 static const char *machine;
 
 static inline void machine_say(void) {
+    if (machine && world_size > 1) fprintf(stderr, "%d processes, each: ", world_size);
     if (machine) fprintf(stderr, "%s\n", machine);
     machine = NULL;
 }
@@ -409,7 +410,7 @@ static inline void banner(const Options *o, GPT2 *m, const Ranked *d, const char
         int micro = o->micro_batch ? o->micro_batch : micro_batch_auto(m, d, most);
         if (micro > most) micro = most;
         batch_bounds(d, micro, bound);
-        if (training && (o->batch > micro || o->grad_clip > 0)) training = 2;
+        if (training && (o->batch > micro || o->grad_clip > 0 || world_size > 1)) training = 2;
         snprintf(memory, sizeof memory, "; %.0f MiB",
                  (double)gpt2_bytes(c, training, bound[0], c.reward ? bound[3] : bound[1]) / 1048576);
     }
@@ -1186,7 +1187,11 @@ static int (*const verbs[N_VERBS])(const Options *) = {verb_sft, verb_reward, ve
 
 static inline int run_verb(int argc, char **argv) {
     Options o;
+    world_start();
     int verb = options_parse(&o, argc, argv);
+    if (world_started() > world_size)
+        die_usage("%s: started as one of %d processes, but built without MPI or, for GPUs, NCCL; install them (Debian: "
+                  "libopenmpi-dev, libnccl-dev) and make again", argv[0], world_started());
     signal(SIGXFSZ, SIG_IGN); // a limit on file sizes is then an error of write, like a full disk
     machine = backend_start(o.threads);
     int rc = verb < 0 ? verb_demo(&o) : verbs[verb](&o);

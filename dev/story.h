@@ -105,6 +105,7 @@ static inline int story_run(const Options *user, const char *line) {
     fprintf(stderr, "\n$ %s %s\n", user->program, copy);
     for (char *s = strtok(copy, " "); s; s = strtok(NULL, " ")) argv[argc++] = s;
     Options o;
+    world_wait(); // for the files it reads
     int verb = options_parse(&o, argc, argv);
     o.names[0] = "SFT", o.names[1] = "RRHF";
     return verbs[verb](&o);
@@ -136,6 +137,7 @@ static inline int verb_demo(const Options *user) {
     fprintf(stderr, "The RRHF story on made-up reviews: pretrain, train a reward, sample, score, align, evaluate.\n");
     snprintf(path, sizeof path, "%s/tokenizer.bin", dir);
     story_tokenizer(path);
+    world_wait();
     Tokenizer t = tokenizer_read(path);
     const char *sets[2] = {"train", "held"};
     for (int i = 0; i < 2; i++) {
@@ -176,6 +178,7 @@ static inline int verb_demo(const Options *user) {
         }
         return EXIT_WORK;
     }
+    if (world_rank) return 0;
     snprintf(path, sizeof path, "%s/eval/samples.txt", dir);
     printf("\nThe first three held-out queries, a completion each from before and after RRHF (reward in brackets):\n");
     story_show(path);

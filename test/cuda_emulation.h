@@ -15,7 +15,7 @@ barrier or a shuffle says so: it finds races for shared and device memory within
 racecheck does on a device. Blocks follow each other; races between them are for emulation_reverse.
 
 Also here, as far as train_rrhf.cu uses them: the runtime's memory calls, bfloat16, a warp's tensor cores (ldmatrix and
-mma, lane by lane) and cuBLASLt, whose matrix product is the plain loop.
+mma, lane by lane), cuBLASLt, whose matrix product is the plain loop, and NCCL, by MPI.
 */
 #ifndef CUDA_EMULATION_H
 #define CUDA_EMULATION_H
@@ -560,5 +560,33 @@ static inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc
         }
     return CUBLAS_STATUS_SUCCESS;
 }
+
+// ----------------------------------------------------------------------------
+// NCCL, by MPI: as far as a run in several processes uses it
+
+#ifdef USE_MPI
+enum ncclResult_t { ncclSuccess, ncclInvalidArgument };
+enum ncclDataType_t { ncclFloat };
+enum ncclRedOp_t { ncclSum };
+struct ncclUniqueId { int pid, none; };
+typedef int ncclComm_t;
+
+static inline const char *ncclGetErrorString(ncclResult_t) { return "an argument is not as it must be"; }
+static inline ncclResult_t ncclGetUniqueId(ncclUniqueId *id) { return id->pid = (int)getpid(), ncclSuccess; }
+static inline ncclResult_t ncclCommInitRank(ncclComm_t *c, int n, ncclUniqueId id, int rank) {
+    int made_by = (int)getpid(), size, own; // the id must be process 0's
+    MPI_Bcast(&made_by, 1, MPI_INT, 0, MPI_COMM_WORLD);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    MPI_Comm_rank(MPI_COMM_WORLD, &own);
+    *c = made_by;
+    return made_by == id.pid && n == size && rank == own ? ncclSuccess : ncclInvalidArgument;
+}
+static inline ncclResult_t ncclAllReduce(const void *from, void *to, size_t n, ncclDataType_t, ncclRedOp_t,
+                                         ncclComm_t c, cudaStream_t) {
+    if (from != to || !c) return ncclInvalidArgument;
+    MPI_Allreduce(MPI_IN_PLACE, to, (int)n, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
+    return ncclSuccess;
+}
+#endif
 
 #endif
