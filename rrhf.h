@@ -245,8 +245,9 @@ typedef struct {
     AdamW adam;           // with this step's learning rate
     int queries, step;    // queries of the whole step; its number, from 1
     Loss sum;             // so far, a mean over those queries
-    int behind;           // so many queries right behind this step's are the next one's first micro-batch; 0: not known
-    int next;             // so many queries right behind this micro-batch's are the next one; 0: not known
+    int behind;           // so many queries right behind this step's are the next step's; 0: not known
+    const int *next;      // the next micro-batch's queries, and how many they are; 0: not known
+    int n_next;
     int ahead;            // the backend's own: b holds the next micro-batch already
 } StepRoom;
 
@@ -316,7 +317,7 @@ static inline Loss step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_n
 //        update is part of the backward. A norm that is not finite then ends the run after the update, with nothing
 //        saved.
 //   GPU  It computes the losses itself and hands nothing back before gpt2_step_end, so that it never waits for the
-//        host, which packs the next micro-batch, s->next queries behind these, while the device works. Where a value
+//        host, which packs the next micro-batch, s->next, while the device works. Where a value
 //        or the norm is not finite it leaves the weights alone, and gpt2_step_end dies.
 void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n);
 Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm);
@@ -329,14 +330,17 @@ static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
     s->adam.lr = lr;
     s->queries = n;
     s->step = step;
-    int begin, end;
+    int begin, end, behind, behind_end;
     memset(&s->sum, 0, sizeof s->sum);
     gpt2_zero_grad(m);
     world_part(n, &begin, &end);
+    world_part(s->behind, &behind, &behind_end);
     for (int i = begin, now; i < end; i += now) {
-        int left = end - i, N = 0, U = 0, P = 0, R = 0;
-        now = left < t->micro_batch ? left : t->micro_batch, left -= now;
-        s->next = !left ? s->behind : left < t->micro_batch ? left : t->micro_batch;
+        int N = 0, U = 0, P = 0, R = 0;
+        now = end - i < t->micro_batch ? end - i : t->micro_batch;
+        s->next = queries + (i + now < end ? i + now : n + behind);
+        s->n_next = i + now < end ? end - i - now : behind_end - behind;
+        if (s->n_next > t->micro_batch) s->n_next = t->micro_batch;
         gpt2_step(m, t, s, d, queries + i, now);
         for (int q = i; q < i + now; q++) batch_count(d, queries[q], &N, &U, &P, &R);
         *tokens += N;
@@ -375,12 +379,12 @@ static inline int step_queries(const Train *t, const Ranked *d, int step, int *o
     return d->Q - at < t->batch ? d->Q - at : t->batch;
 }
 
-// Of the queries that follow a step's in its order, how many are the next step's first micro-batch; 0 where the next
-// step is the first of an epoch or of a window, or is none.
+// Of the queries that follow a step's in its order, how many are the next step's; 0 where the next step is the first of
+// an epoch or of a window, or is none.
 static inline int step_behind(const Train *t, const Ranked *d, int step, int end) {
     int next = step + 1, at = next % ((d->Q + t->batch - 1) / t->batch) * t->batch;
-    if (next >= end || at == 0 || (t->refresh && next % t->refresh == 0) || world_size > 1) return 0;
-    return d->Q - at < t->micro_batch ? d->Q - at : t->micro_batch;
+    if (next >= end || at == 0 || (t->refresh && next % t->refresh == 0)) return 0;
+    return d->Q - at < t->batch ? d->Q - at : t->batch;
 }
 
 // OP-k's window of data: fresh responses to the queries of steps first .. first+k-1, in the order of their visits. A

@@ -2039,9 +2039,9 @@ void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int 
     batch_loss(m, n, t->loss, t->objective, scale);
     LAUNCH(add_losses_kernel, 1, 32, 0, m->end, m->ends, m->queries, n, scale);
     backward(m, &s->b);
-    s->ahead = s->next > 0;
+    s->ahead = s->n_next > 0;
     if (!s->ahead) return;
-    batch_pack(&s->b, d, queries + n, s->next); // all of the above is only asked for: the device is far behind
+    batch_pack(&s->b, d, s->next, s->n_next); // all of the above is only asked for: the device is far behind
     batch_send(m, &s->b);
 }
 

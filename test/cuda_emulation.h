@@ -8,7 +8,7 @@ until __syncthreads, __syncwarp or a warp shuffle, where it waits for the others
 block and line: barriers that not every thread reaches, barriers reached on different lines, shuffles that not every
 lane of a warp reaches, wide accesses and ldmatrix's rows that are not aligned. Under -fsanitize=address,undefined also:
 accesses outside device memory, which is the heap's, and outside shared memory, whose dynamic part is a heap block of
-exactly the size asked for.
+exactly the size asked for; without it, what a block reads of its shared memory before it is written, which are NaNs.
 emulation_reverse = 1 runs blocks and threads in the opposite order: a kernel without races gives the same bits.
 Under -fsanitize=thread each of a block's threads is a thread to ThreadSanitizer too, in step with others only where a
 barrier or a shuffle says so: it finds races for shared and device memory within a block, as compute-sanitizer's
@@ -47,12 +47,17 @@ static inline void __tsan_acquire(void *) {}
 static inline void __tsan_release(void *) {}
 #endif
 
-#define __global__
+#define __global__ static // so that the __shared__ of templates may stand in a section
 #define __device__
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#ifdef __SANITIZE_ADDRESS__ // which guards no array that stands in a section of its own
 #define __shared__ static                       // blocks run one after another, so one copy is enough
+#else
+#define __shared__ static __attribute__((section("emu_arrays")))
+#endif
+extern char __start_emu_arrays[] __attribute__((weak)), __stop_emu_arrays[] __attribute__((weak));
 #define __restrict__
 
 struct uint3 { unsigned x, y, z; };
@@ -272,6 +277,9 @@ EMULATOR static void emu_block() {
              emu.warp[emu.now / WARP].arrived);
 }
 
+// NaNs in a block's shared memory: what is not written first is found.
+EMULATOR static void emu_no_values(void *shared, size_t n) { if (shared) memset(shared, 0xff, n); }
+
 template <typename F> static void emu_call(void *f) { (*(F *)f)(); }
 
 static size_t *emu_shared_limit(const void *kernel) { // of dynamic shared memory: 48 KiB until cudaFuncSetAttribute
@@ -308,11 +316,12 @@ static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, v
     free(emu.shared);
     emu.shared = (char *)malloc(shared ? shared : 1);
 #endif
-    if (emu.shared) memset(emu.shared, 0xff, shared); // NaNs: what is not written first is found
     size_t blocks = (size_t)grid.x * grid.y * grid.z;
     for (size_t k = 0; k < blocks; k++) {
         unsigned b = (unsigned)(emulation_reverse ? blocks - 1 - k : k);
         blockIdx = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
+        emu_no_values(emu.shared, shared);
+        emu_no_values(__start_emu_arrays, (size_t)(__stop_emu_arrays - __start_emu_arrays));
         emu_block();
     }
     free(emu.shared);
