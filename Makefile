@@ -29,8 +29,9 @@ endif
 ifndef NO_ONEDNN # for --dtype bf16
   ONEDNN := $(if $(call builds,dnnl.h,-ldnnl),-ldnnl)
 endif
-ifndef NO_MPI # for several processes: the include and library paths that mpicc would add
+ifndef NO_MPI # for several processes: what mpicc would add, in words that nvcc takes, too
   MPI := $(filter -I% -L% -l%,$(shell mpicc -show 2>/dev/null))
+  MPI += $(foreach d,$(filter -L%,$(MPI)),-Xlinker -rpath -Xlinker $(d:-L%=%))
   MPI := $(if $(call builds,mpi.h,$(MPI)),$(MPI))
 endif
 CJSON := $(call builds,cjson/cJSON.h,-lcjson)

@@ -108,6 +108,7 @@ static inline void reward_start(Reward *r) {
         dup2(in[0], 0), dup2(out[1], 1);
         close(in[0]), close(in[1]), close(out[0]), close(out[1]);
         signal(SIGINT, SIG_IGN); // Ctrl-C is for the training loop
+        world_leave();
         signal(SIGPIPE, SIG_DFL); // and a command that writes on after we have ended should end too
         execl("/bin/sh", "sh", "-c", r->spec + 4, (char *)NULL);
         _exit(127);

@@ -479,17 +479,19 @@ static inline void train_settings(Train *t, GPT2 *m, const Ranked *d) {
     const Objective *o = &t->objective;
     if (t->micro_batch < 1) t->micro_batch = micro_batch_auto(m, d, t->batch);
     if (t->micro_batch > t->batch) t->micro_batch = t->batch;
+    char processes[32] = "";
+    if (world_size > 1) snprintf(processes, sizeof processes, "processes %d\n", world_size);
     snprintf(t->settings, sizeof t->settings,
              "model T%d V%d L%d NH%d C%d reward%d\nstart #%016" PRIx64 "\ndtype %s\n"
-             "processes %d\ndata %d queries %d responses #%016" PRIx64 "\n"
+             "data %d queries %d responses #%016" PRIx64 "\n"
              "seed %" PRIu64 "\nbatch %d\nmicro-batch %d\nepochs %d\nshuffle %d\n"
              "lr %.9g\nschedule %d\nwarmup %.9g\nbeta1 %.9g\nbeta2 %.9g\neps %.9g\nweight-decay %.9g\ngrad-clip %.9g\n"
-             "rank-weight %.9g\nft-weight %.9g\nft-reduction %s\nlength-penalty %.9g\nmargin %.9g\nrefresh %d\n%s",
+             "rank-weight %.9g\nft-weight %.9g\nft-reduction %s\nlength-penalty %.9g\nmargin %.9g\nrefresh %d\n%s%s",
              c.T, c.V, c.L, c.NH, c.C, c.reward, gpt2_hash(m), backend_dtype(),
-             world_size, d->Q, d->R, ranked_hash(d), t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
+             d->Q, d->R, ranked_hash(d), t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
              t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
              t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin,
-             t->refresh, t->drawing);
+             t->refresh, processes, t->drawing);
 }
 
 // Dies where the run in t->resume was begun with other settings, and names the first that differs.
@@ -587,7 +589,11 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
 static inline void weights_check(GPT2 *m) {
     uint64_t own = gpt2_hash(m), first = own;
     world_give(&first, sizeof first, 0);
-    if (own != first) die("the weights differ from process 0's; no file was overwritten: use machines of one kind");
+    double others = own != first;
+    world_sum(&others, 1, sizeof others);
+    if (others > 0)
+        die("%.0f of %d processes have come to other weights than process 0; no file was overwritten: use machines of "
+            "one kind", others, world_size);
 }
 
 // policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as

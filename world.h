@@ -1,7 +1,7 @@
 /*
 world.h: one run in several processes, one for each GPU, on one machine or many: mpirun -np 8 ./train_rrhfcu train ...
 
-Every process reads all files and holds the whole model. What they divide among them is queries: those of an optimizer
+Every process reads all files, which several machines have to share, and holds the whole model. What they divide among them is queries: those of an optimizer
 step, whose gradients are then added up, so that all take the same step; and those of a data set that a model scores or
 answers. Process 0 alone writes files and speaks. Without mpirun, or without MPI (-DUSE_MPI), there is one process, and
 all of this does nothing.
@@ -18,8 +18,10 @@ All but the first two must be called by all processes, in the same order.
 
 #include <fcntl.h>       // defines: open
 #include <stddef.h>      // defines: size_t
-#include <stdlib.h>      // defines: getenv, atexit
-#include <unistd.h>      // defines: dup, dup2
+#include <stdio.h>       // defines: snprintf
+#include <stdlib.h>      // defines: getenv, unsetenv, atexit
+#include <string.h>      // defines: strncmp
+#include <unistd.h>      // defines: dup, dup2, environ
 #ifdef USE_MPI
 #define OMPI_SKIP_MPICXX 1
 #define MPICH_SKIP_MPICXX 1
@@ -35,6 +37,19 @@ static inline int world_started(void) {
     static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS"};
     for (int i = 0; i < 3; i++) if (getenv(names[i])) return atoi(getenv(names[i]));
     return getenv("PMIX_RANK") ? 1 : 0;
+}
+
+// A program that this one is about to become is no part of the run, whatever MPI it was built with.
+static inline void world_leave(void) {
+    static const char *const ours[] = {"OMPI_", "PMIX_", "PMI_", "PRTE_", "HYDI_", "MPI_LOCAL"};
+    for (char **e = environ; *e;) {
+        char name[256];
+        int i = 0;
+        while (i < 6 && strncmp(*e, ours[i], strlen(ours[i]))) i++;
+        snprintf(name, sizeof name, "%.*s", (int)strcspn(*e, "="), *e);
+        if (i < 6 && !unsetenv(name)) e = environ; // which has changed
+        else e++;
+    }
 }
 
 // Queries *begin .. *end-1 of n are this process's.
