@@ -1,41 +1,58 @@
 #!/usr/bin/env bash
-# IMDB sentiment (paper, appendix C) with a small model from random weights: pretrain, reward model, four completions
-# per query, rewards, RRHF, evaluation on held-out test queries.
+# IMDB sentiment (paper, appendix C): pretraining or fine-tuning, reward model, four completions per query, rewards,
+# RRHF, evaluation on held-out test queries.
 #
-#   dev/imdb.sh [--size small|large] [--tokenizer gpt2_tokenizer.bin] [PATH ...]
+#   dev/imdb.sh [--size small|large|gpt2] [--tokenizer gpt2_tokenizer.bin] [--model gpt2_124M.bin] [--program CMD] [PATH ...]
 #   dev/imdb.sh table [--jobs N] ...     every sampling policy of the paper: its Table 10 and more (hours, see below)
 #
 # PATH: the folder aclImdb, a folder that holds it or its archives, or archives (.tar.gz, .tar.xz). Without one the
-# official archive (84 MB) and llm.c's GPT-2 tokenizer are fetched. small: 5 to 10 minutes on two cores; large
-# (default): about an hour. Results go to out/imdb-SIZE; a step whose result is there is not done again.
+# official archive (84 MB) is fetched, as are llm.c's GPT-2 tokenizer and, for gpt2, its checkpoint (500 MB). small and
+# large (default) begin with small models of random weights, 5 to 10 minutes and about an hour on two cores; gpt2, the
+# paper's own size, is for GPUs. Results go to out/imdb-SIZE; a step whose result is there is not done again.
 # table: 18 more runs, --jobs N (all cores) at a time with one thread each, and table.md, table.csv, table.png.
+# --program './train_rrhfcu', or 'mpirun -np 8 ./train_rrhfcu', runs that instead of ./train_rrhf, one job at a time.
 set -euo pipefail
 ARCHIVE=https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz
 ARCHIVE_SHA256=c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe
-TOKENIZER_URL=https://huggingface.co/datasets/karpathy/llmc-starter-pack/resolve/main/gpt2_tokenizer.bin
+GPT2=https://huggingface.co/datasets/karpathy/llmc-starter-pack/resolve/main # gpt2_tokenizer.bin, gpt2_124M.bin
 
 die() { echo "error: $*" >&2; exit 1; }
 usage() { echo "error: $*" >&2; exit 2; }
-size=large tokenizer='' paths=() table='' jobs=$(getconf _NPROCESSORS_ONLN)
+size=large tokenizer='' model='' program='' paths=() table='' jobs=''
 if [ "${1:-}" = table ]; then table=1; shift; fi
 while [ $# -gt 0 ]; do
-    case $1 in --size|--tokenizer|--jobs) [ $# -ge 2 ] || usage "$1: expected a value after it; see --help";; esac
+    case $1 in --size|--tokenizer|--model|--program|--jobs) [ $# -ge 2 ] || usage "$1: expected a value after it; see --help";; esac
     case $1 in
         --size) size=$2; shift 2;;
         --tokenizer) [ -f "$2" ] || die "--tokenizer $2: no such file; leave it out to have one fetched"
             tokenizer=$(realpath "$2"); shift 2;;
-        --jobs) jobs=$2; shift 2;;
-        --help|-h) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0;;
+        --model) [ -f "$2" ] || die "--model $2: no such file; leave it out to have one fetched"
+            model=$(realpath "$2"); shift 2;;
+        --program) [[ $2 =~ (^|\ )\./(train_rrhf|train_rrhfcu)$ ]] || usage "--program $2: expected a command that ends in ./train_rrhf or ./train_rrhfcu"
+            program=$2; shift 2;;
+        --jobs) [[ $2 =~ ^[1-9][0-9]*$ ]] || usage "--jobs $2: expected a whole number from 1"
+            jobs=$2; shift 2;;
+        --help|-h) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 0;;
         -*) usage "'$1': no such option; see --help";;
         *) [ -e "$1" ] || die "$1: no such file or folder"; paths+=("$(realpath "$1")"); shift;;
     esac
 done
-[[ $jobs =~ ^[1-9][0-9]*$ ]] || usage "--jobs $jobs: expected a whole number from 1"
-case $size in # pretraining tokens, labelled reviews, queries to train on, to test on; the model; RRHF's steps
-    small) data="1200000 4000 768 256"; model="--layers 3 --heads 4 --channels 128"; rrhf="--epochs 3";;
-    large) data="6000000 15000 2048 512"; model="--layers 4 --heads 4 --channels 256"; rrhf="--epochs 2";;
-    *) usage "--size $size: expected small or large";;
+if [ -n "$program" ]; then jobs=${jobs:-1} one=''; else jobs=${jobs:-$(getconf _NPROCESSORS_ONLN)} one='--threads 1' program=./train_rrhf; fi
+# Of each size: the vocabulary, and pretraining tokens, labelled reviews, queries to train on, to test on; options of the
+# training of the start, of the reward model, of RRHF, and of a row of the table. gpt2: the paper's, where it says.
+random="--context 128 --ft-reduction mean --batch 16 --epochs 1 --lr 1e-3 --schedule cosine --warmup 0.05 --weight-decay 0.1"
+random+=" --grad-clip 1 --beta2 0.99 --checkpoint-every 500"
+judge="--batch 16 --epochs 1 --lr 2e-4 --warmup 0.1 --weight-decay 0.1 --grad-clip 1 --beta2 0.99 --checkpoint-every 300"
+align="--batch 16 --lr 1e-4 --eval-queries 256 --checkpoint-every 50"
+short="--batch 4 --epochs 1 --lr 5e-5 --eval-queries 128 --eval-every 64 --checkpoint-every 128"
+case $size in
+    small) data="8192 1200000 4000 768 256"; sft="--layers 3 --heads 4 --channels 128 $random"; rrhf="--epochs 3 $align";;
+    large) data="8192 6000000 15000 2048 512"; sft="--layers 4 --heads 4 --channels 256 $random"; rrhf="--epochs 2 $align";;
+    gpt2) data="50257 9000000 25000 25000 1000"; sft="--ft-reduction mean --epochs 1 --checkpoint-every 50"
+        judge="--checkpoint-every 300" rrhf="--epochs 5 --eval-queries 256 --checkpoint-every 200" short=$rrhf;;
+    *) usage "--size $size: expected small, large or gpt2";;
 esac
+[ -z "$model" ] || [ "$size" = gpt2 ] || usage "--model: for --size gpt2 only; the others begin with random weights"
 cd "$(dirname "$0")/.." # not before: paths are given from where the caller stands
 out=out/imdb-$size
 mkdir -p "$out"
@@ -73,6 +90,12 @@ find_reviews() { # prints the folder aclImdb, unpacking what was given into out/
     echo "$to/aclImdb"
 }
 
+find_model() { # the checkpoint that gpt2 begins with, and its reward model too
+    if [ -n "$model" ]; then echo "$model"; return; fi
+    [ -f out/gpt2_124M.bin ] || fetch "$GPT2/gpt2_124M.bin" out/gpt2_124M.bin
+    echo out/gpt2_124M.bin
+}
+
 find_tokenizer() {
     local p f
     if [ -n "$tokenizer" ]; then echo "$tokenizer"; return; fi
@@ -81,7 +104,7 @@ find_tokenizer() {
         f=$(find "$p" "$p/.." -maxdepth 2 -name gpt2_tokenizer.bin -print -quit 2>/dev/null || true)
         if [ -n "$f" ]; then echo "$f"; return; fi
     done
-    [ -f out/gpt2_tokenizer.bin ] || fetch "$TOKENIZER_URL" out/gpt2_tokenizer.bin
+    [ -f out/gpt2_tokenizer.bin ] || fetch "$GPT2/gpt2_tokenizer.bin" out/gpt2_tokenizer.bin
     echo out/gpt2_tokenizer.bin
 }
 
@@ -92,30 +115,29 @@ step() { # result command...: runs the command unless its result is there
     "$@" || exit $?
 }
 
-make -s train_rrhf dev/imdb ${table:+dev/table} >&2
+make -s "${program##*./}" dev/imdb ${table:+dev/table} >&2
 if [ ! -f "$out/queries_test.bin" ]; then
     reviews=$(find_reviews)
     gpt2=$(find_tokenizer)
     # shellcheck disable=SC2086 # the settings are words
-    step "$out/queries_test.bin" dev/imdb "$reviews" "$gpt2" "$out" 8192 $data
+    step "$out/queries_test.bin" dev/imdb "$reviews" "$gpt2" "$out" $data
 fi
 tok="--tokenizer $out/tokenizer.bin"
 ask="--top-k 50 --max-new-tokens 48"
 resume() { if [ -f "$1/state.bin" ] || [ -f "$1/settings.txt" ] || [ -d "$1/round-1" ]; then echo "--resume $1"; fi; } # an interrupted step goes on
 # shellcheck disable=SC2046,SC2086
 {
-step "$out/sft/done" ./train_rrhf sft --data "$out/stream.bin" $tok $model --context 128 --ft-reduction mean --batch 16 \
-    --epochs 1 --lr 1e-3 --schedule cosine --warmup 0.05 --weight-decay 0.1 --grad-clip 1 --beta2 0.99 \
-    --checkpoint-every 500 --out "$out/sft" $(resume "$out/sft"); touch "$out/sft/done"
-step "$out/reward/done" ./train_rrhf reward --model "$out/sft/policy.bin" --data "$out/labels.bin" --batch 16 --epochs 1 \
-    --lr 2e-4 --warmup 0.1 --weight-decay 0.1 --grad-clip 1 --beta2 0.99 --checkpoint-every 300 --out "$out/reward" $(resume "$out/reward")
+from=$out/sft/policy.bin start=()
+if [ "$size" = gpt2 ]; then from=$(find_model) start=(--model "$from"); fi
+step "$out/sft/done" $program sft "${start[@]}" --data "$out/stream.bin" $tok $sft --out "$out/sft" $(resume "$out/sft"); touch "$out/sft/done"
+step "$out/reward/done" $program reward --model "$from" --data "$out/labels.bin" $judge --out "$out/reward" $(resume "$out/reward")
 touch "$out/reward/done"
 }
 
 # shellcheck disable=SC2046,SC2086
-# A row of the table: name, seed, options of train. Every training query once, 4 a step; one completion of 128 held-out
-# queries every 64 steps; then 2 completions of every held-out query, and the accuracy of p_i on pairs of the start's
-# completions. SFT has no training, but 8 completions for best-of-n.
+# A row of the table: name, seed, options of train. One completion of some held-out queries now and then; in the end 2
+# completions of every held-out query, and the accuracy of p_i on pairs of the start's completions. SFT has no training,
+# but 8 completions for best-of-n.
 row() {
     local dir=$out/rows/$1-$2 model=$out/rows/$1-$2/policy.bin start=0 seed=$2 name=$1; shift 2
     if [ -e "$dir/eval/eval.csv" ]; then echo "have     $dir" >&2; return; fi
@@ -123,13 +145,12 @@ row() {
     if [ "$name" = SFT ]; then model=$out/sft/policy.bin start=8; fi
     ( # a subshell, since a step that fails ends it
         if [ "$name" != SFT ] && [ ! -e "$dir/done" ]; then
-            step "$dir/done" ./train_rrhf train --model "$out/sft/policy.bin" --data "$out/queries.bin" $tok --reward "$out/reward/policy.bin" \
-                "$@" $ask --batch 4 --epochs 1 --lr 5e-5 --eval-data "$out/queries_test.bin" --eval-queries 128 --eval-every 64 --draw sample \
-                --threads 1 --seed "$seed" --checkpoint-every 128 --out "$dir" $(resume "$dir")
+            step "$dir/done" $program train --model "$out/sft/policy.bin" --data "$out/queries.bin" $tok --reward "$out/reward/policy.bin" \
+                "$@" $ask $short --eval-data "$out/queries_test.bin" --draw sample $one --seed "$seed" --out "$dir" $(resume "$dir")
             touch "$dir/done"
         fi
-        step "$dir/eval/eval.csv" ./train_rrhf eval --model "$model" --reference "$out/sft/policy.bin" --start-return $start \
-            --reward "$out/reward/policy.bin" --data "$out/pairs/scored.bin" --num-return 2 $tok $ask --threads 1 --out "$dir/eval"
+        step "$dir/eval/eval.csv" $program eval --model "$model" --reference "$out/sft/policy.bin" --start-return $start \
+            --reward "$out/reward/policy.bin" --data "$out/pairs/scored.bin" --num-return 2 $tok $ask $one --out "$dir/eval"
     ) > "$dir/run.txt" 2>&1 || die "$dir: failed; see $dir/run.txt"
     echo "done     $dir" >&2
 }
@@ -141,9 +162,9 @@ for seed in 2 3; do rows+=("BP $seed --policy BP" "B $seed --policy B" "OP-128 $
 rows+=("BP-no-rank 2 --policy BP --rank-weight 0")
 # shellcheck disable=SC2086
 if [ -n "$table" ]; then
-    step "$out/pairs/sampled.bin" ./train_rrhf sample --model "$out/sft/policy.bin" --data "$out/queries_test.bin" $tok --policy SP \
+    step "$out/pairs/sampled.bin" $program sample --model "$out/sft/policy.bin" --data "$out/queries_test.bin" $tok --policy SP \
         --num-return 2 $ask --out "$out/pairs"
-    step "$out/pairs/scored.bin" ./train_rrhf score --reward "$out/reward/policy.bin" --data "$out/pairs/sampled.bin" --out "$out/pairs"
+    step "$out/pairs/scored.bin" $program score --reward "$out/reward/policy.bin" --data "$out/pairs/sampled.bin" --out "$out/pairs"
     dirs=()
     for r in "${rows[@]}"; do
         set -- $r
@@ -160,15 +181,14 @@ fi
 
 # shellcheck disable=SC2046,SC2086
 {
-step "$out/reward/eval.csv" ./train_rrhf eval --model "$out/reward/policy.bin" --data "$out/labels_test.bin" --out "$out/reward"
-step "$out/sampled/sampled.bin" ./train_rrhf sample --model "$out/sft/policy.bin" --data "$out/queries.bin" $tok --policy SP \
+step "$out/reward/eval.csv" $program eval --model "$out/reward/policy.bin" --data "$out/labels_test.bin" --out "$out/reward"
+step "$out/sampled/sampled.bin" $program sample --model "$out/sft/policy.bin" --data "$out/queries.bin" $tok --policy SP \
     --num-return 4 $ask --out "$out/sampled"
-step "$out/scored/scored.bin" ./train_rrhf score --reward "$out/reward/policy.bin" --data "$out/sampled/sampled.bin" --out "$out/scored"
-step "$out/rrhf/done" ./train_rrhf train --model "$out/sft/policy.bin" --data "$out/scored/scored.bin" $tok --batch 16 --lr 1e-4 \
-    $rrhf --reward "$out/reward/policy.bin" --eval-data "$out/queries_test.bin" --eval-queries 256 $ask \
-    --checkpoint-every 50 --out "$out/rrhf" $(resume "$out/rrhf"); touch "$out/rrhf/done"
+step "$out/scored/scored.bin" $program score --reward "$out/reward/policy.bin" --data "$out/sampled/sampled.bin" --out "$out/scored"
+step "$out/rrhf/done" $program train --model "$out/sft/policy.bin" --data "$out/scored/scored.bin" $tok \
+    $rrhf --reward "$out/reward/policy.bin" --eval-data "$out/queries_test.bin" $ask --out "$out/rrhf" $(resume "$out/rrhf"); touch "$out/rrhf/done"
 evaluate() { "$@" > "$out/table.tmp" && mv "$out/table.tmp" "$out/table.txt"; }
-step "$out/table.txt" evaluate ./train_rrhf eval --model "$out/rrhf/policy.bin" --reference "$out/sft/policy.bin" \
+step "$out/table.txt" evaluate $program eval --model "$out/rrhf/policy.bin" --reference "$out/sft/policy.bin" \
     --reward "$out/reward/policy.bin" --data "$out/queries_test.bin" $tok --num-return 4 $ask --out "$out/eval"
 }
 cat "$out/table.txt"

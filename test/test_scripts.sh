@@ -22,7 +22,7 @@ cp dev/imdb.sh "$T/copy/dev"
 printf '%s:\n\t@:\n' "train_rrhf dev/imdb dev/table" > "$T/copy/Makefile"
 cat > "$T/copy/train_rrhf" <<'END'
 #!/bin/bash
-echo "$*" >> "$COMMANDS"
+echo "$*${BY:+ by $BY}" >> "$COMMANDS"
 [[ -n $FAIL && "$*" == *$FAIL* ]] && { echo "error: as asked" >&2; exit 1; }
 while [ $# -gt 1 ]; do [ "$1" = --out ] && out=$2; shift; done
 mkdir -p "$out"
@@ -35,9 +35,9 @@ touch "$3/queries_test.bin"
 END
 cat > "$T/copy/dev/table" <<'END'
 #!/bin/bash
+touch "$1/table.md"
 shift
 echo "table of $# rows" >> "$COMMANDS"
-touch out/imdb-small/table.md
 END
 chmod +x "$T/copy/train_rrhf" "$T/copy/dev/imdb" "$T/copy/dev/table"
 export COMMANDS=$T/commands FAIL=
@@ -54,14 +54,17 @@ refuses() { # CODE NEEDLE ARGS...: one line, before anything is done
         [ "$code $(grep -c . "$T/err") $(grep -c "^error: .*$needle" "$T/err")" = "$want 1 1" ]
 }
 refuses 2 "--size: expected a value" --size
-refuses 2 "--size medium: expected small or large" --size medium
+refuses 2 "--size medium: expected small, large or gpt2" --size medium
 refuses 2 "'--fast': no such option" --fast
 for jobs in 0 x -1 1.5 ''; do refuses 2 "--jobs $jobs: expected a whole number" table --jobs "$jobs"; done
 refuses 1 "--tokenizer /nope: no such file" --tokenizer /nope
+refuses 1 "--model /nope: no such file" --size gpt2 --model /nope
+refuses 2 "--model: for --size gpt2 only" --model tok.bin
+for program in ./train './train_rrhf --threads 2' train_rrhf; do refuses 2 "--program $program: expected" --program "$program"; done
 refuses 1 "nope: no such file or folder" nope
 check "imdb.sh: what it refused, it had not begun" not test -e "$T/copy/out"
 imdb --help
-check "imdb.sh --help from elsewhere: $(head -n 1 "$T/out")" grep -q -e '--size small|large' "$T/out"
+check "imdb.sh --help from elsewhere: $(head -n 1 "$T/out")" grep -q -e '--size small|large|gpt2' "$T/out"
 
 imdb --size small --tokenizer tok.bin aclImdb
 check "imdb.sh: relative paths from elsewhere: exit code $code, $(head -n 1 "$T/commands")" \
@@ -78,6 +81,16 @@ FAIL=
 imdb table --size small --jobs 2
 check "imdb.sh table: goes on from there: exit code $code, $(tail -n 1 "$T/commands")" \
     [ "$code $(grep -c '^done' "$T/err") $(tail -n 1 "$T/commands")" = "0 1 table of 19 rows" ]
+check "imdb.sh table: one thread for each job" grep -q '^train .* --policy IP-3 .* --threads 1 ' "$T/commands"
+
+rm "$T/commands"
+touch "$T/elsewhere/a model.bin"
+imdb table --size gpt2 --tokenizer tok.bin --model "a model.bin" --program 'env BY=others ./train_rrhf' aclImdb
+check "imdb.sh table --size gpt2 --program: exit code $code, $(grep -c ' by others$' "$T/commands") commands by that program" \
+    [ "$code $(grep -c ' by others$' "$T/commands") $(grep -vc ' by others$' "$T/commands")" = "0 40 2" ]
+check "imdb.sh --size gpt2: $(sed -n 2p "$T/commands")" grep -q "^sft --model $T/elsewhere/a model.bin --data .* by others" "$T/commands"
+check "imdb.sh --size gpt2: $(sed -n 3p "$T/commands")" grep -q "^reward --model $T/elsewhere/a model.bin --data " "$T/commands"
+check "imdb.sh --program: as many threads as it likes" not grep -q -e --threads "$T/commands"
 
 # test/gpu.sh with a stand-in for compute-sanitizer, which runs the program and says what it is told to.
 mkdir "$T/tools"
