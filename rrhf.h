@@ -643,7 +643,8 @@ static inline int train_finished(GPT2 *m, const Ranked *d, Train *t) {
 // Trains m on d and leaves policy.bin, log.csv and, before the last step, state.bin in t->out.
 // Returns 0, or 1 when Ctrl-C stopped it: then state.bin is there to resume from.
 static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
-    int total = train_steps(t, d), step = 0, epoch = -1, end = t->steps && t->steps < total ? t->steps : total, stop = 0;
+    int total = train_steps(t, d), step = 0, epoch = -1, stop = 0;
+    int end = t->steps && t->steps < total ? t->steps : total;
     char path[RRHF_PATH_MAX];
     if (!*t->settings) train_settings(t, m, d);
     Window w;

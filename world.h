@@ -1,10 +1,10 @@
 /*
 world.h: one run in several processes, one for each GPU, on one machine or many: mpirun -np 8 ./train_rrhfcu train ...
 
-Every process reads all files, which several machines have to share, and holds the whole model. What they divide among them is queries: those of an optimizer
-step, whose gradients are then added up, so that all take the same step; and those of a data set that a model scores or
-answers. Process 0 alone writes files and speaks. Without mpirun, or without MPI (-DUSE_MPI), there is one process, and
-all of this does nothing.
+Every process holds the whole model and reads all files, so several machines have to share their folders. What the
+processes divide among them is queries: those of an optimizer step, whose gradients are then added up, so that all take
+the same step; and those of a data set that a model scores or answers. Process 0 alone writes files and speaks. Without
+mpirun, or without MPI (-DUSE_MPI), there is one process, and all of this does nothing.
 
   world_rank, world_size   this process's number, and how many there are
   world_part               which of n queries are this process's

@@ -27,4 +27,4 @@ if command -v compute-sanitizer > /dev/null; then
     done
 else echo "not tested: memory and races (no compute-sanitizer on PATH)"
 fi
-exec bash test/run.sh "${tests[@]}"
+JOBS=1 exec bash test/run.sh "${tests[@]}"
