@@ -1,8 +1,8 @@
 # make train_rrhf     the CPU program       make train_rrhfcu   the same on an NVIDIA GPU
 # make test           every test            make dev/convert    to and from other formats
 # Optional libraries are used where they are found; the first line printed says which. Leave one out with NO_BLAS=1,
-# NO_ONEDNN=1, NO_OMP=1, NO_STB=1, NO_MPI=1. CFLAGS_EXTRA=-DGEMM_DEFAULT=GEMM_CBLAS multiplies by the BLAS even where the built-in
-# product is the default. make CC=clang CFLAGS_EXTRA='-Wall -Wextra' builds without a warning.
+# NO_ONEDNN=1, NO_OMP=1, NO_STB=1, NO_MPI=1. CFLAGS_EXTRA=-DGEMM_DEFAULT=GEMM_CBLAS multiplies by the BLAS even where the
+# built-in product is the default. make CC=clang CFLAGS_EXTRA='-Wall -Wextra' builds without a warning.
 # NVCC_EXTRA='-I/elsewhere/include -L/elsewhere/lib' is given to nvcc, for a cuBLASLt that is not where the toolkit is.
 
 CC     = gcc
@@ -92,7 +92,8 @@ CXX = g++
 EMULATED_TESTS = $(addprefix test/test_cuda_,fp32 bf16 races_fp32 races_bf16)
 CUDA_TESTS = $(if $(shell command -v $(CXX)),$(EMULATED_TESTS)) $(if $(and $(GPU),$(NVCC)),test/test_cuda_gpu_fp32 test/test_cuda_gpu_bf16)
 CUDA_PARTS = test/test_cuda.cu test/cuda_emulation.h test/cpu_layers.h test/test.h train_rrhf.cu $(HEADERS)
-EMULATED = $(CXX) -x c++ -std=c++17 -O1 -g -fno-strict-aliasing -DCUDA_EMULATION -o $@ test/test_cuda.cu -x none test/cpu_layers.o -lm
+EMULATION = $(CXX) -x c++ -std=c++17 -O1 -g -fno-strict-aliasing -DCUDA_EMULATION -o $@
+EMULATED = $(EMULATION) test/test_cuda.cu -x none test/cpu_layers.o -lm
 test/cpu_layers.o: test/cpu_layers.c test/cpu_layers.h train_rrhf.c $(HEADERS)
 	$(CC) $(CFLAGS) -O2 $(CFLAGS_EXTRA) -c -o $@ test/cpu_layers.c
 test/test_cuda_fp32: test/cpu_layers.o $(CUDA_PARTS)
@@ -107,8 +108,7 @@ test/test_cuda_gpu_%: test/cpu_layers.o $(CUDA_PARTS)
 # Several processes: the CPU program, and the GPU's on the emulation.
 WORLD = $(if $(and $(MPI),$(shell command -v mpirun)),./train_rrhf $(if $(shell command -v $(CXX)),test/train_emulated))
 test/train_emulated: train_rrhf.cu test/cuda_emulation.h $(HEADERS)
-	$(CXX) -x c++ -std=c++17 -O1 -fno-strict-aliasing -DCUDA_EMULATION -DPRECISION_FP32 -DUSE_MPI $(filter -I%,$(MPI)) \
-	    -o $@ train_rrhf.cu $(filter-out -I%,$(MPI)) -lm
+	$(EMULATION) train_rrhf.cu -DPRECISION_FP32 -DUSE_MPI $(MPI) -lm
 
 # The number of passed and failed checks of all tests; the last line is the sum.
 test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS) $(filter test/%,$(WORLD))

@@ -317,8 +317,8 @@ static inline Loss step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_n
 //        update is part of the backward. A norm that is not finite then ends the run after the update, with nothing
 //        saved.
 //   GPU  It computes the losses itself and hands nothing back before gpt2_step_end, so that it never waits for the
-//        host, which packs the next micro-batch, s->next, while the device works. Where a value
-//        or the norm is not finite it leaves the weights alone, and gpt2_step_end dies.
+//        host, which packs the next micro-batch, s->next, while the device works. Where a value or the norm is not
+//        finite it leaves the weights alone, and gpt2_step_end dies.
 void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n);
 Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm);
 
@@ -330,26 +330,24 @@ static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
     s->adam.lr = lr;
     s->queries = n;
     s->step = step;
-    int begin, end, behind, behind_end;
+    int begin, end, behind, behind_end, N = 0, U = 0, P = 0, R = 0;
     memset(&s->sum, 0, sizeof s->sum);
     gpt2_zero_grad(m);
     world_part(n, &begin, &end);
     world_part(s->behind, &behind, &behind_end);
     for (int i = begin, now; i < end; i += now) {
-        int N = 0, U = 0, P = 0, R = 0;
         now = end - i < t->micro_batch ? end - i : t->micro_batch;
         s->next = queries + (i + now < end ? i + now : n + behind);
         s->n_next = i + now < end ? end - i - now : behind_end - behind;
         if (s->n_next > t->micro_batch) s->n_next = t->micro_batch;
         gpt2_step(m, t, s, d, queries + i, now);
-        for (int q = i; q < i + now; q++) batch_count(d, queries[q], &N, &U, &P, &R);
-        *tokens += N;
     }
+    for (int i = begin; i < end; i++) batch_count(d, queries[i], &N, &U, &P, &R);
     if (world_size > 1) gpt2_grad_sum(m);
     Loss l = gpt2_step_end(m, t, s, grad_norm);
-    double all[4] = {l.loss, l.rank, l.ft, (double)*tokens};
+    double all[4] = {l.loss, l.rank, l.ft, (double)N};
     world_sum(all, 4, sizeof *all);
-    l.loss = all[0], l.rank = all[1], l.ft = all[2], *tokens = (int64_t)all[3];
+    l.loss = all[0], l.rank = all[1], l.ft = all[2], *tokens += (int64_t)all[3];
     return l;
 }
 
@@ -585,6 +583,23 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
 // ----------------------------------------------------------------------------
 // The loop
 
+// policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as
+// large, is not. A run killed in between resumes from the state before, which knows nothing of them, and comes by
+// again. What a state needs is its window: that is on the disk before it, and an older one's goes after it. A finished
+// run leaves its settings and no state, since it would be trained again from a state of earlier on.
+static inline void train_write(GPT2 *m, const Train *t, const Log *log, const Window *w, int finished) {
+    char path[RRHF_PATH_MAX];
+    int keep = w->d.Q && !finished;
+    gpt2_save(m, path_join(path, t->out, "policy.bin"));
+    log_write(t, log);
+    if (keep) ranked_write(window_path(path, t->out, w->first), &w->d);
+    if (finished) {
+        settings_write(t);
+        unlink(path_join(path, t->out, "state.bin"));
+    } else state_write(m, t, log);
+    windows_remove(t->out, keep ? w->first : -1);
+}
+
 // All processes took the same steps, from the same start and with the same gradients.
 static inline void weights_check(GPT2 *m) {
     uint64_t own = gpt2_hash(m), first = own;
@@ -596,27 +611,10 @@ static inline void weights_check(GPT2 *m) {
             "one kind", others, world_size);
 }
 
-// policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as
-// large, is not. A run killed in between resumes from the state before, which knows nothing of them, and comes by
-// again. What a state needs is its window: that is on the disk before it, and an older one's goes after it. A finished
-// run leaves its settings and no state, since it would be trained again from a state of earlier on.
 static inline void train_save(GPT2 *m, const Train *t, const Log *log, const Window *w, int finished) {
-    char path[RRHF_PATH_MAX];
-    int keep = w->d.Q && !finished;
     if (world_size > 1) weights_check(m);
-    if (world_rank) {
-        world_wait(); // until the files are there
-        return;
-    }
-    gpt2_save(m, path_join(path, t->out, "policy.bin"));
-    log_write(t, log);
-    if (keep) ranked_write(window_path(path, t->out, w->first), &w->d);
-    if (finished) {
-        settings_write(t);
-        unlink(path_join(path, t->out, "state.bin"));
-    } else state_write(m, t, log);
-    windows_remove(t->out, keep ? w->first : -1);
-    world_wait();
+    if (!world_rank) train_write(m, t, log, w, finished);
+    world_wait(); // until the files are there
 }
 
 // Has the run in t->resume finished? Then the loop has nothing to do. Call it before the loop, while m is the start.

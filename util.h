@@ -56,7 +56,7 @@ static inline void out_remove_all(void) {
 static inline void die_with(int code, const char *fmt, va_list ap) {
     out_remove_all();
     fflush(stdout);
-    if (world_rank) sleep(4), dup2(world_stderr, 2); // what ends them all process 0 says
+    if (world_rank) sleep(4), dup2(world_stderr, 2); // what ends all, process 0 has said by then
     if (isatty(2)) fprintf(stderr, "\r\033[K"); // wipe a progress line
     fprintf(stderr, "error: ");
     if (world_rank) fprintf(stderr, "process %d: ", world_rank);

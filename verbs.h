@@ -1191,7 +1191,7 @@ static inline int run_verb(int argc, char **argv) {
     int verb = options_parse(&o, argc, argv);
     if (world_started() > world_size)
         die_usage("%s: started as one of %d processes, but built without MPI or, for GPUs, NCCL, or with another MPI "
-                  "than mpirun's; install them (Debian: libopenmpi-dev, libnccl-dev) and make -B %s", argv[0],
+                  "than mpirun's; install them (Debian: libopenmpi-dev; NVIDIA: libnccl-dev) and make -B %s", argv[0],
                   world_started(), strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0]);
     signal(SIGXFSZ, SIG_IGN); // a limit on file sizes is then an error of write, like a full disk
     machine = backend_start(o.threads);

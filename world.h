@@ -34,8 +34,8 @@ static int world_stderr = 2;     // where it speaks if it must
 // How many processes mpirun has started; 0: it has started none, as far as the environment tells. Of Slurm's srun there
 // may be more than the 1 that this says.
 static inline int world_started(void) {
-    static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS"};
-    for (int i = 0; i < 3; i++) if (getenv(names[i])) return atoi(getenv(names[i]));
+    static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"};
+    for (int i = 0; i < 2; i++) if (getenv(names[i])) return atoi(getenv(names[i]));
     return getenv("PMIX_RANK") ? 1 : 0;
 }
 
@@ -44,7 +44,7 @@ static inline void world_leave(void) {
     static const char *const ours[] = {"OMPI_", "PMIX_", "PMI_", "PRTE_", "HYDI_", "MPI_LOCAL"};
     for (char **e = environ; *e;) {
         char name[256];
-        int i = 0;
+        int i = 0; // which of ours
         while (i < 6 && strncmp(*e, ours[i], strlen(ours[i]))) i++;
         snprintf(name, sizeof name, "%.*s", (int)strcspn(*e, "="), *e);
         if (i < 6 && !unsetenv(name)) e = environ; // which has changed

@@ -11,6 +11,11 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe # the same in Open MPI 5
 export OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_mpi_yield_when_idle=1
 . test/check.sh # check, T
+if ! mpirun -np 3 true </dev/null >"$T/err" 2>&1; then
+    echo "not tested: several processes, since mpirun cannot start three here: $(grep -m 1 . "$T/err")"
+    echo "0 passed, 0 failed"
+    exit 0
+fi
 CC=${CC:-gcc} D=$T/d
 mkdir "$D"
 if ! $CC -std=c11 -O1 -o "$T/make_files" test/make_files.c -lm || ! "$T/make_files" all "$D"; then
@@ -24,7 +29,7 @@ run() { # PROCESSES ARGS...: 0 = without mpirun; what it says goes to out and er
     local n=$1
     shift
     if [ "$n" = 0 ]; then timeout 120 "$BIN" "$@"; else timeout 120 mpirun -np "$n" "$BIN" "$@"; fi \
-        <"${STDIN:-/dev/null}" >"$T/out" 2>"$T/err"
+        </dev/null >"$T/out" 2>"$T/err"
 }
 works() { # WHAT PROCESSES ARGS...
     local what=$1 code
@@ -33,9 +38,8 @@ works() { # WHAT PROCESSES ARGS...
     code=$?
     check "$what: exit code $code $(grep -m 1 '^error' "$T/err")" [ $code = 0 ]
 }
-same() { cmp "$1" "$2"; }
 drawn() { # WHAT FILE FILE: the same completions and rewards; where the BLAS rounds by the number of rows, nearly
-    if grep -q "products: \(built in\|cuBLASLt\)" "$T/banner"; then check "$1: the same bits" same "$2" "$3"
+    if grep -q "products: \(built in\|cuBLASLt\)" "$T/banner"; then check "$1: the same bits" cmp "$2" "$3"
     else near "$1" <("$T/make_files" show "$2") <("$T/make_files" show "$3"); fi
 }
 near() { # WHAT FILE FILE: numbers between commas or blanks agree within 1e-4 of the larger, words are the same
@@ -86,9 +90,9 @@ for BIN in "$@"; do
     done
     near "$WHO DP: the reward's curve is that of one process" "$O/DP0/reward.csv" "$O/DP3/reward.csv"
     drawn "$WHO DP: the same responses and rewards" "$O/DP0/scored.bin" "$O/DP3/scored.bin"
-    check "$WHO: the same files" same <(cd "$O/DP0" && ls) <(cd "$O/DP3" && ls)
+    check "$WHO: the same files" cmp <(cd "$O/DP0" && ls) <(cd "$O/DP3" && ls)
     works "$WHO train again, 2" 2 ${args[train]} --out "$O/again"
-    check "$WHO 2 processes twice: the same bits" same "$O/train2/policy.bin" "$O/again/policy.bin"
+    check "$WHO 2 processes twice: the same bits" cmp "$O/train2/policy.bin" "$O/again/policy.bin"
 
     for n in 0 3; do
         works "$WHO sample, $n" $n sample $M --data "$D/queries.bin" $K --num-return 2 --max-new-tokens 3 --out "$O/S$n"
@@ -96,27 +100,26 @@ for BIN in "$@"; do
         works "$WHO score by the policy, $n" $n score $M --data "$D/ranked.bin"
         cp "$T/out" "$O/p$n"
         works "$WHO score by a reward model, $n" $n score $R --data "$D/held.bin" --out "$O/r$n"
-        cp "$T/out" "$O/said$n"
         works "$WHO score by a command, $n" $n score --reward "cmd:env >$O/env; tee $O/asked$n | $T/length" $K --data "$D/ranked.bin" --out "$O/c$n"
         works "$WHO eval, $n" $n eval --model "$O/train0/policy.bin" --reference "$D/policy.bin" $R --data "$D/held.bin" $K $sample --out "$O/e$n"
         works "$WHO eval of a reward model, $n" $n eval --model "$D/reward.bin" --data "$D/labels.bin" --out "$O/er$n"
     done
     drawn "$WHO sample: the same completions" "$O/S0/sampled.bin" "$O/S3/sampled.bin"
-    check "$WHO sample: the same samples.txt" same "$O/S0/samples.txt" "$O/S3/samples.txt"
+    check "$WHO sample: the same samples.txt" cmp "$O/S0/samples.txt" "$O/S3/samples.txt"
     drawn "$WHO beams: the same" "$O/B0/sampled.bin" "$O/B3/sampled.bin"
     near "$WHO score by the policy: the same, once" "$O/p0" "$O/p3"
     near "$WHO score by a reward model: the same" <("$T/make_files" show "$O/r0/scored.bin") <("$T/make_files" show "$O/r3/scored.bin")
-    check "$WHO score by a command: asked once of each response" same "$O/asked0" "$O/asked3"
+    check "$WHO score by a command: asked once of each response" cmp "$O/asked0" "$O/asked3"
     check "$WHO score by a command: it is no part of the run" [ "$(grep -cE '^(OMPI|PMIX|PMI)_' "$O/env")" = 0 ]
-    check "$WHO score by a command: the same" same "$O/c0/scored.bin" "$O/c3/scored.bin"
+    check "$WHO score by a command: the same" cmp "$O/c0/scored.bin" "$O/c3/scored.bin"
     near "$WHO eval: the same figures" "$O/e0/eval.csv" "$O/e3/eval.csv"
     near "$WHO eval of a reward model: the same figures" "$O/er0/eval.csv" "$O/er3/eval.csv"
 
     works "$WHO 4 steps, 2" 2 ${args[train]} --steps 4 --out "$O/part"
     cp -r "$O/part" "$O/other"
     works "$WHO resumed, 2" 2 ${args[train]} --resume "$O/part"
-    check "$WHO resumed: the weights of a run without a stop" same "$O/train2/policy.bin" "$O/part/policy.bin"
-    check "$WHO resumed: the log of a run without a stop" same <(columns "$O/train2/log.csv") <(columns "$O/part/log.csv")
+    check "$WHO resumed: the weights of a run without a stop" cmp "$O/train2/policy.bin" "$O/part/policy.bin"
+    check "$WHO resumed: the log of a run without a stop" cmp <(columns "$O/train2/log.csv") <(columns "$O/part/log.csv")
     run 3 ${args[train]} --resume "$O/other"
     code=$?
     check "$WHO resumed with another number of processes: refused" one_error 1 "begun with processes 2, this is processes 3"
@@ -138,8 +141,16 @@ for BIN in "$@"; do
     code=$?
     check "$WHO a value of another process is no number: it says so" one_error 1 "process 2: NaN"
 
+    # two processes that begin with other weights, each with those of its number
+    cp "$D/policy.bin" "$D/0.bin"
+    cp "$D/bf16_as_fp32.bin" "$D/1.bin"
+    timeout 120 mpirun -np 2 sh -c "exec $BIN ${args[train]/policy.bin/\${OMPI_COMM_WORLD_RANK:-\$PMI_RANK\}.bin} --out $O/differ" </dev/null >"$T/out" 2>"$T/err"
+    code=$?
+    check "$WHO other weights: said once" one_error 1 "1 of 2 processes have come to other weights"
+    check "$WHO other weights: nothing is written" [ -z "$(ls "$O/differ")" ]
+
     # one of them interrupted: all stop at the same step. The data last long enough not to end before
-    timeout 120 mpirun -np 2 "$BIN" train $M --data "$D/queries.bin" --batch 4 --epochs 1000 --out "$O/stopped" <"${STDIN:-/dev/null}" >"$T/out" 2>"$T/err" &
+    timeout 120 mpirun -np 2 "$BIN" train $M --data "$D/queries.bin" --batch 4 --epochs 1000 --out "$O/stopped" </dev/null >"$T/out" 2>"$T/err" &
     job=$!
     for ((i = 0; i < 300; i++)); do grep -q "^train  *[0-9]*/" "$T/err" && break; sleep 0.1; done
     for v in /proc/[0-9]*; do
