@@ -15,8 +15,7 @@ Shapes are row-major; dimensions have the letters of model.h. A kernel's comment
 and what bounds it: bytes per element moved to or from memory (bfloat16 build), or operations.
 Everything runs on one stream. The host waits for the device once per optimizer step, in gpt2_step_end: the losses are
 computed on the device too, and while it works on a micro-batch, the last of a step too, the host packs and sends the
-next one. Elsewhere it waits where the contract hands numbers back: in gpt2_forward, gpt2_grad_norm, gpt2_decode_top,
-gpt2_decode_draw and gpt2_get.
+next one. Elsewhere it waits where the contract hands numbers back or takes new room, never within a step.
 test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one on test/cuda_emulation.h.
 */
 #include "util.h"        // defines: die, xalloc
@@ -115,6 +114,9 @@ static void check_nccl(ncclResult_t r, const char *call, const char *file, int l
 #ifndef LAUNCHED
 #define LAUNCHED(name)         // the tests note here which kernels ran
 #endif
+#ifndef MULTIPLIED
+#define MULTIPLIED(transa, transb, M, N, K) LAUNCHED("gemm")
+#endif
 #define LAUNCH(kernel, grid, block, shared, ...)                   \
     do {                                                           \
         LAUNCHED(#kernel);                                         \
@@ -200,7 +202,6 @@ static void memory_note(size_t bytes, const char *what) {
 static void device_free(void *p) { if (p) CHECK_CUDA(cudaFree(p)); }
 static void pinned_free(void *p) { if (p) CHECK_CUDA(cudaFreeHost(p)); }
 
-static inline int min_int(int a, int b) { return a < b ? a : b; }
 static inline int div_up(size_t a, size_t b) { return (int)((a + b - 1) / b); }
 
 // ----------------------------------------------------------------------------
@@ -427,7 +428,7 @@ static GemmAlgo gemm_ask(const GemmKey *key) {
 static int gemm_algo(const GemmKey *key) { // its place in gemm_algos
     for (int i = 0; i < gemm_algos.n; i++)
         if (!memcmp(&gemm_algos.at[i].key, key, sizeof *key)) return i;
-    xgrow((void **)&gemm_algos.at, &gemm_algos.cap, (size_t)gemm_algos.n + 1, sizeof *gemm_algos.at);
+    XGROW(gemm_algos.at, gemm_algos.cap, (size_t)gemm_algos.n + 1);
     gemm_algos.at[gemm_algos.n] = gemm_ask(key);
     return gemm_algos.n++;
 }
@@ -444,25 +445,30 @@ static int drops_terms(const cublasLtMatmulAlgo_t *algo, int K) {
     return 0;
 }
 
+// For a shape that no algorithm takes: an entry of its own, since similar shapes keep theirs.
+static int gemm_none(GemmKey key) {
+    key.unsplit = 2;
+    int at = gemm_algo(&key);
+    gemm_algos.at[at].found = 0;
+    return at;
+}
+
 // The algorithm for key: that of similar shapes where it can take this one too; none where even an unsplit one would
 // leave terms out.
 static int gemm_choose(GemmKey key, GemmCall *g) {
-    int at = 0;
     for (key.unsplit = 0; key.unsplit < 2; key.unsplit++) {
         cublasLtMatmulHeuristicResult_t ok;
         GemmKey similar = key;
         if (key.transa) similar.k = round_tokens(key.k);
         else similar.m = round_tokens(key.m);
-        at = gemm_algo(&similar);
+        int at = gemm_algo(&similar);
         if (!gemm_algos.at[at].found ||
             cublasLtMatmulAlgoCheck(device.blas, g->desc, g->a, g->b, g->c, g->c, &gemm_algos.at[at].algo, &ok) !=
                 CUBLAS_STATUS_SUCCESS || ok.workspaceSize > WORKSPACE)
             at = gemm_algo(&key);
         if (!gemm_algos.at[at].found || !drops_terms(&gemm_algos.at[at].algo, key.k)) return at;
     }
-    at = gemm_algo(&key); // its own, whose unsplit is 2: similar shapes keep theirs
-    gemm_algos.at[at].found = 0;
-    return at;
+    return gemm_none(key);
 }
 
 // The definition. A thread owns an element of C; A and B are read as op() says. Bound by latency; for odd sizes only.
@@ -503,7 +509,7 @@ static void gemm(int transa, int transb, int M, int N, int K, const elem *a, int
     GemmKey key = {transa, transb, M, N, K, lda, ldb, ldc, (int)type, bias != NULL,
                    {alignment(a), alignment(b), alignment(c)}, 0};
     unsigned recent = gemm_slot(&key);
-    LAUNCHED("gemm");
+    MULTIPLIED(transa, transb, M, N, K);
     if (bias && alignment(bias) < BIAS_ALIGN) {
         gemm_plain(&key, a, b, beta, c, bias);
         return;
@@ -519,7 +525,7 @@ static void gemm(int transa, int transb, int M, int N, int K, const elem *a, int
     if (algo->found) s = cublasLtMatmul(device.blas, g.desc, &one, b, g.a, a, g.b, &beta, c, g.c, c, g.c, &algo->algo,
                                         device.workspace, WORKSPACE, device.stream);
     if (s == CUBLAS_STATUS_NOT_SUPPORTED) { // a heuristic's answer is no promise
-        algo->found = 0;
+        gemm_recent[recent].algo = gemm_none(key);
         gemm_plain(&key, a, b, beta, c, bias);
     } else CHECK_BLAS(s);
     gemm_call_free(&g);
@@ -546,7 +552,7 @@ __global__ void add_partials_kernel(float *dst, float *dst2, const float *part, 
     else dst2[i - n1] += sum;
 }
 
-// Embedding: out[n] = wte[token[n]] + wpe[pos[n]].   out (N,C), wte (V,C), wpe (T,C), all float
+// Embedding: out[n] = wte[token[n]] + wpe[pos[n]].   out (N,C), wte (Vp,C), wpe (T,C), all float
 // A block owns a row. Bytes: 12 per element.
 template <int W> __global__ void embedding_forward_kernel(float *out, const int *token, const int *pos,
                                                           const float *wte, const float *wpe, int C) {
@@ -737,18 +743,32 @@ static void matmul_forward(elem *out, const elem *x, const elem *w, const elem *
     gemm(0, 1, N, OC, C, x, C, w, C, 0, out, ELEM_TYPE, OC, bias);
 }
 
-// dbias += sum_N dout: a block owns 32 W columns and `span` rows, a lane W columns, a warp every eighth row.
-// Bytes: 2 per element.
-template <int W> __global__ void bias_backward_kernel(float *part, const elem *dout, int N, int OC, int span) {
+inline __device__ float gelu_slope(float x); // see GELU
+
+// dbias += sum_N dout. Where x is given, dout is first multiplied by GELU's slope at x, in place: the gradient of GELU's
+// input is that of the output of the product before, whose bias this is.
+// A block owns 32 W columns and `span` rows, a lane W columns, a warp every eighth row. Bytes: 2 per element; 6 with x.
+template <int W> __global__ void bias_backward_kernel(float *part, elem *dout, const elem *x, int N, int OC, int span) {
     __shared__ float room[WARPS][32 * W];
+    const int AHEAD = 2;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = (blockIdx.x * 32 + lane) * W;
     int end = i < OC ? min((int)(blockIdx.y + 1) * span, N) : 0;
-    float sum[W], a[W];
-    for (int k = 0; k < W; k++) sum[k] = 0;
-#pragma unroll 4
-    for (int n = blockIdx.y * span + warp; n < end; n += WARPS) {
-        load<W>(a, dout + (size_t)n * OC + i);
-        for (int k = 0; k < W; k++) sum[k] += a[k];
+    float sum[W] = {}, a[AHEAD][W], b[AHEAD][W];
+    for (int n0 = blockIdx.y * span + warp; n0 < end; n0 += AHEAD * WARPS) {
+#pragma unroll
+        for (int r = 0; r < AHEAD; r++) { // past the end: the first of these rows once more
+            size_t n = n0 + r * WARPS < end ? n0 + r * WARPS : n0;
+            load<W>(a[r], dout + n * OC + i);
+            if (x) load<W>(b[r], x + n * OC + i);
+        }
+#pragma unroll
+        for (int r = 0; r < AHEAD; r++) {
+            size_t n = n0 + r * WARPS;
+            if (n >= (size_t)end) continue;
+            for (int k = 0; x && k < W; k++) a[r][k] *= gelu_slope(b[r][k]);
+            if (x) store<W>(dout + n * OC + i, a[r]);
+            for (int k = 0; k < W; k++) sum[k] += a[r][k];
+        }
     }
     for (int k = 0; k < W; k++) room[warp][lane * W + k] = sum[k];
     __syncthreads();
@@ -759,17 +779,21 @@ template <int W> __global__ void bias_backward_kernel(float *part, const elem *d
     }
 }
 
-// dx = dout W, dW += dout^T x, dbias += sum_N dout.   dx, dout elem; dW, dbias float
+static void bias_backward(float *dbias, float *part, elem *dout, const elem *x, int N, int OC) {
+    int wide = OC % 8 == 0, span = div_up((size_t)N, PARTS * WARPS) * WARPS, spans = div_up((size_t)N, (size_t)span);
+    LAUNCH_WIDE(wide, 8, bias_backward_kernel, dim3(div_up((size_t)OC, wide ? 256 : 32), spans), BLOCK, 0, part, dout,
+                x, N, OC, span);
+    LAUNCH(add_partials_kernel, div_up((size_t)OC, 32), BLOCK, 0, dbias, dbias, part, spans, OC, OC);
+}
+
+// dx = dout W, dW += dout^T x, dbias += sum_N dout.   dx, dout elem; dW, dbias float. dbias NULL: gelu_backward did it
 // cuBLASLt's bias gradient epilogue overwrites dbias where micro-batches must add to it: hence a pass of 2 bytes per
 // element of dout, beside the two products' 4 and their 4 C operations per element.
-static void matmul_backward(elem *dx, float *dw, float *dbias, float *part, const elem *dout, const elem *x,
-                            const elem *w, int N, int C, int OC) {
-    int wide = OC % 8 == 0, span = div_up((size_t)N, PARTS * WARPS) * WARPS, spans = div_up((size_t)N, (size_t)span);
+static void matmul_backward(elem *dx, float *dw, float *dbias, float *part, elem *dout, const elem *x, const elem *w,
+                            int N, int C, int OC) {
     gemm(0, 0, N, C, OC, dout, OC, w, C, 0, dx, ELEM_TYPE, C, NULL);
     gemm(1, 0, OC, C, N, dout, OC, x, C, 1, dw, CUDA_R_32F, C, NULL);
-    LAUNCH_WIDE(wide, 8, bias_backward_kernel, dim3(div_up((size_t)OC, wide ? 256 : 32), spans), BLOCK, 0, part, dout,
-                N, OC, span);
-    LAUNCH(add_partials_kernel, div_up((size_t)OC, 32), BLOCK, 0, dbias, dbias, part, spans, OC, OC);
+    if (dbias) bias_backward(dbias, part, dout, NULL, N, OC);
 }
 
 // ----------------------------------------------------------------------------
@@ -923,7 +947,7 @@ inline __device__ void sums_store(elem *to, const float (*o)[2][4], elem *room, 
 }
 
 // Shared memory in bytes: two tiles. First the block's own are there, at last its results.
-static size_t attention_room(int hs) { return 2 * TILE * (size_t)(padded(hs) + PAD) * sizeof(elem); }
+static size_t attention_shared(int hs) { return 2 * TILE * (size_t)(padded(hs) + PAD) * sizeof(elem); }
 
 // Per head: with s_j = q_n . k_j / sqrt(hs) for every j that n sees, out_n = sum_j softmax(s)_j v_j. The softmax is
 // formed as the keys pass by: max and sum so far, and out scaled down when the max grows. Saves
@@ -931,14 +955,14 @@ static size_t attention_room(int hs) { return 2 * TILE * (size_t)(padded(hs) + P
 // out (N,C), lse (N,NH), qkv (N,3C). A lane has numbers of two rows, and four lanes share a row.
 // Operations: 4 hs per row and key that it sees; bytes: 2 (3 hs + hs) per row, and keys again for each tile.
 template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_forward_kernel(
-        elem *out, float *lse, const elem *qkv, const Tile *tiles, int C, int any_hs) {
+        elem *out, float *lse, const elem *qkv, const Tile *tiles, int C, int NH, int any_hs) {
     SHARED(elem, k); // q's tile at first
     const int STRIPS = (HS ? HS : HEAD_MAX) / PIECE;
-    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + PAD, h = blockIdx.y, NH = gridDim.y;
+    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + PAD, h = blockIdx.x % NH;
     elem *v = k + TILE * ldh;
     float o[STRIPS][2][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0}, scale = 1 / sqrtf((float)hs);
     Fragment q[STRIPS];
-    Tile t = tiles[blockIdx.x];
+    Tile t = tiles[blockIdx.x / NH]; // the heads of a tile are neighbours, and so are their bytes
     const elem *head = qkv + h * hs;
     int own = threadIdx.x / 32 * PIECE, first = t.n0 + own; // the warp's first row, in the tile and among all
     tile_load(k, head, 3 * C, t.n0, t.n1, hs);
@@ -990,8 +1014,8 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_f
 
 static void attention_forward(elem *out, float *lse, const elem *qkv, const Tile *tiles, int n_tiles, int C, int NH) {
     int hs = C / NH;
-    LAUNCH_HEAD(hs, attention_forward_kernel, dim3(n_tiles, NH), ATTENTION_BLOCK, attention_room(hs),
-                out, lse, qkv, tiles, C, hs);
+    LAUNCH_HEAD(hs, attention_forward_kernel, n_tiles * NH, ATTENTION_BLOCK, attention_shared(hs),
+                out, lse, qkv, tiles, C, NH, hs);
 }
 
 // With p_j = exp(s_j - lse), dp_j = dout . v_j and D = dout . out = sum_j p_j dp_j:
@@ -1002,14 +1026,14 @@ static void attention_forward(elem *out, float *lse, const elem *qkv, const Tile
 // Operations: 6 hs per row and key for the first, 8 hs for the second.
 template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_q_kernel(
         elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse, const elem *qkv,
-        const Tile *tiles, int C, int any_hs) {
+        const Tile *tiles, int C, int NH, int any_hs) {
     SHARED(elem, k); // q's tile at first, and v g's
     const int STRIPS = (HS ? HS : HEAD_MAX) / PIECE;
-    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + PAD, h = blockIdx.y, NH = gridDim.y;
+    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + PAD, h = blockIdx.x % NH;
     elem *v = k + TILE * ldh;
     float dq[STRIPS][2][4] = {}, D[2] = {0, 0}, row_lse[2] = {0, 0}, scale = 1 / sqrtf((float)hs);
     Fragment q[STRIPS], g[STRIPS];
-    Tile t = tiles[blockIdx.x];
+    Tile t = tiles[blockIdx.x / NH]; // the heads of a tile are neighbours, and so are their bytes
     const elem *head = qkv + h * hs;
     int own = threadIdx.x / 32 * PIECE, first = t.n0 + own;
     tile_load(k, head, 3 * C, t.n0, t.n1, hs);
@@ -1058,15 +1082,15 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
 
 template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_backward_kv_kernel(
         elem *dqkv, const elem *dout, const float *lse, const float *delta, const elem *qkv, const Tile *tiles,
-        int C, int any_hs) {
+        int C, int NH, int any_hs) {
     SHARED(elem, q); // k's tile at first, and g v's
     __shared__ float row_lse[TILE], row_D[TILE];
     const int STRIPS = (HS ? HS : HEAD_MAX) / PIECE;
-    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + PAD, h = blockIdx.y, NH = gridDim.y;
+    int hs = HS ? HS : any_hs, H = padded(hs), ldh = H + PAD, h = blockIdx.x % NH;
     elem *g = q + TILE * ldh;
     float dk[STRIPS][2][4] = {}, dv[STRIPS][2][4] = {}, scale = 1 / sqrtf((float)hs);
     Fragment k[STRIPS], v[STRIPS];
-    Tile t = tiles[blockIdx.x]; // here the tile's rows are keys, and so are those of s
+    Tile t = tiles[blockIdx.x / NH]; // here the tile's rows are keys, and so are those of s
     const elem *head = qkv + h * hs;
     int own = threadIdx.x / 32 * PIECE, first = t.n0 + own;
     tile_load(q, head + C, 3 * C, t.n0, t.n1, hs);
@@ -1106,12 +1130,11 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
 
 static void attention_backward(elem *dqkv, float *delta, const elem *dout, const elem *out, const float *lse,
                                const elem *qkv, const Tile *tiles, int n_tiles, int C, int NH) {
-    int hs = C / NH;
-    dim3 grid(n_tiles, NH);
-    LAUNCH_HEAD(hs, attention_backward_q_kernel, grid, ATTENTION_BLOCK, attention_room(hs),
-                dqkv, delta, dout, out, lse, qkv, tiles, C, hs);
-    LAUNCH_HEAD(hs, attention_backward_kv_kernel, grid, ATTENTION_BLOCK, attention_room(hs),
-                dqkv, dout, lse, delta, qkv, tiles, C, hs);
+    int hs = C / NH, grid = n_tiles * NH;
+    LAUNCH_HEAD(hs, attention_backward_q_kernel, grid, ATTENTION_BLOCK, attention_shared(hs),
+                dqkv, delta, dout, out, lse, qkv, tiles, C, NH, hs);
+    LAUNCH_HEAD(hs, attention_backward_kv_kernel, grid, ATTENTION_BLOCK, attention_shared(hs),
+                dqkv, dout, lse, delta, qkv, tiles, C, NH, hs);
 }
 
 // The same attention for one new token each, over a list of cache slots.
@@ -1205,25 +1228,14 @@ static void gelu_forward(elem *out, const elem *x, int N, int C) {
     LAUNCH_WIDE(wide, 8, gelu_forward_kernel, div_up(n, BLOCK * (wide ? 8 : 1)), BLOCK, 0, out, x, n);
 }
 
-// dx = dout (s + 2 x s (1 - s) du/dx); in place: d is dout, then dx.
-// Bytes: 2 (x) + 4 (d) per element.
-template <int W> __global__ void gelu_backward_kernel(elem *d, const elem *x, size_t n) {
-    size_t i = ((size_t)blockIdx.x * BLOCK + threadIdx.x) * W;
-    if (i >= n) return;
-    float a[W], g[W];
-    load<W>(a, x + i);
-    load<W>(g, d + i);
-    for (int k = 0; k < W; k++) {
-        float s = gelu_s(a[k]);
-        g[k] *= s + 2 * a[k] * s * (1 - s) * (float)GELU_S * (1 + 3 * (float)GELU_A * a[k] * a[k]);
-    }
-    store<W>(d + i, g);
+inline __device__ float gelu_slope(float x) { // s + 2 x s (1 - s) du/dx
+    float s = gelu_s(x);
+    return s + 2 * x * s * (1 - s) * (float)GELU_S * (1 + 3 * (float)GELU_A * x * x);
 }
 
-static void gelu_backward(elem *d, const elem *x, int N, int C) {
-    size_t n = (size_t)N * (size_t)C;
-    int wide = C % 8 == 0;
-    LAUNCH_WIDE(wide, 8, gelu_backward_kernel, div_up(n, BLOCK * (wide ? 8 : 1)), BLOCK, 0, d, x, n);
+// dx = dout times the slope at x; in place: d is dout, then dx. dbias += sum_N dx: the bias that is part of x.
+static void gelu_backward(elem *d, float *dbias, float *part, const elem *x, int N, int C) {
+    bias_backward(dbias, part, d, x, N, C);
 }
 
 // Classifier: logits = x wte^T, log P(v) = logit_v - log sum exp(logits), for the U predicting rows.
@@ -1233,14 +1245,23 @@ template <int W> __global__ void classifier_forward_kernel(float *logp, float *l
                                                            const int *pred, const int *target, int V, int Vp) {
     __shared__ float room[WARPS];
     const float *z = logits + (size_t)blockIdx.x * Vp;
-    float top = z[0], sum = 0, a[W];
-    for (int v = threadIdx.x * W; v < V; v += BLOCK * W) {
+    const int AHEAD = 4; // loads that a thread asks for before it needs the first
+    float top = z[0], sum = 0, a[AHEAD][W];
+    for (int v0 = threadIdx.x * W; v0 < V; v0 += AHEAD * BLOCK * W) {
         float now = top;
-        load<W>(a, z + v);
-        for (int k = 0; k < W; k++) if (v + k < V) now = fmaxf(now, a[k]);
-        if (now > top) sum *= expf(top - now);
+#pragma unroll
+        for (int r = 0; r < AHEAD; r++) {
+            int v = v0 + r * BLOCK * W;
+            for (int k = 0; k < W; k++) a[r][k] = -INFINITY; // beyond V: exp makes it 0
+            if (v + W <= V) load<W>(a[r], z + v);
+            else for (int k = 0; k < W; k++) if (v + k < V) a[r][k] = z[v + k];
+        }
+#pragma unroll
+        for (int r = 0; r < AHEAD; r++) for (int k = 0; k < W; k++) now = fmaxf(now, a[r][k]);
+        sum *= expf(top - now);
         top = now;
-        for (int k = 0; k < W; k++) if (v + k < V) sum += expf(a[k] - top);
+#pragma unroll
+        for (int r = 0; r < AHEAD; r++) for (int k = 0; k < W; k++) sum += expf(a[r][k] - top);
     }
     float most = block_max(top, room);
     sum = block_sum(sum * expf(top - most), room);
@@ -1263,18 +1284,29 @@ static void classifier_forward(float *logp, float *logits, float *lse, const ele
 template <int W> __global__ void classifier_backward_kernel(float *logits, const float *logp, const float *lse,
                                                             const float *c, const int *pred, const int *target,
                                                             const int *resp, int V, int Vp) {
-    float *z = logits + (size_t)blockIdx.x * Vp, l = lse[blockIdx.x], sum = 0, a[W];
+    const int AHEAD = 4;
+    float *z = logits + (size_t)blockIdx.x * Vp, l = lse[blockIdx.x], sum = 0, a[AHEAD][W] = {};
     elem *d = (elem *)z;
     int p0 = pred[blockIdx.x], p1 = pred[blockIdx.x + 1];
     for (int i = p0; i < p1; i++) sum += c[resp[i]];
-    for (int v0 = 0; v0 < Vp; v0 += BLOCK * W) {
-        int v = v0 + threadIdx.x * W;
-        if (v < Vp) {
-            load<W>(a, z + v);
-            for (int k = 0; k < W; k++) a[k] = v + k < V ? -sum * expf(a[k] - l) : 0;
+    for (int v0 = 0; v0 < Vp; v0 += AHEAD * BLOCK * W) {
+#pragma unroll
+        for (int r = 0; r < AHEAD; r++) {
+            int v = v0 + (r * BLOCK + threadIdx.x) * W;
+            if (v < Vp) load<W>(a[r], z + v);
+        }
+#pragma unroll
+        for (int r = 0; r < AHEAD; r++) {
+            int v = v0 + (r * BLOCK + threadIdx.x) * W;
+            for (int k = 0; k < W; k++) a[r][k] = -sum * expf(a[r][k] - l);
+            if (v + W > V) for (int k = 0; k < W; k++) if (v + k >= V) a[r][k] = 0;
         }
         __syncthreads();
-        if (v < Vp) store<W>(d + v, a);
+#pragma unroll
+        for (int r = 0; r < AHEAD; r++) {
+            int v = v0 + (r * BLOCK + threadIdx.x) * W;
+            if (v < Vp) store<W>(d + v, a[r]);
+        }
     }
     __syncthreads();
     for (int i = p0 + threadIdx.x; i < p1; i += BLOCK) { // responses that begin with the same token share a target
@@ -1388,7 +1420,7 @@ __global__ void step_end_kernel(StepEnd *end, const double *part, int parts, dou
     if (threadIdx.x) return;
     for (int i = 0; i < parts; i++) sum += part[i];
     end->norm = sqrt(sum);
-    end->scale = !isfinite(end->norm) || end->bad ? 0 : clip > 0 && end->norm > clip ? (float)(clip / end->norm) : 1;
+    end->scale = !isfinite(end->norm) || end->bad ? 0 : (float)clip_scale(end->norm, clip);
 }
 
 // ----------------------------------------------------------------------------
@@ -1679,9 +1711,10 @@ size_t gpt2_bytes(Config c, int training, int N, int U) {
 // Enough to fill a data-centre GPU, and no more than a third of this one's memory: all of it, not what is free now, so
 // that a resumed run chooses the same.
 int gpt2_tokens(const GPT2 *m) {
-    enum { LEAST = 2048, MOST = 32768 };
-    size_t fit = device.prop.totalGlobalMem / 3 / (activation_bytes(m->c, m->grads != NULL, LEAST, LEAST) / LEAST);
-    return fit < LEAST ? LEAST : fit > MOST ? MOST : (int)fit;
+    enum { MOST = 32768 };
+    size_t token = activation_bytes(m->c, m->grads != NULL, TOKENS_LEAST, TOKENS_LEAST) / TOKENS_LEAST;
+    size_t fit = device.prop.totalGlobalMem / 3 / token;
+    return fit < TOKENS_LEAST ? TOKENS_LEAST : fit > MOST ? MOST : (int)fit;
 }
 
 enum { STATIC_SHARED = 1024 }; // bytes, more than the attention kernels declare
@@ -1689,7 +1722,7 @@ enum { STATIC_SHARED = 1024 }; // bytes, more than the attention kernels declare
 // Kernels that need more shared memory than a block gets unasked. Sizes that this path cannot hold are refused here.
 static void shared_memory(Config c) {
     int hs = c.C / c.NH, limit = (int)device.prop.sharedMemPerBlockOptin;
-    size_t room = attention_room(hs);
+    size_t room = attention_shared(hs);
     if (c.C > CHANNELS_MAX || hs > HEAD_MAX || room + STATIC_SHARED > (size_t)limit)
         die("GPU: %d channels in heads of %d: up to %d, in heads up to %d and as %s's shared memory allows (%zu of %d "
             "bytes); ./train_rrhf does it on the CPU", c.C, hs, CHANNELS_MAX, HEAD_MAX, device.prop.name, room, limit);
@@ -1969,8 +2002,8 @@ static void block_backward(GPT2 *m, int N, int l) {
     float *dx = m->dx, *part = m->part;
     elem *half = HALF ? m->half : NULL, *dc = m->dc, *dqkv = m->d3c, *dfc = m->d4c;
     matmul_backward(dfc, d.fcprojw, d.fcprojb, part, m->half, s.gelu, h.fcprojw, N, 4 * C, C);
-    gelu_backward(dfc, s.fc, N, 4 * C);
-    matmul_backward(dc, d.fcw, d.fcb, part, dfc, s.ln2, h.fcw, N, C, 4 * C);
+    gelu_backward(dfc, d.fcb, part, s.fc, N, 4 * C);
+    matmul_backward(dc, d.fcw, NULL, part, dfc, s.ln2, h.fcw, N, C, 4 * C);
     layernorm_backward(dx, half, d.ln2w, d.ln2b, part, dc, s.mid, NULL, w.ln2w, s.mean2, s.rstd2, N, C);
     matmul_backward(dc, d.attprojw, d.attprojb, part, m->half, s.att, h.attprojw, N, C, C);
     attention_backward(dqkv, m->delta, dc, s.att, s.lse, s.qkv, m->tiles, m->n_tiles, C, NH);
@@ -2203,7 +2236,7 @@ void gpt2_grad_sum(GPT2 *m) {
 
 // part[block] = sum of squares of the block's share of g. Threads step through g together. Bytes: 4 per element.
 __global__ void grad_norm_kernel(double *part, const float *g, size_t n) {
-    __shared__ double room[BLOCK];
+    __shared__ double room[WARPS];
     double sum = 0;
     if (blockIdx.x && (size_t)blockIdx.x * BLOCK >= n / 4) { // nothing left for this block
         if (threadIdx.x == 0) part[blockIdx.x] = 0;
@@ -2218,13 +2251,8 @@ __global__ void grad_norm_kernel(double *part, const float *g, size_t n) {
         double last = g[n / 4 * 4 + threadIdx.x];
         sum += last * last;
     }
-    room[threadIdx.x] = sum;
-    __syncthreads();
-    for (int half = BLOCK / 2; half > 0; half /= 2) {
-        if ((int)threadIdx.x < half) room[threadIdx.x] += room[threadIdx.x + half];
-        __syncthreads();
-    }
-    if (threadIdx.x == 0) part[blockIdx.x] = room[0];
+    sum = block_sum(sum, room);
+    if (threadIdx.x == 0) part[blockIdx.x] = sum;
 }
 
 double gpt2_grad_norm(GPT2 *m) {

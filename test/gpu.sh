@@ -6,9 +6,19 @@
 #   bash test/gpu.sh
 #
 # Prints all checks and ends with "N passed, N failed".
+PATH=$PATH:/usr/local/cuda/bin
 if [ "$1" = sanitize ]; then # TOOL PROGRAM, as one check
-    said=$(compute-sanitizer --tool "$2" --error-exitcode 1 "$3" kernels 2>&1)
+    # What a library's calls return is checked where they are called; racecheck is known to suspect cuBLAS's own kernels.
+    options=(--report-api-errors no)
+    if [ "$2" = racecheck ] && compute-sanitizer --help | grep -q -e --kernel-name-exclude; then
+        options+=(--kernel-name-exclude 'regex=cublas|cutlass|nvjet|xmma|gemmSN|gemv|gemmk1')
+    fi
+    said=$(timeout "${LIMIT:-180}" compute-sanitizer --tool "$2" --error-exitcode 1 "${options[@]}" "$3" kernels 2>&1)
     code=$?
+    if [[ $said == *"Device not supported"* ]]; then
+        echo "not tested: $2 of $3 (compute-sanitizer does not support this device)"; echo "0 passed, 0 failed"; exit
+    fi
+    [ "$code" -ne 124 ] || said="========= no end within ${LIMIT:-180} s; LIMIT=SECONDS allows more"
     [ "$code" -eq 0 ] || echo "$said" | grep -E '^FAIL|^=========' | head -40
     summary=$(echo "$said" | grep -E 'SUMMARY' | tail -1)
     if [ "$code" -eq 0 ] && [ -n "$summary" ]; then echo "ok   $2 of $3: ${summary#========= }"; echo "1 passed, 0 failed"

@@ -10,7 +10,8 @@ or set to zero between them included, and the last one's to the end of the step.
 */
 #define NO_MAIN
 #define LAUNCHED(name) mark(name)
-static void mark(const char *name);
+static void mark(const char *name), mark_product(int ta, int tb, int M, int N, int K);
+#define MULTIPLIED(ta, tb, M, N, K) mark_product(ta, tb, M, N, K) // a row of the table for each product's shape
 #include "../../train_rrhf.cu" // defines: everything
 
 enum { MARKS = 1 << 12 };
@@ -22,6 +23,13 @@ static void mark(const char *name) {
     if (!marking || marks == MARKS) return;
     mark_name[marks] = name;
     CHECK_CUDA(cudaEventRecord(event[marks++], device.stream));
+}
+
+static void mark_product(int ta, int tb, int M, int N, int K) {
+    static char names[MARKS][48];
+    if (!marking || marks == MARKS) return;
+    snprintf(names[marks], sizeof *names, "gemm %c%c %d x %d x %d", ta ? 'T' : 'N', tb ? 'T' : 'N', M, N, K);
+    mark(names[marks]);
 }
 
 static double between(int i, int j) { // seconds
@@ -91,10 +99,9 @@ static double product_rate(int n) {
 // One RRHF step
 
 static Ranked random_data(int Q, int query, int k, int resp, int V) {
-    Ranked d;
+    Ranked d = {0};
     Rng rng = rng_make(2, 2, 2);
     uint16_t tok[4096];
-    memset(&d, 0, sizeof d);
     d.V = V;
     for (int q = 0; q < Q; q++)
         for (int r = -1; r < k; r++) {
@@ -113,17 +120,15 @@ static Work work(const char *name, Config c, const Batch *b, double seen) {
     double N = b->N, U = b->U, C = c.C, L = c.L, e = sizeof(elem), P = (double)gpt2_count(c);
     double NC = N * C, UC = U * C, UV = U * c.Vp;
     const struct { const char *name; Work w; } table[] = {
-        {"gemm", {0, 6 * N * L * 12 * C * C + 6 * UV * C}},
         {"embedding_forward_kernel", {12 * NC, 0}},
         {"embedding_backward_kernel", {8 * NC, 0}},
         {"layernorm_forward_kernel", {(8 + 2 * e) * (2 * L * NC + UC), 0}},
         {"layernorm_backward_kernel", {(12 + e + (HALF ? e : 0)) * (2 * L * NC + UC), 0}},
-        {"bias_backward_kernel", {9 * L * NC * e, 0}},
+        {"bias_backward_kernel", {17 * L * NC * e, 0}}, // 12 of them GELU's backward
         {"attention_forward_kernel", {4 * L * NC * e, 4 * L * C * seen}},
         {"attention_backward_q_kernel", {6 * L * NC * e, 6 * L * C * seen}},
         {"attention_backward_kv_kernel", {6 * L * NC * e, 8 * L * C * seen}},
         {"gelu_forward_kernel", {8 * L * NC * e, 0}},
-        {"gelu_backward_kernel", {12 * L * NC * e, 0}},
         {"classifier_forward_kernel", {4 * UV, 0}},
         {"classifier_backward_kernel", {(4 + e) * UV, 0}},
         {"grad_norm_kernel", {4 * P, 0}},
@@ -152,6 +157,8 @@ static void profile(Config c, const Batch *b, double copy, double product) {
         }
         if (seen_before) continue;
         Work w = work(mark_name[i], c, b, seen);
+        double M, n, K;
+        if (sscanf(mark_name[i], "gemm %*s %lf x %lf x %lf", &M, &n, &K) == 3) w.ops = 2 * M * n * K * calls;
         printf("%-30.*s %6d %9.3f %5.1f%%", (int)len, mark_name[i], calls, s * 1e3, 100 * s / all);
         if (w.bytes > 0) printf(" %10.0f %7.0f%%", w.bytes / s * 1e-9, 100 * w.bytes / s / copy);
         else printf(" %10s %8s", "", "");
@@ -165,12 +172,11 @@ static double bench_step(GPT2 *m, int Q, int micro, int query, int k, int resp, 
                          double product) {
     Config c = gpt2_config(m);
     Ranked d = random_data(Q, query, k, resp, c.V);
-    Train t;
+    Train t = {0};
     double *ms = (double *)xalloc((size_t)repeat, sizeof *ms), norm;
     // Behind each step's queries the next one's, which are the same.
     int *order = (int *)xalloc(2 * (size_t)Q, sizeof(int));
     int64_t tokens = 0;
-    memset(&t, 0, sizeof t);
     t.batch = Q, t.micro_batch = micro, t.loss = rrhf_loss;
     t.adam.lr = 2e-5, t.adam.beta1 = 0.9, t.adam.beta2 = 0.999, t.adam.eps = 1e-8;
     t.objective.rank_weight = t.objective.ft_weight = t.objective.length_penalty = 1;
@@ -204,8 +210,7 @@ static double bench_step(GPT2 *m, int Q, int micro, int query, int k, int resp, 
 
 static void bench_sampling(GPT2 *m, int Q, int query, int k, int new_tokens, int top_k) {
     Ranked d = random_data(Q, query, 1, 1, gpt2_config(m).V);
-    Sampling s;
-    memset(&s, 0, sizeof s);
+    Sampling s = {0};
     s.num_return = k, s.max_new_tokens = new_tokens;
     s.draw.top_k = top_k, s.draw.top_p = 1, s.draw.temperature = 1;
     s.eot = -1, s.seed = 1;

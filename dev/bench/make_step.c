@@ -28,9 +28,8 @@ int main(int argc, char **argv) {
     checkpoint_write(path_join(path, argv[1], "model.bin"), c, params);
     for (size_t f = 0; f < sizeof files / sizeof *files; f++) {
         uint16_t tokens[64];
-        Ranked d;
+        Ranked d = {0};
         Rng r = rng_make(1337, RNG_DEMO, f);
-        memset(&d, 0, sizeof d);
         d.V = c.V;
         for (int q = 0; q < files[f].queries; q++)
             for (int i = 0; i <= files[f].k; i++) { // the query, then its responses

@@ -73,7 +73,7 @@ def main():
     torch.set_num_threads(a.threads)
     policy = Policy(a).to(a.device)
     forward = torch.compile(policy) if a.compile else policy
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=2e-5, weight_decay=0)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=2e-5, weight_decay=0, **(dict(fused=True) if a.device == "cuda" else {}))
     times = []
     for step in range(a.steps + 2):
         x = torch.randint(a.vocab, (a.queries, a.query)).repeat_interleave(a.k, 0).to(a.device)
