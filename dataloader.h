@@ -24,6 +24,7 @@ Knows no mathematics: what a batch is for is said in model.h and rrhf.h.
 #include "util.h"        // defines: die, In, Out, xalloc
 
 enum { RANKED_MAGIC = 20230411, STREAM_MAGIC = 20240520 };
+enum Source { SOURCE_DATA, SOURCE_SAMPLE, SOURCE_BEAM, SOURCE_DIVERSE }; // who made a response
 
 // ----------------------------------------------------------------------------
 // The data set in memory
@@ -38,7 +39,7 @@ typedef struct {
     int *resp_len;         // (R)
     int64_t *resp_at;      // (R)   where its tokens start
     float *score;          // (R)
-    int *source;           // (R)   SOURCE_DATA or another of sampler.h
+    int *source;           // (R)   SOURCE_DATA or another
     uint16_t *tokens;      // (n_tokens)
     size_t cap[8];         // capacities of the eight arrays above, for appending
 } Ranked;
@@ -52,7 +53,7 @@ static inline void ranked_free(Ranked *d) {
 // Appends tokens; returns where they start.
 static inline int64_t ranked_append(Ranked *d, const uint16_t *tokens, int n) {
     int64_t at = d->n_tokens;
-    xgrow((void **)&d->tokens, &d->cap[7], (size_t)(at + n), sizeof(uint16_t));
+    XGROW(d->tokens, d->cap[7], (size_t)(at + n));
     if (n) memcpy(d->tokens + at, tokens, (size_t)n * sizeof(uint16_t));
     d->n_tokens += n;
     return at;
@@ -61,9 +62,9 @@ static inline int64_t ranked_append(Ranked *d, const uint16_t *tokens, int n) {
 // Appends a query; its responses follow with ranked_response.
 static inline void ranked_query(Ranked *d, const uint16_t *tokens, int n) {
     size_t q = (size_t)d->Q;
-    xgrow((void **)&d->query_len, &d->cap[0], q + 1, sizeof(int));
-    xgrow((void **)&d->query_at, &d->cap[1], q + 1, sizeof(int64_t));
-    xgrow((void **)&d->first, &d->cap[2], q + 2, sizeof(int));
+    XGROW(d->query_len, d->cap[0], q + 1);
+    XGROW(d->query_at, d->cap[1], q + 1);
+    XGROW(d->first, d->cap[2], q + 2);
     d->query_len[q] = n;
     d->query_at[q] = ranked_append(d, tokens, n);
     d->first[q] = d->first[q + 1] = d->R;
@@ -73,10 +74,10 @@ static inline void ranked_query(Ranked *d, const uint16_t *tokens, int n) {
 // Appends a response to the last query.
 static inline void ranked_response(Ranked *d, const uint16_t *tokens, int n, float score, int source) {
     size_t r = (size_t)d->R;
-    xgrow((void **)&d->resp_len, &d->cap[3], r + 1, sizeof(int));
-    xgrow((void **)&d->resp_at, &d->cap[4], r + 1, sizeof(int64_t));
-    xgrow((void **)&d->score, &d->cap[5], r + 1, sizeof(float));
-    xgrow((void **)&d->source, &d->cap[6], r + 1, sizeof(int));
+    XGROW(d->resp_len, d->cap[3], r + 1);
+    XGROW(d->resp_at, d->cap[4], r + 1);
+    XGROW(d->score, d->cap[5], r + 1);
+    XGROW(d->source, d->cap[6], r + 1);
     d->resp_len[r] = n;
     d->resp_at[r] = ranked_append(d, tokens, n);
     d->score[r] = score;
@@ -87,9 +88,8 @@ static inline void ranked_response(Ranked *d, const uint16_t *tokens, int n, flo
 
 // Each process has answered its part of the queries (world_part); now all have all of them, in order.
 static inline void ranked_gather(Ranked *d) {
-    Ranked all;
+    Ranked all = {0};
     if (world_size == 1) return;
-    memset(&all, 0, sizeof all);
     all.V = d->V;
     for (int from = 0; from < world_size; from++) {
         Ranked part = *d;
@@ -119,28 +119,27 @@ static inline void ranked_gather(Ranked *d) {
 // ----------------------------------------------------------------------------
 // Files
 
-// Reads and checks a ranked file; dies with one line that names what is wrong.
-static inline Ranked ranked_read(const char *path) {
-    Ranked d;
-    memset(&d, 0, sizeof d);
-    In in = in_open(path);
+// Reads and checks a ranked file, all that is left of `in`; dies with one line that names what is wrong.
+static inline Ranked ranked_get(In *in) {
+    Ranked d = {0};
+    const char *path = in->path;
     int32_t h[256];
-    in_header(&in, h, RANKED_MAGIC, "ranked-responses file");
-    if (h[1] != 1) die("%s: version %d, expected 1; make the file again", path, h[1]);
+    in_header(in, h, RANKED_MAGIC, 1, "ranked-responses file");
     int64_t need = 8 * (int64_t)h[2] + 12 * (int64_t)h[3] + 2 * (int64_t)h[4]; // bytes after the header
-    if (h[2] < 1 || h[3] < h[2] || h[4] < h[3] + (int64_t)h[2] || need != in_left(&in))
+    if (h[2] < 1 || h[3] < h[2] || h[4] < h[3] + (int64_t)h[2] || need != in_left(in))
         die("%s: header says %d queries, %d responses, %d tokens (%" PRId64 " bytes), the file has %" PRId64
-            "; truncated or damaged: make it again", path, h[2], h[3], h[4], need, in_left(&in));
-    if (h[5] < 1 || h[5] > 65536) die("%s: vocabulary %d, expected 1..65536; is the file damaged?", path, h[5]);
+            "; truncated or damaged: make it again", path, h[2], h[3], h[4], need, in_left(in));
+    if (h[5] < 1 || h[5] > VOCABULARY_MAX)
+        die("%s: vocabulary %d, expected 1..%d; is the file damaged?", path, h[5], VOCABULARY_MAX);
     d.V = h[5];
     uint16_t *tok = (uint16_t *)xalloc((size_t)h[4], sizeof *tok);
     int32_t *meta = (int32_t *)xalloc((size_t)h[3] * 3, sizeof *meta);
     for (int q = 0; q < h[2]; q++) {
-        int32_t n = in_i32(&in, "a query's length"), k = in_i32(&in, "a query's k");
+        int32_t n = in_i32(in, "a query's length"), k = in_i32(in, "a query's k");
         if (n < 1 || k < 1 || k > h[3] - d.R || n > h[4] - d.n_tokens)
             die("%s: query %d: length %d and k %d, expected at least 1 and no more than the header announces",
                 path, q, n, k);
-        in_read(&in, meta, 12 * (int64_t)k, "a query's response table");
+        in_read(in, meta, 12 * (int64_t)k, "a query's response table");
         int64_t total = n;
         for (int i = 0; i < k; i++) {
             if (meta[3 * i] < 1)
@@ -149,7 +148,7 @@ static inline Ranked ranked_read(const char *path) {
         }
         if (total > h[4] - d.n_tokens)
             die("%s: query %d: %" PRId64 " tokens, more than the header announces", path, q, total);
-        in_read(&in, tok, 2 * total, "a query's tokens");
+        in_read(in, tok, 2 * total, "a query's tokens");
         for (int64_t t = 0; t < total; t++)
             if (tok[t] >= d.V) die("%s: query %d: token %d, but its vocabulary has %d", path, q, tok[t], d.V);
         ranked_query(&d, tok, n);
@@ -163,45 +162,54 @@ static inline Ranked ranked_read(const char *path) {
     }
     if (d.R != h[3] || d.n_tokens != h[4]) die("%s: header announces %d responses and %d tokens, found %d and %" PRId64,
                                                path, h[3], h[4], d.R, d.n_tokens);
-    in_close(&in);
     free(tok);
     free(meta);
     return d;
 }
 
-static inline void ranked_write(const char *path, const Ranked *d) {
+static inline Ranked ranked_read(const char *path) {
+    In in = in_open(path);
+    Ranked d = ranked_get(&in);
+    in_close(&in);
+    return d;
+}
+
+// Appends the whole file to another.
+static inline void ranked_put(Out *out, const Ranked *d) {
     int64_t tokens = 0; // those in use: after ranked_limit this is less than n_tokens
     for (int q = 0; q < d->Q; q++) tokens += d->query_len[q];
     for (int r = 0; r < d->R; r++) tokens += d->resp_len[r];
     if (tokens > INT32_MAX)
-        die("%s: %" PRId64 " tokens are more than the format's int32 holds; write several files", path, tokens);
+        die("%s: %" PRId64 " tokens are more than the format's int32 holds; write several files", out->path, tokens);
     int32_t h[256] = {RANKED_MAGIC, 1, d->Q, d->R, (int32_t)tokens, d->V};
-    Out out = out_open(path);
-    out_write(&out, h, sizeof h);
+    out_write(out, h, sizeof h);
     for (int q = 0; q < d->Q; q++) {
         int32_t head[2] = {d->query_len[q], d->first[q + 1] - d->first[q]};
-        out_write(&out, head, sizeof head);
+        out_write(out, head, sizeof head);
         for (int r = d->first[q]; r < d->first[q + 1]; r++) {
             int32_t meta[3] = {d->resp_len[r], 0, d->source[r]};
             memcpy(&meta[1], &d->score[r], 4);
-            out_write(&out, meta, sizeof meta);
+            out_write(out, meta, sizeof meta);
         }
-        out_write(&out, d->tokens + d->query_at[q], 2 * (size_t)d->query_len[q]);
+        out_write(out, d->tokens + d->query_at[q], 2 * (size_t)d->query_len[q]);
         for (int r = d->first[q]; r < d->first[q + 1]; r++)
-            out_write(&out, d->tokens + d->resp_at[r], 2 * (size_t)d->resp_len[r]);
+            out_write(out, d->tokens + d->resp_at[r], 2 * (size_t)d->resp_len[r]);
     }
+}
+
+static inline void ranked_write(const char *path, const Ranked *d) {
+    Out out = out_open(path);
+    ranked_put(&out, d);
     out_close(&out);
 }
 
 // Reads a token stream as chunks of up to `chunk` tokens (chunk >= 2): a chunk's first token is the query,
 // the rest its one response, so that a language-model batch is an RRHF batch with k = 1.
 static inline Ranked stream_read(const char *path, int chunk) {
-    Ranked d;
-    memset(&d, 0, sizeof d);
+    Ranked d = {0};
     In in = in_open(path);
     int32_t h[256];
-    in_header(&in, h, STREAM_MAGIC, "token stream");
-    if (h[1] != 1) die("%s: version %d, expected 1; make the file again", path, h[1]);
+    in_header(&in, h, STREAM_MAGIC, 1, "token stream");
     if (h[2] < 2 || 2 * (int64_t)h[2] != in_left(&in))
         die("%s: header says %d tokens (at least 2 expected), the file has room for %" PRId64
             "; truncated or damaged: make it again", path, h[2], in_left(&in) / 2);
@@ -211,7 +219,7 @@ static inline Ranked stream_read(const char *path, int chunk) {
     for (int64_t at = 0; at + 1 < h[2]; at += chunk) {
         int n = h[2] - at < chunk ? (int)(h[2] - at) : chunk;
         ranked_query(&d, tok + at, 1);
-        ranked_response(&d, tok + at + 1, n - 1, 0, 0);
+        ranked_response(&d, tok + at + 1, n - 1, 0, SOURCE_DATA);
     }
     free(tok);
     return d;
@@ -311,8 +319,7 @@ static inline void batch_count(const Ranked *d, int q, int *N, int *U, int *P, i
 
 // Room for batches up to these sizes; the fields N..Q then hold the capacity until the first batch_pack.
 static inline Batch batch_make(int N, int U, int P, int R, int Q) {
-    Batch b;
-    memset(&b, 0, sizeof b);
+    Batch b = {0};
     b.N = N, b.U = U, b.P = P, b.R = R, b.Q = Q;
     int **n_arrays[] = {&b.token, &b.pos, &b.a0, &b.a1, &b.b0};
     for (size_t i = 0; i < sizeof n_arrays / sizeof *n_arrays; i++)

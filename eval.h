@@ -18,6 +18,9 @@ taken over queries, since the completions of one query are no independent sample
 
 typedef struct { double mean, err; int n; } Figure; // err: one standard error
 
+#define EVAL_HEADER "policy,figure,mean,stderr,n"   // of eval.csv
+#define REWARD_HEADER "step,reward,stderr,queries"  // of reward.csv, the reward's curve during training
+
 static inline Figure figure_mean(const double *x, int n) {
     Figure f = {0, 0, n};
     double var = 0;

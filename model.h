@@ -125,16 +125,15 @@ static inline void gpt2_random(Config c, uint64_t seed, float *params) {
 enum { CHECKPOINT_MAGIC = 20240326, CHECKPOINT_FP32 = 3, CHECKPOINT_BF16 = 5 };
 
 static inline Config checkpoint_config(const char *path, const int32_t h[256]) {
-    Config c;
-    memset(&c, 0, sizeof c);
+    Config c = {0};
     c.T = h[2], c.V = h[3], c.L = h[4], c.NH = h[5], c.C = h[6], c.Vp = h[7], c.reward = h[8], c.logistic = h[9];
     if (h[1] != CHECKPOINT_FP32 && h[1] != CHECKPOINT_BF16)
         die("%s: version %d, expected %d (float32) or %d (bfloat16); convert it again", path, h[1], CHECKPOINT_FP32,
             CHECKPOINT_BF16);
-    if (c.T < 1 || c.T > 1 << 20 || c.V < 1 || c.V > 65536 || c.Vp < c.V || c.Vp > 1 << 17 || c.L < 1 || c.L > 1024 ||
+    if (c.T < 1 || c.T > 1 << 20 || c.V < 1 || c.V > VOCABULARY_MAX || c.Vp < c.V || c.Vp > 1 << 17 || c.L < 1 || c.L > 1024 ||
         c.C < 1 || c.C > 1 << 16 || c.NH < 1 || c.C % c.NH || (c.reward & ~1) || (c.logistic & ~1))
         die("%s: sizes T %d, V %d, Vp %d, L %d, heads %d, C %d, reward %d are no GPT-2 (heads divide C, V <= Vp, "
-            "V <= 65536); is the file damaged?", path, c.T, c.V, c.Vp, c.L, c.NH, c.C, h[8]);
+            "V <= %d); is the file damaged?", path, c.T, c.V, c.Vp, c.L, c.NH, c.C, h[8], VOCABULARY_MAX);
     return c;
 }
 
@@ -145,7 +144,7 @@ static inline Checkpoint checkpoint_open(const char *path) {
     Checkpoint f;
     int32_t h[256];
     f.in = in_open(path);
-    in_header(&f.in, h, CHECKPOINT_MAGIC, "checkpoint");
+    in_header(&f.in, h, CHECKPOINT_MAGIC, 0, "checkpoint");
     f.c = checkpoint_config(path, h);
     f.n = gpt2_count(f.c), f.bytes = h[1] == CHECKPOINT_BF16 ? 2 : 4;
     if ((int64_t)(f.n * f.bytes) != in_left(&f.in))
@@ -235,11 +234,14 @@ void   gpt2_free(GPT2 *m);
 Config gpt2_config(const GPT2 *m);
 void   gpt2_get_part(GPT2 *m, enum Copy what, size_t at, size_t n, float *host); // elements at .. at+n-1
 void   gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *host);
-// Memory that build, plan and training will take. training: 0 none; 1 steps of one micro-batch without clipping, where
-// the gradient may be used up as it comes; 2 any other, where it is kept
+// Memory that build, plan and training will take. training: 0 none; 1 steps whose gradient may be used up as it comes
+// (step_at_once, rrhf.h); 2 any other, where it is kept
 size_t gpt2_bytes(Config c, int training, int N, int U);
-int    gpt2_tokens(const GPT2 *m);               // how many tokens at once suit the machine
+enum { TOKENS_LEAST = 2048 };
+int    gpt2_tokens(const GPT2 *m);               // how many tokens at once suit the machine: TOKENS_LEAST or more
 void   gpt2_plan(GPT2 *m, int N, int U);         // room for batches up to N tokens and U rows that are read
+// The loop takes its steps through gpt2_step and gpt2_step_end; gpt2_backward, _grad_norm and _update are their parts,
+// which the tests compare.
 // Policy: out (P) = log P(target). Reward model: out (R) = the head at each response's last token.
 void   gpt2_forward(GPT2 *m, const Batch *b, real *out);
 // c (R) = dL/dlogP of each of response i's tokens, or dL/dreward. Adds to the gradients; after gpt2_forward(b).
@@ -272,8 +274,9 @@ static inline void gpt2_set(GPT2 *m, enum Copy what, const float *host) {
 enum { GPT2_PART = 1 << 18 };
 static inline size_t gpt2_part(size_t at, size_t n) { return n - at < (size_t)GPT2_PART ? n - at : (size_t)GPT2_PART; }
 
-// m may have parameters beyond the file's (a scalar head); they stay as they are.
-static inline void checkpoint_load(Checkpoint *f, GPT2 *m) {
+// The model, and its file closed. c may have parameters beyond the file's (a scalar head): zeros.
+static inline GPT2 *checkpoint_model(Checkpoint *f, Config c, int training) {
+    GPT2 *m = gpt2_build(c, NULL, training);
     float *part = (float *)xalloc(GPT2_PART, sizeof *part);
     for (size_t at = 0, n; at < f->n; at += n) {
         n = gpt2_part(at, f->n);
@@ -282,7 +285,10 @@ static inline void checkpoint_load(Checkpoint *f, GPT2 *m) {
     }
     in_close(&f->in);
     free(part);
+    return m;
 }
+
+#define ON_NAN "no file was overwritten: go back to the last checkpoint with a smaller --lr or with --grad-clip 1"
 
 // Appends parameters or moments to a file. Dies before the file gets its name if a parameter is not finite.
 static inline void gpt2_write(GPT2 *m, enum Copy what, Out *out) {
@@ -293,8 +299,7 @@ static inline void gpt2_write(GPT2 *m, enum Copy what, Out *out) {
         gpt2_get_part(m, what, at, n, part);
         for (size_t i = 0; what == COPY_PARAMS && i < n; i++)
             if (!isfinite(part[i]))
-                die("NaN: %s: parameter %zu is %g; no file was overwritten: go back to the last checkpoint "
-                    "with a smaller --lr or with --grad-clip 1", out->path, at + i, part[i]);
+                die("NaN: %s: parameter %zu is %g; " ON_NAN, out->path, at + i, part[i]);
         out_write(out, part, n * sizeof *part);
     }
     free(part);

@@ -120,8 +120,7 @@ static inline void reward_start(Reward *r) {
 }
 
 static inline Reward reward_open(const char *spec, Tokenizer *tok) {
-    Reward r;
-    memset(&r, 0, sizeof r);
+    Reward r = {0};
     r.spec = spec, r.tok = tok;
     if (reward_is_command(spec)) {
         if (!tok) die_usage("--reward %s: needs --tokenizer, since a command judges text", spec);
@@ -131,8 +130,7 @@ static inline Reward reward_open(const char *spec, Tokenizer *tok) {
     Checkpoint f = checkpoint_open(spec);
     if (!f.c.reward)
         die("--reward %s: a policy, without a scalar head; make a reward model with the reward verb", spec);
-    r.model = gpt2_build(f.c, NULL, 0);
-    checkpoint_load(&f, r.model);
+    r.model = checkpoint_model(&f, f.c, 0);
     return r;
 }
 
@@ -218,7 +216,7 @@ static inline float reward_ask(Reward *r, const Ranked *d, int q, int i) {
     size_t n, m, done = 0;
     Tokens all = {NULL, 0, 0};
     int len[2] = {d->query_len[q], d->resp_len[i]};
-    xgrow((void **)&all.id, &all.cap, (size_t)len[0] + (size_t)len[1], sizeof *all.id);
+    XGROW(all.id, all.cap, (size_t)len[0] + (size_t)len[1]);
     memcpy(all.id, d->tokens + d->query_at[q], (size_t)len[0] * sizeof *all.id);
     memcpy(all.id + len[0], d->tokens + d->resp_at[i], (size_t)len[1] * sizeof *all.id);
     all.n = (size_t)(len[0] + len[1]);
@@ -249,7 +247,7 @@ static inline void reward_score(Reward *r, Ranked *d, const char *label) {
         Progress bar = progress_start(label, 0);
         for (int q = 0; q < d->Q && !world_rank; q++) {
             for (int i = d->first[q]; i < d->first[q + 1]; i++) d->score[i] = reward_ask(r, d, q, i);
-            if (*label) progress(&bar, q + 1, d->Q, "queries");
+            progress(&bar, q + 1, d->Q, "queries");
         }
         world_give(d->score, (size_t)d->R * sizeof *d->score, 0);
         return;

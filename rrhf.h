@@ -23,7 +23,7 @@ L = 2 + 6. c_0 = -1/2 - 1 (pushed up, and imitated), c_1 = +1/4 (pushed down).
 
 The loop sees log-probabilities and scores, never a layer: the backend contract of model.h does the rest.
 
-  train_loop                        epochs, OP-k's windows, log, checkpoints
+  train_loop                        epochs, log, checkpoints; OP-k's responses, drawn anew every k steps
     train_step                      one optimizer step
       gpt2_step, per micro-batch    micro_step: forward -> value -> rrhf_loss -> p, c; then the model's backward of c
       gpt2_step_end                 norm, clipping, AdamW
@@ -32,7 +32,6 @@ The loop sees log-probabilities and scores, never a layer: the backend contract 
 #define RRHF_H
 
 #include "util.h"        // defines: die, Out, Rng, Progress; first, for _GNU_SOURCE
-#include <dirent.h>      // defines: opendir, readdir
 #include <signal.h>      // defines: signal, SIGINT
 #include "model.h"       // defines: GPT2 and its contract
 #include "dataloader.h"  // defines: Ranked, Batch
@@ -50,11 +49,6 @@ typedef struct {
 } Objective;
 
 typedef struct { double loss, rank, ft; } Loss; // rank and ft before weighting, loss after
-
-// Loss of one query and its gradient. value (k): sum_t log P for a policy, the head's output for a reward model;
-// n, r (k): lengths and rewards. Out: p (k), the score that is compared; c (k) = dL/dlogP, or dL/dhead.
-typedef Loss (*QueryLoss)(const Objective *o, int k, const double *value, const int *n, const float *r,
-                          double *p, double *c);
 
 // gap_ij: how many places apart two rewards are among the query's distinct rewards.
 static inline BOTH int rrhf_gap(int k, const float *r, float low, float high) {
@@ -109,6 +103,10 @@ static inline BOTH Loss rrhf_loss(const Objective *o, int k, const double *logp,
     return l;
 }
 
+// What the loop calls: rrhf_loss, or a loss of reward.h, for which logp is the output of a scalar head, and p the same.
+typedef Loss (*QueryLoss)(const Objective *o, int k, const double *logp, const int *n, const float *r,
+                          double *p, double *c);
+
 // value (R) from a forward's output: the sum of each response's log-probabilities, or the heads as they are.
 static inline void batch_values(const Batch *b, int reward_model, const real *out, double *value) {
     for (int r = 0; r < b->R; r++) value[r] = reward_model ? (double)out[r] : 0;
@@ -117,7 +115,7 @@ static inline void batch_values(const Batch *b, int reward_model, const real *ou
 }
 
 // ----------------------------------------------------------------------------
-// Running a model over a data set
+// How many queries at once
 
 static inline int compare_int_down(const void *a, const void *b) { return *(const int *)b - *(const int *)a; }
 
@@ -130,7 +128,7 @@ static inline void batch_bounds(const Ranked *d, int micro, int bound[4]) {
     for (int i = 0; i < 4; i++) {
         int64_t total = 0;
         qsort(size[i], Q, sizeof(int), compare_int_down);
-        for (int q = 0; q < micro && q < d->Q; q++) total += size[i][q];
+        for (int q = 0; q < min_int(micro, d->Q); q++) total += size[i][q];
         if (total > INT32_MAX / 4)
             die("--micro-batch %d: %" PRId64 " tokens at once; choose a smaller one", micro, total);
         bound[i] = (int)total;
@@ -147,39 +145,10 @@ static inline int micro_batch_auto(const GPT2 *m, const Ranked *d, int batch) {
     return micro < 1 ? 1 : micro > batch ? batch : (int)micro;
 }
 
-// value (R) of every response of the data set under a model: sum of log P, or the head's output. Processes share the
-// queries.
-static inline void evaluate_all(GPT2 *m, const Ranked *d, const char *label, double *value) {
-    int micro = micro_batch_auto(m, d, d->Q), bound[4], reward = gpt2_config(m).reward, begin, end;
-    batch_bounds(d, micro, bound);
-    Batch b = batch_make(bound[0], bound[1], bound[2], bound[3], micro);
-    real *out = (real *)xalloc((size_t)bound[2], sizeof(real));
-    int *order = (int *)xalloc((size_t)d->Q, sizeof(int));
-    gpt2_plan(m, bound[0], reward ? bound[3] : bound[1]);
-    Progress bar = progress_start(label, 0);
-    for (int q = 0; q < d->Q; q++) order[q] = q;
-    memset(value, 0, (size_t)d->R * sizeof *value);
-    world_part(d->Q, &begin, &end);
-    for (int q = begin; q < end; q += micro) {
-        int n = end - q < micro ? end - q : micro;
-        batch_pack(&b, d, order + q, n);
-        gpt2_forward(m, &b, out);
-        batch_values(&b, reward, out, value + d->first[q]);
-        for (int r = d->first[q]; r < d->first[q + n]; r++)
-            if (!isfinite(value[r])) die("NaN: the model gives response %d of the data set a value of %g; "
-                                         "its checkpoint is damaged or diverged", r, value[r]);
-        if (*label) progress(&bar, q + n - begin, end - begin, "queries");
-    }
-    world_sum(value, (size_t)d->R, sizeof *value);
-    batch_free(&b);
-    free(out);
-    free(order);
-}
-
 // ----------------------------------------------------------------------------
 // What a training run is told
 
-enum Schedule { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT };
+enum Schedule { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT }; // in the order of --schedule's choices
 
 typedef struct {
     const char *label, *out, *resume;        // label for the progress line; resume may be NULL
@@ -191,14 +160,13 @@ typedef struct {
     AdamW adam;
     Objective objective;
     QueryLoss loss;
+    void *context;                           // of the two functions that follow
     void (*after)(void *context, int step);  // called before the first step and after every one; may be NULL
-    void *context;
     // OP-k: before every `refresh`-th step the policy in training answers the queries of the next `refresh` steps.
     // answer returns the n queries of d, in the order of `queries`, answered and scored; the loop frees them. A query
-    // that the window visits twice comes twice. step: how many are done.
+    // that is visited twice comes twice. step: how many are done.
     int refresh;                             // k, 0 = the data's own responses
-    Ranked (*answer)(void *online, const Ranked *d, const int *queries, int n, int step);
-    void *online;
+    Ranked (*answer)(void *context, const Ranked *d, const int *queries, int n, int step);
     char drawing[512];                       // how responses are drawn: more of the settings
     char settings[2048];                     // what a resumed run must share, a setting a line (train_settings)
 } Train;
@@ -253,8 +221,7 @@ typedef struct {
 
 static inline StepRoom step_room(GPT2 *m, const Ranked *d, int micro) {
     int bound[4];
-    StepRoom s;
-    memset(&s, 0, sizeof s);
+    StepRoom s = {0};
     batch_bounds(d, micro, bound);
     s.b = batch_make(bound[0], bound[1], bound[2], bound[3], micro);
     s.out = (real *)xalloc((size_t)bound[2], sizeof(real));
@@ -271,25 +238,53 @@ static inline void step_room_free(StepRoom *s) {
     free(s->out); free(s->coef); free(s->value); free(s->p); free(s->c);
 }
 
+// Forward of the n queries queries[0..n-1] of d: s->value of each of their responses, s->b being their batch.
+static inline void room_values(GPT2 *m, StepRoom *s, const Ranked *d, const int *queries, int n) {
+    batch_pack(&s->b, d, queries, n);
+    gpt2_forward(m, &s->b, s->out);
+    batch_values(&s->b, gpt2_config(m).reward, s->out, s->value);
+}
+
+// value (R) of every response of the data set under a model: sum of log P, or the head's output. Processes share the
+// queries.
+static inline void evaluate_all(GPT2 *m, const Ranked *d, const char *label, double *value) {
+    int micro = micro_batch_auto(m, d, d->Q), begin, end;
+    StepRoom s = step_room(m, d, micro);
+    int *order = (int *)xalloc((size_t)d->Q, sizeof(int));
+    Progress bar = progress_start(label, 0);
+    for (int q = 0; q < d->Q; q++) order[q] = q;
+    memset(value, 0, (size_t)d->R * sizeof *value);
+    world_part(d->Q, &begin, &end);
+    for (int q = begin, n; q < end; q += n) {
+        n = min_int(micro, end - q);
+        room_values(m, &s, d, order + q, n);
+        for (int i = 0, r = d->first[q]; i < s.b.R; i++, r++) {
+            value[r] = s.value[i];
+            if (!isfinite(value[r])) die("NaN: the model gives response %d of the data set a value of %g; "
+                                         "its checkpoint is damaged or diverged", r, value[r]);
+        }
+        progress(&bar, q + n - begin, end - begin, "queries");
+    }
+    world_sum(value, (size_t)d->R, sizeof *value);
+    step_room_free(&s);
+    free(order);
+}
+
 static inline void check_value(int step, int query, int response, double value) {
     if (!isfinite(value))
-        die("NaN: step %d, query %d, response %d: value %g; no file was overwritten: go back to the last "
-            "checkpoint with a smaller --lr or with --grad-clip 1", step, query, response, value);
+        die("NaN: step %d, query %d, response %d: value %g; " ON_NAN, step, query, response, value);
 }
 
 static inline void check_norm(int step, double norm, double loss) {
     if (!isfinite(norm))
-        die("NaN: step %d: the gradient's norm is %g (loss %g); no file was overwritten: go back to the last "
-            "checkpoint with a smaller --lr or with --grad-clip 1", step, norm, loss);
+        die("NaN: step %d: the gradient's norm is %g (loss %g); " ON_NAN, step, norm, loss);
 }
 
 // One micro-batch up to its gradient: forward -> values -> losses -> coefficients, in s->coef.
 static inline void micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n) {
     double scale = 1.0 / s->queries;
     Batch *b = &s->b;
-    batch_pack(b, d, queries, n);
-    gpt2_forward(m, b, s->out);
-    batch_values(b, gpt2_config(m).reward, s->out, s->value);
+    room_values(m, s, d, queries, n);
     for (int g = 0; g < n; g++) {
         int i = b->first[g], k = b->first[g + 1] - i;
         Loss l = t->loss(&t->objective, k, s->value + i, b->resp_len + i, b->score + i, s->p + i, s->c + i);
@@ -303,19 +298,19 @@ static inline void micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
     }
 }
 
-// The end of a step: the gradient's norm, clipping, the update. Returns the losses, means over the step's queries.
-static inline Loss step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
-    *grad_norm = gpt2_grad_norm(m);
-    check_norm(s->step, *grad_norm, s->sum.loss);
-    gpt2_update(m, s->adam, t->grad_clip > 0 && *grad_norm > t->grad_clip ? t->grad_clip / *grad_norm : 1, s->step);
-    return s->sum;
+// What clipping multiplies the gradient by.
+static inline BOTH double clip_scale(double norm, double clip) { return clip > 0 && norm > clip ? clip / norm : 1; }
+
+// Is a step of so many queries one micro-batch of one process, without clipping? Its update need not wait for the rest.
+static inline int step_at_once(const Train *t, int queries) {
+    return queries <= t->micro_batch && !(t->grad_clip > 0) && world_size == 1;
 }
 
 // What the loop asks of the backend beyond model.h. gpt2_step: micro_step, then the backward of its coefficients.
-// gpt2_step_end: step_end. Each backend may take a shorter way to the same result:
-//   CPU  Where nothing clips, the norm is taken during the update; where the step is one micro-batch besides, the
-//        update is part of the backward. A norm that is not finite then ends the run after the update, with nothing
-//        saved.
+// gpt2_step_end: the gradient's norm, clipping, the update; returns the losses, means over the step's queries. Each
+// backend takes its own way there:
+//   CPU  Where nothing clips, the norm is taken during the update; where step_at_once, the update is part of the
+//        backward. A norm that is not finite then ends the run after the update, with nothing saved.
 //   GPU  It computes the losses itself and hands nothing back before gpt2_step_end, so that it never waits for the
 //        host, which packs the next micro-batch, s->next, while the device works. Where a value or the norm is not
 //        finite it leaves the weights alone, and gpt2_step_end dies.
@@ -336,10 +331,9 @@ static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
     world_part(n, &begin, &end);
     world_part(s->behind, &behind, &behind_end);
     for (int i = begin, now; i < end; i += now) {
-        now = end - i < t->micro_batch ? end - i : t->micro_batch;
+        now = min_int(t->micro_batch, end - i);
         s->next = queries + (i + now < end ? i + now : n + behind);
-        s->n_next = i + now < end ? end - i - now : behind_end - behind;
-        if (s->n_next > t->micro_batch) s->n_next = t->micro_batch;
+        s->n_next = min_int(t->micro_batch, i + now < end ? end - i - now : behind_end - behind);
         gpt2_step(m, t, s, d, queries + i, now);
     }
     for (int i = begin; i < end; i++) batch_count(d, queries[i], &N, &U, &P, &R);
@@ -354,9 +348,17 @@ static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
 // ----------------------------------------------------------------------------
 // Which queries, and OP-k's responses to them
 
+static inline int epoch_steps(const Train *t, const Ranked *d) { return (d->Q + t->batch - 1) / t->batch; }
+
+// Where a step's queries (step from 0) begin in their epoch's order, and how many they are.
+static inline int step_at(const Train *t, const Ranked *d, int step) { return step % epoch_steps(t, d) * t->batch; }
+static inline int step_size(const Train *t, const Ranked *d, int step) {
+    return min_int(t->batch, d->Q - step_at(t, d, step));
+}
+
 // The optimizer steps of all epochs.
 static inline int train_steps(const Train *t, const Ranked *d) {
-    int64_t n = (int64_t)t->epochs * ((d->Q + t->batch - 1) / t->batch);
+    int64_t n = (int64_t)t->epochs * epoch_steps(t, d);
     if (n > INT32_MAX)
         die_usage("--epochs %d: %" PRId64 " optimizer steps of --batch %d are more than %d; choose fewer epochs",
                   t->epochs, n, t->batch, INT32_MAX);
@@ -366,74 +368,51 @@ static inline int train_steps(const Train *t, const Ranked *d) {
 // Points *queries at those that step (from 0) visits and returns how many. They lie in order (Q), which is shuffled
 // anew for each epoch; *epoch: the one that it is shuffled for, -1 = none yet.
 static inline int step_queries(const Train *t, const Ranked *d, int step, int *order, int *epoch, const int **queries) {
-    int per_epoch = (d->Q + t->batch - 1) / t->batch, at = step % per_epoch * t->batch;
-    if (*epoch != step / per_epoch) {
-        *epoch = step / per_epoch;
+    if (*epoch != step / epoch_steps(t, d)) {
+        *epoch = step / epoch_steps(t, d);
         Rng r = rng_make(t->seed, RNG_SHUFFLE, (uint64_t)*epoch); // from the seed alone: a resumed run shuffles alike
         if (t->shuffle) rng_shuffle(&r, order, d->Q);
         else for (int q = 0; q < d->Q; q++) order[q] = q;
     }
-    *queries = order + at;
-    return d->Q - at < t->batch ? d->Q - at : t->batch;
+    *queries = order + step_at(t, d, step);
+    return step_size(t, d, step);
 }
 
 // Of the queries that follow a step's in its order, how many are the next step's; 0 where the next step is the first of
 // an epoch or of a window, or is none.
 static inline int step_behind(const Train *t, const Ranked *d, int step, int end) {
-    int next = step + 1, at = next % ((d->Q + t->batch - 1) / t->batch) * t->batch;
-    if (next >= end || at == 0 || (t->refresh && next % t->refresh == 0)) return 0;
-    return d->Q - at < t->batch ? d->Q - at : t->batch;
+    int next = step + 1, anew = step_at(t, d, next) == 0 || (t->refresh && next % t->refresh == 0);
+    return next < end && !anew ? step_size(t, d, next) : 0;
 }
 
-// OP-k's window of data: fresh responses to the queries of steps first .. first+k-1, in the order of their visits. A
-// state.bin within a window needs it, in online-FIRST.bin beside it.
+// OP-k's window of data: fresh responses to the queries of the steps from one refresh to the next, in the order of their
+// visits. A state within a window holds it.
 typedef struct {
     Ranked d;      // Q = 0: no window
-    int first;     // the step that it begins with, from 0
     int visits;    // its queries that steps have taken so far
     int *index;    // 0, 1, .. Q-1: its queries in order; train_loop frees d and index
 } Window;
 
-static inline char *window_path(char *path, const char *dir, int first) {
-    char name[32];
-    snprintf(name, sizeof name, "online-%d.bin", first);
-    return path_join(path, dir, name);
-}
-
-// Removes the windows of earlier states: all but the one at `keep`, -1 = all.
-static inline void windows_remove(const char *dir, int keep) {
-    DIR *all = opendir(dir);
-    int first, end;
-    for (struct dirent *e; all && (e = readdir(all));) {
-        char path[RRHF_PATH_MAX];
-        first = end = 0;
-        if (sscanf(e->d_name, "online-%d.bin%n", &first, &end) == 1 && end && !e->d_name[end] && first != keep)
-            unlink(window_path(path, dir, first));
-    }
-    if (all) closedir(all);
-}
-
-// Makes the window that `step` of `total` needs. A resumed run in the middle of a window reads what was sampled then.
-static inline void window_refresh(Window *w, const Train *t, const Ranked *d, int step, int total, int resumed) {
-    w->first = step / t->refresh * t->refresh;
-    int steps = t->refresh < total - w->first ? t->refresh : total - w->first, most = t->batch < d->Q ? t->batch : d->Q;
+// Makes the window that `step` of `total` needs; keeps its responses where a resumed run has read those drawn then.
+static inline void window_refresh(Window *w, const Train *t, const Ranked *d, int step, int total) {
+    int first = step / t->refresh * t->refresh, steps = min_int(t->refresh, total - first), epoch = -1, n = 0;
     int *order = (int *)xalloc((size_t)d->Q, sizeof(int));
-    int *visit = (int *)xalloc((size_t)steps * (size_t)most, sizeof(int));
-    int epoch = -1, n = 0;
-    char path[RRHF_PATH_MAX];
+    int *visit = (int *)xalloc((size_t)steps * (size_t)min_int(t->batch, d->Q), sizeof(int));
     w->visits = 0;
-    for (int s = w->first; s < w->first + steps; s++) {
+    for (int s = first; s < first + steps; s++) {
         const int *queries;
         int m = step_queries(t, d, s, order, &epoch, &queries);
         memcpy(visit + n, queries, (size_t)m * sizeof(int));
         n += m;
         if (s < step) w->visits = n; // where a resumed run stands in it
     }
-    ranked_free(&w->d);
-    w->d = resumed ? ranked_read(window_path(path, t->resume, w->first)) : t->answer(t->online, d, visit, n, step);
+    if (step == first) {
+        ranked_free(&w->d);
+        w->d = t->answer(t->context, d, visit, n, step);
+    }
     if (w->d.Q != n)
-        die("%s: %d queries, expected the %d of steps %d and after; start without --resume",
-            resumed ? path : "the responses", w->d.Q, n, w->first);
+        die("OP-k: responses to %d queries, expected the %d of steps %d to %d; start without --resume", w->d.Q, n,
+            first, first + steps - 1);
     free(w->index);
     w->index = (int *)xalloc((size_t)n, sizeof(int));
     for (int i = 0; i < n; i++) w->index[i] = i;
@@ -528,41 +507,43 @@ static inline void log_write(const Train *t, const Log *log) {
     out_close(&out);
 }
 
-// state.bin: int32[256] {20230412, 1, settings' length, log rows}, the settings, the log, the parameters, both moments.
-enum { STATE_MAGIC = 20230412 };
+// state.bin: int32[256] {20230412, 1, settings' length, log rows}, the settings, the log, the parameters, both moments;
+// then, within one of OP-k's windows, a ranked file: the window.
+enum { STATE_MAGIC = 20230412, STATE_VERSION = 1 };
 
-static inline void state_write(GPT2 *m, const Train *t, const Log *log) {
+static inline void state_write(GPT2 *m, const Train *t, const Log *log, const Window *w) {
     char path[RRHF_PATH_MAX];
-    int32_t h[256] = {STATE_MAGIC, 1, (int32_t)strlen(t->settings), log->n};
+    int32_t h[256] = {STATE_MAGIC, STATE_VERSION, (int32_t)strlen(t->settings), log->n};
     Out out = out_open(path_join(path, t->out, "state.bin"));
     out_write(&out, h, sizeof h);
     out_write(&out, t->settings, strlen(t->settings));
     out_write(&out, log->row, (size_t)log->n * sizeof *log->row);
     enum Copy parts[3] = {COPY_PARAMS, COPY_M, COPY_V};
     for (int i = 0; i < 3; i++) gpt2_write(m, parts[i], &out);
+    if (w->visits < w->d.Q) ranked_put(&out, &w->d);
     out_close(&out);
 }
 
-// Reads state.bin of t->resume into m and log.
-static inline void train_load(GPT2 *m, const Train *t, Log *log) {
+// Reads state.bin of t->resume into m, log and w.
+static inline void train_load(GPT2 *m, const Train *t, Log *log, Window *w) {
     char path[RRHF_PATH_MAX], settings[sizeof t->settings];
     int32_t h[256];
     size_t n = gpt2_count(gpt2_config(m));
     In in = in_open(path_join(path, t->resume, "state.bin"));
-    in_header(&in, h, STATE_MAGIC, "training state");
-    if (h[1] != 1 || h[2] < 0 || h[2] >= (int)sizeof settings || h[3] < 0)
+    in_header(&in, h, STATE_MAGIC, STATE_VERSION, "training state");
+    if (h[2] < 0 || h[2] >= (int)sizeof settings || h[3] < 0)
         die("%s: damaged header; start without --resume", path);
     memset(settings, 0, sizeof settings);
     in_read(&in, settings, h[2], "the settings");
     settings_check(t, settings);
     if ((int64_t)h[3] * (int64_t)sizeof(LogRow) > in_left(&in)) die("%s: truncated: its log has %d rows", path, h[3]);
-    xgrow((void **)&log->row, &log->cap, (size_t)h[3], sizeof *log->row);
+    XGROW(log->row, log->cap, (size_t)h[3]);
     in_read(&in, log->row, (int64_t)h[3] * (int64_t)sizeof *log->row, "the log");
     log->n = h[3];
     for (int i = 0; i < log->n; i++)
         if (log->row[i].step != i + 1)
             die("%s: row %d of its log is step %g; damaged: start without --resume", path, i + 1, log->row[i].step);
-    if ((int64_t)(3 * n * sizeof(float)) != in_left(&in))
+    if ((int64_t)(3 * n * sizeof(float)) > in_left(&in))
         die("%s: %" PRId64 " bytes of parameters and moments, expected %zu; truncated, or of another model",
             path, in_left(&in), 3 * n * sizeof(float));
     float *part = (float *)xalloc(GPT2_PART, sizeof *part);
@@ -576,6 +557,7 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
                     die("%s: number %zu of part %d is %g; damaged: start without --resume", path, at + j, i, part[j]);
             gpt2_set_part(m, parts[i], at, k, part);
         }
+    if (t->refresh && in_left(&in)) w->d = ranked_get(&in);
     in_close(&in);
     free(part);
 }
@@ -585,19 +567,15 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log) {
 
 // policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as
 // large, is not. A run killed in between resumes from the state before, which knows nothing of them, and comes by
-// again. What a state needs is its window: that is on the disk before it, and an older one's goes after it. A finished
-// run leaves its settings and no state, since it would be trained again from a state of earlier on.
+// again. A finished run leaves its settings and no state, since it would be trained again from a state of earlier on.
 static inline void train_write(GPT2 *m, const Train *t, const Log *log, const Window *w, int finished) {
     char path[RRHF_PATH_MAX];
-    int keep = w->d.Q && !finished;
     gpt2_save(m, path_join(path, t->out, "policy.bin"));
     log_write(t, log);
-    if (keep) ranked_write(window_path(path, t->out, w->first), &w->d);
     if (finished) {
         settings_write(t);
         unlink(path_join(path, t->out, "state.bin"));
-    } else state_write(m, t, log);
-    windows_remove(t->out, keep ? w->first : -1);
+    } else state_write(m, t, log, w);
 }
 
 // All processes took the same steps, from the same start and with the same gradients.
@@ -642,17 +620,16 @@ static inline int train_finished(GPT2 *m, const Ranked *d, Train *t) {
 // Returns 0, or 1 when Ctrl-C stopped it: then state.bin is there to resume from.
 static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     int total = train_steps(t, d), step = 0, epoch = -1, stop = 0;
-    int end = t->steps && t->steps < total ? t->steps : total;
+    int end = t->steps ? min_int(t->steps, total) : total;
     char path[RRHF_PATH_MAX];
     if (!*t->settings) train_settings(t, m, d);
-    Window w;
-    memset(&w, 0, sizeof w);
+    Window w = {0};
     if (t->resume) {
-        train_load(m, t, log);
+        train_load(m, t, log, &w);
         step = log->n;
         if (step < end) fprintf(stderr, "%-8s going on from step %d of %d\n", t->label, step, total);
         else fprintf(stderr, "%-8s nothing to do: %s stands at step %d of %d\n", t->label, t->resume, step, total);
-        if (t->refresh && step % t->refresh && step < total) window_refresh(&w, t, d, step, total, 1);
+        if (t->refresh && step % t->refresh && step < total) window_refresh(&w, t, d, step, total);
     }
     if (!world_rank) unlink(path_join(path, t->out, "settings.txt")); // an earlier run's
     StepRoom s = step_room(m, w.d.Q ? &w.d : d, t->micro_batch);
@@ -667,7 +644,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
         int n = step_queries(t, d, step, order, &epoch, &queries);
         if (t->profile && step <= begun + 1) backend_profile(0); // anew after the first, which also brings memory in
         if (t->refresh && step % t->refresh == 0) {
-            window_refresh(&w, t, d, step, total, 0);
+            window_refresh(&w, t, d, step, total);
             step_room_free(&s);
             s = step_room(m, &w.d, t->micro_batch);
         }
@@ -679,7 +656,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
         double seconds = now_s() - start;
         LogRow row = {(double)++step, (double)epoch + 1, l.loss, l.rank, l.ft, lr, grad_norm,
                       seconds * 1e3, (double)tokens / seconds};
-        xgrow((void **)&log->row, &log->cap, (size_t)log->n + 1, sizeof row);
+        XGROW(log->row, log->cap, (size_t)log->n + 1);
         log->row[log->n++] = row;
         progress(&bar, step, end, "loss %.4g  rank %.4g  ft %.4g  %.0f tok/s", l.loss, l.rank, l.ft, row.tokens_per_s);
         if (t->after) t->after(t->context, step);

@@ -30,8 +30,6 @@ depend on the backend: draws differ from another's only where the two round the 
 #include <omp.h>         // defines: omp_get_max_threads, omp_get_thread_num
 #endif
 
-enum Source { SOURCE_DATA, SOURCE_SAMPLE, SOURCE_BEAM, SOURCE_DIVERSE }; // the `source` of a response in a ranked file
-
 typedef struct {
     int num_return, max_new_tokens;
     Draw draw;
@@ -74,10 +72,10 @@ static inline void heap_sink(Candidate *h, int n, int i) {
 
 // The k largest logits, of equal ones the lower ids, in the order of their ids; k = 0: all. room (k, or V)
 // Few logits get past the least of the k so far: a span without one costs a comparison per logit, many at a time.
-static inline int top_k_candidates(Candidate *room, const float *logits, int V, int k) {
+static inline int top_k_candidates(Candidate *room, const real *logits, int V, int k) {
     enum { SPAN = 32 };
     if (k <= 0 || k > V) k = V;
-    for (int v = 0; v < k; v++) room[v].logit = logits[v], room[v].id = v;
+    for (int v = 0; v < k; v++) room[v].logit = (float)logits[v], room[v].id = v;
     if (k == V) return k;
     for (int i = k / 2 - 1; i >= 0; i--) heap_sink(room, k, i);
     for (int v0 = k; v0 < V; v0 += SPAN) {
@@ -86,21 +84,13 @@ static inline int top_k_candidates(Candidate *room, const float *logits, int V, 
         for (int v = v0; v < v1; v++) larger |= logits[v] > least;
         for (int v = v0; larger && v < v1; v++) {
             if (!(logits[v] > room[0].logit)) continue;
-            room[0].logit = logits[v];
+            room[0].logit = (float)logits[v];
             room[0].id = v;
             heap_sink(room, k, 0);
         }
     }
     qsort(room, (size_t)k, sizeof *room, compare_ids);
     return k;
-}
-
-static inline double log_sum_exp(const float *logits, int V) {
-    float max = logits[0];
-    double sum = 0;
-    for (int v = 1; v < V; v++) max = logits[v] > max ? logits[v] : max;
-    for (int v = 0; v < V; v++) sum += expf(logits[v] - max);
-    return max + log(sum);
 }
 
 // ----------------------------------------------------------------------------
@@ -275,22 +265,19 @@ static inline int longest_query(const Ranked *d) {
 static inline int wave_queries(const GPT2 *m, const Ranked *d, int k, int max_new_tokens) {
     enum { TOKENS = 4096, CACHE_MIB = 1024 };
     Config c = gpt2_config(m);
-    int scale = gpt2_tokens(m) / 2048 < 8 ? gpt2_tokens(m) / 2048 : 8;
-    int longest = longest_query(d), n = d->Q;
+    int scale = min_int(gpt2_tokens(m) / TOKENS_LEAST, 8), longest = longest_query(d);
     if (max_new_tokens < 1 || longest > c.T - max_new_tokens)
         die("--max-new-tokens %d: with queries of up to %d tokens this exceeds the model's %d; "
             "try --max-new-tokens %d, or cut with --max-query-tokens", max_new_tokens, longest, c.T, c.T - longest);
     double slots = scale * CACHE_MIB * 1048576.0 / (2.0 * c.L * c.C * (double)sizeof(real));
     double fit = slots / (longest + (double)k * max_new_tokens);
-    if (n > scale * wave_sequences / k) n = scale * wave_sequences / k;
-    if (n > scale * TOKENS / longest) n = scale * TOKENS / longest;
+    int n = min_int(d->Q, min_int(scale * wave_sequences / k, scale * TOKENS / longest));
     if (n > fit) n = (int)fit;
     return n > 1 ? n : 1;
 }
 
 static inline Wave wave_make(GPT2 *m, const Ranked *d, int n, int k, int max_new_tokens) {
-    Wave w;
-    memset(&w, 0, sizeof w);
+    Wave w = {0};
     int longest = longest_query(d), tokens = n * (longest > k ? longest : k);
     w.S = n * k;
     w.stride = longest + max_new_tokens;
@@ -361,7 +348,7 @@ static inline int wave_text(const Wave *w, int s, int start, uint16_t *text) {
 static inline void policy_query(Ranked *out, const Ranked *d, int q, int keep_own) {
     ranked_query(out, d->tokens + d->query_at[q], d->query_len[q]);
     for (int r = d->first[q]; keep_own && r < d->first[q + 1]; r++)
-        ranked_response(out, d->tokens + d->resp_at[r], d->resp_len[r], 0, d->source[r]);
+        ranked_response(out, d->tokens + d->resp_at[r], d->resp_len[r], 0, SOURCE_DATA);
 }
 
 static inline int thread_count(void) {
@@ -429,8 +416,7 @@ static inline void sample_wave(Draws *a, Wave *w, GPT2 *m, const Ranked *d, int 
 
 static inline Ranked sample(GPT2 *m, const Ranked *d, Sampling s, int keep_own, const char *label) {
     Config c = gpt2_config(m);
-    Ranked out;
-    memset(&out, 0, sizeof out);
+    Ranked out = {0};
     out.V = c.V;
     int k = s.num_return, n = wave_queries(m, d, k, s.max_new_tokens);
     Wave w = wave_make(m, d, n, k, s.max_new_tokens);
@@ -439,7 +425,7 @@ static inline Ranked sample(GPT2 *m, const Ranked *d, Sampling s, int keep_own, 
     int begin, end;
     world_part(d->Q, &begin, &end);
     for (int q0 = begin; q0 < end; q0 += n) {
-        int now = end - q0 < n ? end - q0 : n;
+        int now = min_int(n, end - q0);
         sample_wave(&a, &w, m, d, q0, now, s);
         for (int j = 0; j < now; j++) {
             policy_query(&out, d, q0 + j, keep_own);
@@ -448,7 +434,7 @@ static inline Ranked sample(GPT2 *m, const Ranked *d, Sampling s, int keep_own, 
                 ranked_response(&out, a.text, len, 0, SOURCE_SAMPLE);
             }
         }
-        if (*label) progress(&bar, q0 + now - begin, end - begin, "queries");
+        progress(&bar, q0 + now - begin, end - begin, "queries");
     }
     draws_free(&a);
     wave_free(&w);
@@ -616,8 +602,7 @@ static inline void beaming_check(Beaming b) {
 static inline Ranked beam_search(GPT2 *m, const Ranked *d, Beaming b, int keep_own, const char *label) {
     beaming_check(b);
     Config c = gpt2_config(m);
-    Ranked out;
-    memset(&out, 0, sizeof out);
+    Ranked out = {0};
     out.V = c.V;
     int n = wave_queries(m, d, b.num_beams, b.max_new_tokens);
     Wave w = wave_make(m, d, n, b.num_beams, b.max_new_tokens);
@@ -626,13 +611,13 @@ static inline Ranked beam_search(GPT2 *m, const Ranked *d, Beaming b, int keep_o
     int begin, end;
     world_part(d->Q, &begin, &end);
     for (int q0 = begin; q0 < end; q0 += n) {
-        int now = end - q0 < n ? end - q0 : n;
+        int now = min_int(n, end - q0);
         beam_wave(&s, &w, m, d, q0, now);
         for (int j = 0; j < now; j++) {
             policy_query(&out, d, q0 + j, keep_own);
             beams_take(&s, j, &out);
         }
-        if (*label) progress(&bar, q0 + now - begin, end - begin, "queries");
+        progress(&bar, q0 + now - begin, end - begin, "queries");
     }
     beams_free(&s);
     wave_free(&w);

@@ -31,10 +31,11 @@ A Tokenizer remembers words it has seen, so threads need one each.
 #ifndef TOKENIZER_H
 #define TOKENIZER_H
 
-#include "util.h"        // defines: die, In, Out, xalloc, xgrow
+#include "util.h"        // defines: die, In, Out, xalloc, XGROW, VOCABULARY_MAX
 #include "dev/unicode.h" // defines: unicode_letters, unicode_numbers, unicode_spaces, UNICODE_END
 
-enum { TOKENIZER_MAGIC = 20240328, TOKENIZER_VERSION = 2, VOCABULARY_MAX = 65536, TOKEN_BYTES_MAX = 255 };
+enum { TOKENIZER_MAGIC = 20240328, TOKENIZER_VERSION = 2, TOKEN_BYTES_MAX = 255 };
+#define END_OF_TEXT "<|endoftext|>"
 
 // ----------------------------------------------------------------------------
 // A vocabulary in memory
@@ -116,8 +117,7 @@ static inline void kind_fill(uint8_t *kind, const uint16_t *runs, size_t n, int 
 
 // An empty vocabulary with room for V tokens of `bytes` bytes in all.
 static inline Tokenizer tokenizer_make(int V, size_t bytes) {
-    Tokenizer t;
-    memset(&t, 0, sizeof t);
+    Tokenizer t = {0};
     t.eot = -1;
     t.bytes = (char *)xalloc(bytes, 1);
     t.at = (uint32_t *)xalloc((size_t)V + 1, sizeof(uint32_t));
@@ -155,11 +155,8 @@ static inline void tokenizer_add(Tokenizer *t, const char *s, size_t n, int is_e
 static inline Tokenizer tokenizer_read(const char *path) {
     int32_t header[256];
     In in = in_open(path);
-    in_header(&in, header, TOKENIZER_MAGIC, "tokenizer");
+    in_header(&in, header, TOKENIZER_MAGIC, TOKENIZER_VERSION, "tokenizer");
     int V = header[2], eot = header[3];
-    if (header[1] != TOKENIZER_VERSION)
-        die("%s: version %d, expected %d; write the tokenizer again in the current format", path, header[1],
-            TOKENIZER_VERSION);
     if (V < 1 || V > VOCABULARY_MAX)
         die("%s: a vocabulary of %d tokens, expected 1 to %d; is the file damaged?", path, V, VOCABULARY_MAX);
     if (eot < -1)
@@ -193,7 +190,7 @@ static inline void tokenizer_write(const char *path, const Tokenizer *t) {
 // A vocabulary of n tokens: the first n - 1 under their own ids, then end-of-text. Ids are ranks, so what
 // remains is again a vocabulary; 256 bytes and end-of-text (n = 257 for GPT-2) still encode any text.
 static inline Tokenizer tokenizer_truncate(const Tokenizer *t, int n) {
-    const char *eot = t->eot >= 0 ? t->bytes + t->at[t->eot] : "<|endoftext|>";
+    const char *eot = t->eot >= 0 ? t->bytes + t->at[t->eot] : END_OF_TEXT;
     size_t eot_bytes = t->eot >= 0 ? t->at[t->eot + 1] - t->at[t->eot] : strlen(eot);
     int have = t->V + (t->eot < 0);
     if (n < 1 || n > have)
@@ -288,7 +285,7 @@ static inline size_t merge_offer(Tokenizer *t, const char *s, uint32_t n, uint32
     Piece *p = t->piece;
     p[i].rank = p[i].end < n ? tokenizer_find(t, s + i, p[p[i].end].end - i) : -1;
     if (p[i].rank < 0) return heap_n;
-    xgrow((void **)&t->heap, &t->heap_cap, heap_n + 1, sizeof(uint64_t));
+    XGROW(t->heap, t->heap_cap, heap_n + 1);
     heap_push(t->heap, heap_n, (uint64_t)p[i].rank << 32 | i);
     return heap_n + 1;
 }
@@ -296,7 +293,7 @@ static inline size_t merge_offer(Tokenizer *t, const char *s, uint32_t n, uint32
 // Appends the tokens of one word to out, which has room for n. O(n log n): a word may be the whole text.
 static inline void merge_word(Tokenizer *t, const char *s, size_t n, Tokens *out) {
     if (n > INT32_MAX) die("tokenizer: a word of %zu bytes without a space; split the text", n);
-    xgrow((void **)&t->piece, &t->piece_cap, n, sizeof(Piece));
+    XGROW(t->piece, t->piece_cap, n);
     Piece *p = t->piece;
     size_t heap_n = 0;
     for (uint32_t i = 0; i < n; i++) {
@@ -332,7 +329,7 @@ static inline size_t tokenizer_encode(Tokenizer *t, const char *text, size_t n, 
         end = word_end(t, text, n, i);
         const char *s = text + i;
         size_t len = end - i, first = out->n;
-        xgrow((void **)&out->id, &out->cap, first + len, sizeof(uint16_t)); // a token is at least a byte
+        XGROW(out->id, out->cap, first + len); // a token is at least a byte
         CachedWord *w = len <= WORD_BYTES ? &t->cache[bytes_hash(s, len) % CACHE_WORDS] : NULL;
         if (w && w->len == len && memcmp(w->bytes, s, len) == 0) {
             memcpy(out->id + first, w->id, w->n * sizeof(uint16_t));
@@ -362,11 +359,11 @@ static inline const char *tokenizer_decode(const Tokenizer *t, int id, int *len)
 static inline char *tokenizer_text(const Tokenizer *t, const uint16_t *ids, size_t n, size_t *len) {
     char *text = NULL;
     size_t cap = 0, at = 0;
-    xgrow((void **)&text, &cap, 1, 1);
+    XGROW(text, cap, 1);
     for (size_t i = 0; i < n; i++) {
         int k;
         const char *s = tokenizer_decode(t, ids[i], &k);
-        xgrow((void **)&text, &cap, at + (size_t)k + 1, 1);
+        XGROW(text, cap, at + (size_t)k + 1);
         memcpy(text + at, s, (size_t)k);
         at += (size_t)k;
     }
@@ -396,8 +393,7 @@ typedef struct { uint32_t key; int64_t count; } Pair;
 typedef struct { Pair *list; size_t n, cap; int32_t *index; size_t mask; } Pairs;
 
 static inline Words words_collect(const Tokenizer *t, const char *text, size_t n) {
-    Words w;
-    memset(&w, 0, sizeof w);
+    Words w = {0};
     size_t all = 0, mask = 1023;
     for (size_t i = 0; i < n; i = word_end(t, text, n, i)) all++;
     while (mask < 2 * all) mask = 2 * mask + 1;
@@ -443,7 +439,7 @@ static inline void pairs_count(Pairs *p, const uint16_t *id, size_t n, int64_t c
         size_t h = (key * 0x9E3779B97F4A7C15ull >> 32) & p->mask;
         while (p->index[h] >= 0 && p->list[p->index[h]].key != key) h = (h + 1) & p->mask;
         if (p->index[h] < 0) {
-            xgrow((void **)&p->list, &p->cap, p->n + 1, sizeof(Pair));
+            XGROW(p->list, p->cap, p->n + 1);
             Pair fresh = {key, 0};
             p->list[p->n] = fresh;
             p->index[h] = (int32_t)p->n++;
@@ -511,8 +507,7 @@ static inline Tokenizer tokenizer_train(const char *text, size_t n, int V) {
     }
     Words w = words_collect(&t, text, n);
     words_to_bytes(&w);
-    Pairs p;
-    memset(&p, 0, sizeof p);
+    Pairs p = {0};
     for (p.mask = 1023; p.mask < 6 * w.at[w.n];) p.mask = 2 * p.mask + 1;
     p.index = (int32_t *)xalloc(p.mask + 1, sizeof(int32_t));
     memset(p.index, -1, (p.mask + 1) * sizeof(int32_t));
@@ -522,7 +517,7 @@ static inline Tokenizer tokenizer_train(const char *text, size_t n, int V) {
         if (best.count == 0) break;
         words_merge(&w, &p, best.key, pair_token(&t, best.key));
     }
-    tokenizer_add(&t, "<|endoftext|>", 13, 1);
+    tokenizer_add(&t, END_OF_TEXT, sizeof END_OF_TEXT - 1, 1);
     words_free(&w);
     free(p.list);
     free(p.index);

@@ -10,8 +10,8 @@ near the end.
 
 Gradients: dX is dL/dX, the same shape as X. Every backward ADDS to the gradients of parameters (micro-batches
 accumulate) and overwrites the gradients of activations, unless it says otherwise.
-Every sum is split among threads by what is summed INTO, never by what is summed: with the plain loops a run has the
-same bits whatever the number of threads.
+Every sum is split among threads by what is summed INTO, or in shares of a fixed size that are added in order: with the
+plain loops a run has the same bits whatever the number of threads.
 */
 #include "util.h"        // defines: die, xalloc, Rng
 #include "model.h"       // defines: Config, Params, Batch, Decode, the backend contract
@@ -166,8 +166,6 @@ static real *room(int which, size_t n) {
     return buffer[which];
 }
 
-static inline int min_int(int a, int b) { return a < b ? a : b; }
-
 // ----------------------------------------------------------------------------
 // Layers, forward and backward. Arguments: outputs, inputs, what the forward saved, sizes.
 
@@ -286,7 +284,7 @@ typedef struct {
     Keys run[2]; // the query's (none, where these are the query's rows) and the rows' own
 } RowBlock;
 
-enum { BLOCK_ROWS = 96 }; // whole tiles of gemm_small
+enum { BLOCK_ROWS = 96 };
 
 // The block of rows from n on, of a query's rows that end at `end`. (b0[n] <= n says that n is a response's.)
 static RowBlock attention_rows(const Batch *b, int n, int end) {
@@ -590,7 +588,7 @@ struct GPT2 {
     double norm;                      // of the gradient that the last backward used up
     real *cache;                      // (L, NH, slots, 2hs)
     real *dec;                        // decoding's activations
-    float *dec_logits;                // (n_rows, V)
+    real *dec_logits;                 // (n_rows, V)
     Candidate *top;                   // (n_rows, k)
     double *top_lse;                  // (n_rows)
     Candidate *draw_room;             // (threads, k)
@@ -659,7 +657,7 @@ size_t gpt2_bytes(Config c, int training, int N, int U) {
     return sizeof(real) * (state_count(c, training) + gradient + activation_count(c, training, N, U));
 }
 
-int gpt2_tokens(const GPT2 *m) { (void)m; return 2048; } // enough to fill the matrix products
+int gpt2_tokens(const GPT2 *m) { (void)m; return TOKENS_LEAST; } // enough to fill the matrix products
 
 GPT2 *gpt2_build(Config c, const float *params, int training) {
     GPT2 *m = (GPT2 *)xalloc(1, sizeof *m);
@@ -706,13 +704,15 @@ static void grads_zero(GPT2 *m, int but_products) {
 
 void gpt2_zero_grad(GPT2 *m) { m->fresh = 1; }
 
+// The whole gradient, made and zeroed if it has not been.
+static real *gradient(GPT2 *m) {
+    gradient_room(m, 1);
+    if (m->fresh) grads_zero(m, 0);
+    return m->grads;
+}
+
 static real *copy_which(GPT2 *m, enum Copy what) {
-    if (what == COPY_GRADS) {
-        gradient_room(m, 1);
-        if (m->fresh) grads_zero(m, 0);
-    }
-    real *all[] = {m->params, m->grads, m->m, m->v};
-    return all[what];
+    return what == COPY_PARAMS ? m->params : what == COPY_GRADS ? gradient(m) : what == COPY_M ? m->m : m->v;
 }
 
 void gpt2_get_part(GPT2 *m, enum Copy what, size_t at, size_t n, float *host) {
@@ -977,7 +977,7 @@ void gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots) {
     }
     if (n_rows > m->dec_rows) {
         free(m->dec_logits);
-        m->dec_logits = (float *)xalloc((size_t)n_rows * (size_t)c.V, sizeof(float));
+        m->dec_logits = (real *)xalloc((size_t)n_rows * (size_t)c.V, sizeof(real));
         m->dec_rows = n_rows;
     }
     if (slots > m->dec_slots) {
@@ -988,7 +988,7 @@ void gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots) {
 }
 
 // The logits (n_rows,V) of the rows that are wanted.
-static const float *decode_logits(GPT2 *m, const Decode *d) {
+static const real *decode_logits(GPT2 *m, const Decode *d) {
     Config c = m->c;
     Params w = m->w;
     int n = d->n, C = c.C;
@@ -1011,25 +1011,20 @@ static const float *decode_logits(GPT2 *m, const Decode *d) {
     if (!d->n_rows) return NULL;
     gather_forward(att, x, d->row, d->n_rows, C);
     layernorm_forward(norm, mean, mean + m->dec_n, att, w.lnfw, w.lnfb, d->n_rows, C);
-    if (sizeof(real) == sizeof(float))
-        gemm(0, 1, d->n_rows, c.V, C, norm, (size_t)C, w.wte, (size_t)C, 0, (real *)m->dec_logits, (size_t)c.V);
-    else
-        for (int r = 0; r < d->n_rows; r++)
-            for (int v = 0; v < c.V; v++)
-                m->dec_logits[(size_t)r * c.V + v] = (float)dot(norm + (size_t)r * C, w.wte + (size_t)v * C, C);
+    gemm(0, 1, d->n_rows, c.V, C, norm, (size_t)C, w.wte, (size_t)C, 0, m->dec_logits, (size_t)c.V);
     return m->dec_logits;
 }
 
 const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double **lse) {
-    const float *logits = decode_logits(m, d);
+    const real *logits = decode_logits(m, d);
     int V = m->c.V;
-    xgrow((void **)&m->top, &m->top_cap, (size_t)d->n_rows * (size_t)k, sizeof *m->top);
-    xgrow((void **)&m->top_lse, &m->lse_cap, (size_t)d->n_rows, sizeof *m->top_lse);
+    XGROW(m->top, m->top_cap, (size_t)d->n_rows * (size_t)k);
+    XGROW(m->top_lse, m->lse_cap, (size_t)d->n_rows);
     PARALLEL_FOR
     for (int r = 0; r < d->n_rows; r++) {
-        const float *row = logits + (size_t)r * (size_t)V;
+        const real *row = logits + (size_t)r * (size_t)V;
         top_k_candidates(m->top + (size_t)r * (size_t)k, row, V, k);
-        if (lse) m->top_lse[r] = sizeof(real) == sizeof(float) ? row_lse((const real *)row, V) : log_sum_exp(row, V);
+        if (lse) m->top_lse[r] = row_lse(row, V);
     }
     if (lse) *lse = m->top_lse;
     return m->top;
@@ -1039,9 +1034,9 @@ const int *gpt2_decode_draw(GPT2 *m, const Decode *d, Draw how, int n, const int
     int V = m->c.V;
     size_t k = (size_t)draw_width(how, V);
     const Candidate *top = (int)k < V ? gpt2_decode_top(m, d, (int)k, NULL) : NULL;
-    const float *logits = top ? NULL : decode_logits(m, d);
-    xgrow((void **)&m->draw_room, &m->draw_cap, (size_t)thread_count() * k, sizeof *m->draw_room);
-    xgrow((void **)&m->drawn, &m->drawn_cap, (size_t)n, sizeof *m->drawn);
+    const real *logits = top ? NULL : decode_logits(m, d);
+    XGROW(m->draw_room, m->draw_cap, (size_t)thread_count() * k);
+    XGROW(m->drawn, m->drawn_cap, (size_t)n);
     PARALLEL_FOR
     for (int i = 0; i < n; i++) {
         Candidate *room = m->draw_room + thread_index() * k;
@@ -1055,7 +1050,7 @@ const int *gpt2_decode_draw(GPT2 *m, const Decode *d, Draw how, int n, const int
 // ----------------------------------------------------------------------------
 // The optimizer
 
-enum { PIECE = 4096 }; // parameters that a thread takes at a time
+enum { SHARE = 4096 }; // parameters that a thread takes at a time
 
 // AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
 // w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), the decay on matrices and embeddings only.
@@ -1067,12 +1062,12 @@ static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const rea
     real lr = (real)(o.lr / (1 - pow(o.beta1, u->step))), vs = (real)(1 / (1 - pow(o.beta2, u->step)));
     real decay = decays ? (real)(o.lr * o.weight_decay) : 0;
     real *restrict w = m->params + at, *restrict mm = m->m + at, *restrict vv = m->v + at;
-    double *part = (double *)(void *)room(ROOM_SUMS, (n / PIECE + 1) * sizeof *part / sizeof(real));
+    double *part = (double *)(void *)room(ROOM_SUMS, (n / SHARE + 1) * sizeof *part / sizeof(real));
     stage(STAGE_ADAMW);
     profile.bytes[STAGE_ADAMW] += 7.0 * (double)n * sizeof(real); // reads four arrays, writes three
     PARALLEL_FOR
-    for (size_t i0 = 0; i0 < n; i0 += PIECE) {
-        size_t i1 = i0 + PIECE < n ? i0 + PIECE : n;
+    for (size_t i0 = 0; i0 < n; i0 += SHARE) {
+        size_t i1 = i0 + SHARE < n ? i0 + SHARE : n;
         double sum = 0;
         SIMD_SUM(sum)
         for (size_t i = i0; i < i1; i++) {
@@ -1082,30 +1077,25 @@ static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const rea
             w[i] -= lr * mm[i] / (sqrt_real(vv[i] * vs) + eps) + decay * w[i];
             sum += (double)g[i] * (double)g[i];
         }
-        part[i0 / PIECE] = sum;
+        part[i0 / SHARE] = sum;
     }
-    for (size_t i = 0; i < (n + PIECE - 1) / PIECE; i++) u->square += part[i]; // in order, whatever the threads
+    for (size_t i = 0; i < (n + SHARE - 1) / SHARE; i++) u->square += part[i]; // in order, whatever the threads
 }
 
-void gpt2_grad_sum(GPT2 *m) {
-    gradient_room(m, 1);
-    if (m->fresh) grads_zero(m, 0);
-    world_sum(m->grads, m->n_params, sizeof(real));
-}
+void gpt2_grad_sum(GPT2 *m) { world_sum(gradient(m), m->n_params, sizeof(real)); }
 
 double gpt2_grad_norm(GPT2 *m) {
-    gradient_room(m, 1);
-    size_t spans = (m->n_params + PIECE - 1) / PIECE;
+    const real *g = gradient(m);
+    size_t spans = (m->n_params + SHARE - 1) / SHARE;
     double *part = (double *)(void *)room(ROOM_SUMS, spans * sizeof *part / sizeof(real));
-    if (m->fresh) grads_zero(m, 0);
     stage(STAGE_NORM);
     profile.bytes[STAGE_NORM] += (double)m->n_params * sizeof(real);
     PARALLEL_FOR
     for (size_t s = 0; s < spans; s++) {
-        size_t end = (s + 1) * PIECE < m->n_params ? (s + 1) * PIECE : m->n_params;
+        size_t end = (s + 1) * SHARE < m->n_params ? (s + 1) * SHARE : m->n_params;
         double sum = 0;
         SIMD_SUM(sum)
-        for (size_t i = s * PIECE; i < end; i++) sum += (double)m->grads[i] * (double)m->grads[i];
+        for (size_t i = s * SHARE; i < end; i++) sum += (double)g[i] * (double)g[i];
         part[s] = sum;
     }
     double total = 0;
@@ -1116,31 +1106,26 @@ double gpt2_grad_norm(GPT2 *m) {
 static double update(GPT2 *m, AdamW o, double grad_scale, int step) {
     Update u = {o, grad_scale, step, 0};
     Tensor t[N_TENSORS];
-    gradient_room(m, 1);
-    if (m->fresh) grads_zero(m, 0);
+    const real *g = gradient(m);
     gpt2_tensors(m->c, t);
-    for (int i = 0; i < N_TENSORS; i++) adamw(m, &u, t[i].at, t[i].size, t[i].decay, m->grads + t[i].at);
+    for (int i = 0; i < N_TENSORS; i++) adamw(m, &u, t[i].at, t[i].size, t[i].decay, g + t[i].at);
     return sqrt(u.square);
 }
 
 void gpt2_update(GPT2 *m, AdamW o, double grad_scale, int step) { update(m, o, grad_scale, step); }
 
-// One micro-batch is the whole step, and nothing waits for its norm: the update can be part of the backward.
-static int at_once(const Train *t, const StepRoom *s) {
-    return s->queries <= t->micro_batch && !(t->grad_clip > 0) && world_size == 1;
-}
-
 void gpt2_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n) {
     Update u = {s->adam, 1, s->step, 0};
     micro_step(m, t, s, d, queries, n);
-    backward(m, &s->b, s->coef, at_once(t, s) ? &u : NULL);
+    backward(m, &s->b, s->coef, step_at_once(t, s->queries) ? &u : NULL);
     m->norm = sqrt(u.square);
 }
 
 Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
-    if (t->grad_clip > 0) return step_end(m, t, s, grad_norm); // which needs the norm first
-    *grad_norm = at_once(t, s) ? m->norm : update(m, s->adam, 1, s->step);
+    int clips = t->grad_clip > 0; // which needs the norm first
+    *grad_norm = clips ? gpt2_grad_norm(m) : step_at_once(t, s->queries) ? m->norm : update(m, s->adam, 1, s->step);
     check_norm(s->step, *grad_norm, s->sum.loss);
+    if (clips) update(m, s->adam, clip_scale(*grad_norm, t->grad_clip), s->step);
     return s->sum;
 }
 
@@ -1165,6 +1150,7 @@ Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
 enum { MR = 6, NV = VECTOR == 64 ? 4 : 2 }; // AVX-512 has 32 registers, the others 16
 enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 384, KALL = 8 * KC };
 enum { TILE_M = 16 * MR, TILE_N = 64, MC = 10 * TILE_M };
+_Static_assert(BLOCK_ROWS % TILE_M == 0, "a block of attention's rows is made of whole tiles");
 typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
 
 // One register tile: c (rows, cols) (+)= strip (K, MR) times panel (K, NR).
@@ -1432,7 +1418,7 @@ const char *backend_start(int threads) {
 
 // --dtype. Weights, sums, softmax, norms and the optimizer are float32 all the same.
 void backend_dtype_set(const char *dtype) {
-    if (!strcmp(dtype, "fp32")) return;
+    if (!strcmp(dtype, "fp32") || gemm_kind == GEMM_ONEDNN) return; // the demo says it with each verb
 #ifdef USE_ONEDNN
     onednn_bf16 = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
     if (!onednn_bf16) fprintf(stderr, "note: --dtype bf16: this CPU has neither AMX nor AVX512-BF16; "

@@ -40,21 +40,20 @@ Used by the CPU build, the CUDA build, the tests and the tools in dev/: the comm
 #define BOTH
 #endif
 
+enum { VOCABULARY_MAX = 65536 }; // tokens of the largest vocabulary: files hold them as uint16
+
+static inline int min_int(int a, int b) { return a < b ? a : b; }
+
 // ----------------------------------------------------------------------------
 // Errors
 
 enum { EXIT_WORK = 1, EXIT_USAGE = 2 };
 
-// Temporary files now open for writing: removed if the program dies before they are renamed.
-#define OUT_MAX 8
-static char out_tmp[OUT_MAX][RRHF_PATH_MAX];
-
-static inline void out_remove_all(void) {
-    for (int i = 0; i < OUT_MAX; i++) if (out_tmp[i][0]) unlink(out_tmp[i]);
-}
+// The temporary file that is open for writing, if one is: removed if the program dies before it is renamed.
+static char out_tmp[RRHF_PATH_MAX];
 
 static inline void die_with(int code, const char *fmt, va_list ap) {
-    out_remove_all();
+    if (*out_tmp) unlink(out_tmp);
     fflush(stdout);
     if (world_rank) sleep(4), dup2(world_stderr, 2); // what ends all, process 0 has said by then
     if (isatty(2)) fprintf(stderr, "\r\033[K"); // wipe a progress line
@@ -106,17 +105,19 @@ static inline void *xalloc(size_t count, size_t size) {
     return p;
 }
 
-// Grows *p (elements of the given size) to hold at least `need`, by doubling; *cap is its capacity.
-static inline void xgrow(void **p, size_t *cap, size_t need, size_t size) {
-    if (need <= *cap) return;
+// Grows the array p to hold at least `need` elements, by doubling; cap, a size_t, is its capacity.
+#define XGROW(p, cap, need) ((p) = (__typeof__(p))xgrow(p, &(cap), need, sizeof *(p)))
+
+static inline void *xgrow(void *p, size_t *cap, size_t need, size_t size) {
+    if (need <= *cap) return p;
     size_t n = *cap ? *cap : 64;
     while (n < need) n *= 2;
     if (n > SIZE_MAX / size) die("memory: %zu x %zu bytes overflow", n, size);
-    void *q = realloc(*p, n * size);
-    if (!q)
+    p = realloc(p, n * size);
+    if (!p)
         die("memory: no room for %.1f MiB; use less data, or free some memory", (double)n * (double)size / 1048576.0);
-    *p = q;
     *cap = n;
+    return p;
 }
 
 // ----------------------------------------------------------------------------
@@ -125,8 +126,7 @@ static inline void xgrow(void **p, size_t *cap, size_t need, size_t size) {
 typedef struct { FILE *f; const char *path; int64_t size, at; } In; // size, at: bytes
 
 static inline In in_open(const char *path) {
-    In in;
-    memset(&in, 0, sizeof in);
+    In in = {0};
     in.path = path;
     struct stat st;
     if (stat(path, &st) != 0) die("%s: %s; check the path", path, strerror(errno));
@@ -155,12 +155,15 @@ static inline int32_t in_i32(In *in, const char *what) {
     return v;
 }
 
-// The 256-int header that every format here starts with; checks its magic number. The version is the caller's to check.
-static inline void in_header(In *in, int32_t header[256], int32_t magic, const char *kind) {
-    if (in->size < 1024) die("%s: %" PRId64 " bytes, but a %s starts with a header of 1024", in->path, in->size, kind);
+// The 256-int header that every format here starts with; checks its magic number and version (0: the caller does).
+static inline void in_header(In *in, int32_t header[256], int32_t magic, int32_t version, const char *kind) {
+    if (in_left(in) < 1024)
+        die("%s: %" PRId64 " bytes, but a %s starts with a header of 1024", in->path, in_left(in), kind);
     in_read(in, header, 1024, "the header");
     if (header[0] != magic)
         die("%s: magic number %d, but a %s has %d; is this the right file?", in->path, header[0], kind, magic);
+    if (version && header[1] != version)
+        die("%s: version %d, but a %s here has %d; make it again", in->path, header[1], kind, version);
 }
 
 // Closes; dies if bytes are left over.
@@ -171,30 +174,27 @@ static inline void in_close(In *in) {
 }
 
 // ----------------------------------------------------------------------------
-// Writing files: to NAME.tmp, renamed to NAME when complete, removed when anything fails. Only process 0 writes; what
-// the others write goes nowhere (f = NULL).
+// Writing files, one at a time: to NAME.tmp, renamed to NAME when complete, removed when anything fails. Only process 0
+// writes; what the others write goes nowhere (f = NULL).
 
-typedef struct { FILE *f; char path[RRHF_PATH_MAX]; int slot; } Out;
+typedef struct { FILE *f; char path[RRHF_PATH_MAX]; } Out;
 
 static inline Out out_open(const char *path) {
-    Out out;
-    memset(&out, 0, sizeof out);
+    Out out = {0};
     if (strlen(path) + 5 > RRHF_PATH_MAX) die("%.60s...: the path is longer than %d bytes", path, RRHF_PATH_MAX - 5);
     strcpy(out.path, path);
     if (world_rank) return out;
-    while (out.slot < OUT_MAX && out_tmp[out.slot][0]) out.slot++;
-    if (out.slot == OUT_MAX) die("%s: too many files open for writing", path);
-    char *tmp = out_tmp[out.slot];
-    strcpy(tmp, path);
-    strcat(tmp, ".tmp");
+    if (*out_tmp) die("%s: %s is still being written", path, out_tmp);
+    strcpy(out_tmp, path);
+    strcat(out_tmp, ".tmp");
     // Locked before it is emptied. One that was renamed between open and flock is somebody's result by now.
     struct stat opened, named;
-    int fd = open(tmp, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+    int fd = open(out_tmp, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
     int locked = fd >= 0 && (!flock(fd, LOCK_EX | LOCK_NB) || errno != EWOULDBLOCK); // or a file system without locks
-    int ours = locked && !fstat(fd, &opened) && !stat(tmp, &named) && opened.st_ino == named.st_ino;
+    int ours = locked && !fstat(fd, &opened) && !stat(out_tmp, &named) && opened.st_ino == named.st_ino;
     if (ours && !ftruncate(fd, 0)) out.f = fdopen(fd, "wb");
     if (out.f) return out;
-    tmp[0] = 0; // not ours to remove
+    *out_tmp = 0; // not ours to remove
     if (fd >= 0 && !ours) die("%s: another run is writing here; choose another --out", path);
     die("%s: cannot write: %s; check the folder and its permissions", path, strerror(errno));
 }
@@ -218,8 +218,8 @@ static inline void out_close(Out *out) {
     if (!out->f) return;
     if (fflush(out->f) || fsync(fileno(out->f)) || ferror(out->f))
         die("%s: cannot write: %s; the file was not replaced", out->path, strerror(errno));
-    if (rename(out_tmp[out->slot], out->path)) die("%s: cannot rename: %s", out->path, strerror(errno));
-    out_tmp[out->slot][0] = 0;
+    if (rename(out_tmp, out->path)) die("%s: cannot rename: %s", out->path, strerror(errno));
+    *out_tmp = 0;
     fclose(out->f);
 }
 
@@ -288,7 +288,7 @@ static inline uint64_t rng_u64(Rng *r) {
     return z ^ (z >> 31);
 }
 
-// An independent stream for (seed, what, index): shuffles, samples and weights never share one.
+// An independent stream for (seed, what, index).
 static inline Rng rng_make(uint64_t seed, uint64_t what, uint64_t index) {
     Rng r = {seed};
     r.s = rng_u64(&r) ^ (what * 0xD1342543DE82EF95ull);
@@ -333,11 +333,12 @@ static inline Progress progress_start(const char *label, int64_t first) {
     return p;
 }
 
-// Call after each unit of work: `done` of `total`, and anything worth seeing beside it.
+// Call after each unit of work: `done` of `total`, and anything worth seeing beside it. Without a label nothing is said.
 __attribute__((format(printf, 4, 5)))
 static inline void progress(Progress *p, int64_t done, int64_t total, const char *fmt, ...) {
     int tty = isatty(2), last = done >= total;
     double t = now_s();
+    if (!*p->label) return;
     if (!last && t - p->shown < (tty ? 0.2 : 10.0)) return;
     p->shown = t;
     double left = done > p->first ? (t - p->start) / (double)(done - p->first) * (double)(total - done) : 0;

@@ -248,17 +248,11 @@ static inline const char *need(const char *value, const char *option, const char
     return value;
 }
 
-enum { MODEL_POLICY, MODEL_REWARD, MODEL_ANY };
-
-// option: for the error. training: with room for gradients and moments.
-static inline GPT2 *model_open(const char *path, const char *option, int kind, int training) {
+// A policy's checkpoint. option: for the error. training: with room for gradients and moments.
+static inline GPT2 *model_open(const char *path, const char *option, int training) {
     Checkpoint f = checkpoint_open(path);
-    if (kind != MODEL_ANY && f.c.reward != (kind == MODEL_REWARD))
-        die("%s %s: a %s, expected a %s", option, path,
-            f.c.reward ? "reward model" : "policy", f.c.reward ? "policy" : "reward model");
-    GPT2 *m = gpt2_build(f.c, NULL, training);
-    checkpoint_load(&f, m);
-    return m;
+    if (f.c.reward) die("%s %s: a reward model, expected a policy", option, path);
+    return checkpoint_model(&f, f.c, training);
 }
 
 // A data file, cut to the limits and checked against the model. A token stream only for sft, as chunks of its context.
@@ -272,21 +266,14 @@ static inline Ranked data_open(const Options *o, const char *path, Config c, con
     return d;
 }
 
-// The tokenizer, if one was given; it must suit the model.
-static inline Tokenizer *tokenizer_open(const Options *o, Config c) {
+// The tokenizer, if one was given. It must suit a model's vocabulary V, 0 = there is no model.
+static inline Tokenizer *tokenizer_open(const Options *o, int V) {
     if (!o->tokenizer) return NULL;
     Tokenizer *t = (Tokenizer *)xalloc(1, sizeof *t);
     *t = tokenizer_read(o->tokenizer);
-    if (t->V != c.V)
-        die("--tokenizer %s: %d tokens, but the model has %d; use the model's own", o->tokenizer, t->V, c.V);
+    if (V && t->V != V)
+        die("--tokenizer %s: %d tokens, but the model has %d; use the model's own", o->tokenizer, t->V, V);
     return t;
-}
-
-// The same where there is no model to suit; returns its vocabulary.
-static inline int tokenizer_only(const Options *o, Tokenizer **t) {
-    *t = (Tokenizer *)xalloc(1, sizeof **t);
-    **t = tokenizer_read(need(o->tokenizer, "--tokenizer", "--reward cmd:"));
-    return (*t)->V;
 }
 
 static inline void tokenizer_shut(Tokenizer *t) {
@@ -295,13 +282,14 @@ static inline void tokenizer_shut(Tokenizer *t) {
 }
 
 // Without a tokenizer the vocabulary's last id is taken for end-of-text, as it is in GPT-2's.
+static inline int end_of_text(Config c, const Tokenizer *t) { return t ? t->eot : c.V - 1; }
+
 static inline Sampling sampling(const Options *o, Config c, const Tokenizer *t) {
-    Sampling s;
-    memset(&s, 0, sizeof s);
+    Sampling s = {0};
     s.num_return = o->num_return;
     s.max_new_tokens = o->max_new_tokens;
     s.draw.temperature = o->temperature, s.draw.top_p = o->top_p, s.draw.top_k = o->top_k;
-    s.eot = t ? t->eot : c.V - 1;
+    s.eot = end_of_text(c, t);
     s.seed = (uint64_t)o->seed;
     return s;
 }
@@ -314,13 +302,13 @@ static inline Beaming beaming(const Options *o, Config c, const Tokenizer *t, in
     b.length_penalty = 1;
     b.num_return = o->num_return;
     b.max_new_tokens = o->max_new_tokens;
-    b.eot = t ? t->eot : c.V - 1;
+    b.eot = end_of_text(c, t);
     return b;
 }
 
 // The paper's Table 1. rounds > 0: IP-n; refresh > 0: OP-k; own: with the data's own responses.
-enum DrawBy { DRAW_DIVERSE, DRAW_BEAM, DRAW_SAMPLE, DRAW_NOTHING };
-typedef struct { enum DrawBy draw; int own, rounds, refresh; } Policy;
+enum DrawBy { DRAW_DIVERSE, DRAW_BEAM, DRAW_SAMPLE, DRAW_NOTHING }; // the first three in the order of --draw's choices
+typedef struct { enum DrawBy by; int own, rounds, refresh; } Policy;
 
 static inline Policy policy_parse(const Options *o, const char *name) {
     static const struct { const char *name; Policy p; } table[] = {
@@ -368,18 +356,32 @@ static inline Ranked policy_draw(const Options *o, Policy p, GPT2 *m, const Rank
     Config c = gpt2_config(m);
     Sampling s = sampling(o, c, t);
     s.seed = seed;
-    Ranked out = p.draw == DRAW_SAMPLE ? sample(m, d, s, p.own, label)
-                                       : beam_search(m, d, beaming(o, c, t, p.draw == DRAW_DIVERSE), p.own, label);
+    Ranked out = p.by == DRAW_SAMPLE ? sample(m, d, s, p.own, label)
+                                     : beam_search(m, d, beaming(o, c, t, p.by == DRAW_DIVERSE), p.own, label);
     memset(out.score, 0, (size_t)out.R * sizeof *out.score); // a beam's score is no reward
     stop_cut(o, t, &out);
     return out;
 }
 
-// Text on one line: what breaks lines becomes a space.
+// Completions of every query by a model, cut at stop texts and scored where rm is not NULL. label: as in sampler.h.
+static inline Ranked completions(const Options *o, GPT2 *m, const Ranked *queries, Sampling s, const Tokenizer *t,
+                                 Reward *rm, const char *label) {
+    Ranked d = sample(m, queries, s, 0, label);
+    stop_cut(o, t, &d);
+    if (rm) reward_score(rm, &d, *label ? "reward" : "");
+    return d;
+}
+
+// Text on one line, to be freed: what breaks lines becomes a space.
+static inline char *line_text(const Tokenizer *t, const uint16_t *ids, int n, size_t *len) {
+    char *text = tokenizer_text(t, ids, (size_t)n, len);
+    for (size_t i = 0; i < *len; i++) if ((unsigned char)text[i] < 32) text[i] = ' ';
+    return text;
+}
+
 static inline void print_text(Out *out, const Tokenizer *t, const uint16_t *ids, int n) {
     size_t len;
-    char *text = tokenizer_text(t, ids, (size_t)n, &len);
-    for (size_t i = 0; i < len; i++) if ((unsigned char)text[i] < 32) text[i] = ' ';
+    char *text = line_text(t, ids, n, &len);
     out_write(out, text, len);
     out_printf(out, "\n");
     free(text);
@@ -401,16 +403,13 @@ static inline void machine_say(void) {
     machine = NULL;
 }
 
-// The model and the data. training: 1 = trains, 0 = scores, -1 = samples, which plans no batches: no memory is said.
-static inline void banner(const Options *o, GPT2 *m, const Ranked *d, const char *verb, int training) {
+// The model and the data, and the memory for batches of `micro` queries, 0 = none said. training: as gpt2_bytes has it.
+static inline void banner(GPT2 *m, const Ranked *d, const char *verb, int micro, int training) {
     Config c = gpt2_config(m);
     char memory[32] = "";
-    if (training >= 0) {
-        int bound[4], most = training ? o->batch : d->Q;
-        int micro = o->micro_batch ? o->micro_batch : micro_batch_auto(m, d, most);
-        if (micro > most) micro = most;
+    if (micro) {
+        int bound[4];
         batch_bounds(d, micro, bound);
-        if (training && (o->batch > micro || o->grad_clip > 0 || world_size > 1)) training = 2;
         snprintf(memory, sizeof memory, "; %.0f MiB",
                  (double)gpt2_bytes(c, training, bound[0], c.reward ? bound[3] : bound[1]) / 1048576);
     }
@@ -424,8 +423,7 @@ static inline void banner(const Options *o, GPT2 *m, const Ranked *d, const char
 // Training: sft, reward and train are one loop
 
 static inline Train train_options(const Options *o, const char *label) {
-    Train t;
-    memset(&t, 0, sizeof t);
+    Train t = {0};
     t.label = label;
     t.resume = o->resume;
     t.out = o->resume && !o->out_given ? o->resume : o->out;
@@ -445,10 +443,6 @@ static inline Train train_options(const Options *o, const char *label) {
 
 // The reward's curve during training: mean reward of one fresh completion of each held-out query.
 typedef struct {
-    const Options *o;
-    GPT2 *m;
-    const Tokenizer *tok;
-    Reward *reward;
     Ranked data;         // the held-out queries
     Sampling sampling;
     int every, last;     // a point every so many steps, and at the last
@@ -458,10 +452,21 @@ typedef struct {
     const char *out;
 } Curve;
 
+// What train works with.
+typedef struct {
+    const Options *o;
+    GPT2 *m, *start;      // the policy in training; its frozen start, for --kl-coef
+    Tokenizer *tok;
+    Reward reward, *rm;   // rm = NULL: none
+    Policy policy;
+    Ranked d, held;       // --data, --eval-data
+    Curve curve;          // of the run that is going on
+} Trainee;
+
 static inline void curve_write(const Curve *c) {
     char path[RRHF_PATH_MAX];
     Out out = out_open(path_join(path, c->out, "reward.csv"));
-    out_printf(&out, "step,reward,stderr,queries\n");
+    out_printf(&out, REWARD_HEADER "\n");
     for (int i = 0; i < c->n; i++)
         out_printf(&out, "%.0f,%.6g,%.6g,%d\n", c->point[3 * i], c->point[3 * i + 1], c->point[3 * i + 2], c->data.Q);
     out_close(&out);
@@ -474,23 +479,22 @@ static inline void curve_read(Curve *c, const char *dir) {
     double v[3];
     while (f && fgets(line, sizeof line, f))
         if (sscanf(line, "%lf,%lf,%lf", v, v + 1, v + 2) == 3) {
-            xgrow((void **)&c->point, &c->cap, (size_t)(3 * c->n + 3), sizeof(double));
+            XGROW(c->point, c->cap, (size_t)(3 * c->n + 3));
             memcpy(c->point + 3 * c->n++, v, sizeof v);
         }
     if (f) fclose(f);
 }
 
 // The loop's `after`.
-static inline void curve_point(void *context, int step) {
-    Curve *c = (Curve *)context;
+static inline void curve_point(void *trainee, int step) {
+    Trainee *a = (Trainee *)trainee;
+    Curve *c = &a->curve;
     if (step % c->every && step != c->last) return;
-    Ranked d = sample(c->m, &c->data, c->sampling, 0, "");
-    stop_cut(c->o, c->tok, &d);
-    reward_score(c->reward, &d, "");
+    Ranked d = completions(a->o, a->m, &c->data, c->sampling, a->tok, a->rm, "");
     double *value = (double *)xalloc((size_t)d.R, sizeof *value);
     for (int r = 0; r < d.R; r++) value[r] = d.score[r];
     Figure f = figure_mean(value, d.R); // one response per query
-    xgrow((void **)&c->point, &c->cap, (size_t)(3 * c->n + 3), sizeof(double));
+    XGROW(c->point, c->cap, (size_t)(3 * c->n + 3));
     while (c->n && c->point[3 * c->n - 3] >= step) c->n--; // a resumed run comes by again
     double *p = c->point + 3 * c->n++;
     p[0] = step, p[1] = f.mean, p[2] = f.err;
@@ -565,20 +569,17 @@ static inline void samples_write(const char *dir, const Tokenizer *t, const Rank
 
 static inline Ranked samples_take(const Options *o, GPT2 *m, const Ranked *d, const Tokenizer *tok, Reward *reward) {
     Sampling s = sampling(o, gpt2_config(m), tok);
-    Ranked h = ranked_head(d, SHOWN), out;
+    Ranked h = ranked_head(d, SHOWN);
     int room = gpt2_config(m).T - longest_query(&h); // for show: no reason to stop a training that samples nothing else
-    if (s.max_new_tokens > room) s.max_new_tokens = room;
+    s.max_new_tokens = min_int(s.max_new_tokens, room);
     s.num_return = 1;
-    out = sample(m, &h, s, 0, "");
-    stop_cut(o, tok, &out);
-    if (reward) reward_score(reward, &out, "");
-    return out;
+    return completions(o, m, &h, s, tok, reward, "");
 }
 
-static inline int resumable_exit(const Options *o, const Train *t, const char *verb, int stopped) {
+static inline int resumable_exit(const Options *o, const Train *t, int stopped) {
     if (stopped)
         fprintf(stderr, "\ninterrupted; everything is saved in %s. To go on: the same command with --resume %s\n"
-                "(%s %s ... --resume %s)\n", t->out, t->out, o->program, verb, t->out);
+                "(%s %s ... --resume %s)\n", t->out, t->out, o->program, t->label, t->out);
     return stopped;
 }
 
@@ -597,23 +598,22 @@ static inline int train_plain(const Options *o, GPT2 *m, Ranked *d, Train *t) {
     int stopped = 0;
     make_out(t->out);
     if (!train_finished(m, d, t)) {
-        banner(o, m, d, t->label, 1);
+        banner(m, d, t->label, t->micro_batch, step_at_once(t, t->batch) ? 1 : 2);
         stopped = train_loop(m, d, t, &log);
         curves_draw(t, &log, NULL, gpt2_config(m).reward);
     }
     free(log.row);
     gpt2_free(m);
     ranked_free(d);
-    return resumable_exit(o, t, t->label, stopped);
+    return resumable_exit(o, t, stopped);
 }
 
 static inline int verb_sft(const Options *o) {
     need(o->data, "--data", "sft");
     GPT2 *m;
-    if (o->model) m = model_open(o->model, "--model", MODEL_POLICY, 1);
+    if (o->model) m = model_open(o->model, "--model", 1);
     else {
-        Config c;
-        memset(&c, 0, sizeof c);
+        Config c = {0};
         c.T = o->context, c.L = o->layers, c.NH = o->heads, c.C = o->channels;
         if (c.C % c.NH) die_usage("--channels %d: expected a multiple of --heads %d", c.C, c.NH);
         if (o->tokenizer) {
@@ -650,19 +650,15 @@ static inline int verb_reward(const Options *o) {
     if (!differ) die("%s: every label is %g; a reward model needs good and bad responses", o->data, d.score[0]);
     c.reward = 1;
     c.logistic = labels;
-    GPT2 *m = gpt2_build(c, NULL, 1);
-    checkpoint_load(&f, m);
+    GPT2 *m = checkpoint_model(&f, c, 1);
     Train t = train_options(o, "reward");
     t.loss = labels ? logistic_loss : pairwise_loss;
     return train_plain(o, m, &d, &t);
 }
 
-// The loss at work on the one query of d, in the words of rrhf.h.
-static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ranked *d, const char *when) {
-    int q = 0;
-    batch_pack(&s->b, d, &q, 1);
-    gpt2_forward(m, &s->b, s->out);
-    batch_values(&s->b, 0, s->out, s->value);
+// The loss at work on query q of d, in the words of rrhf.h.
+static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ranked *d, int q, const char *when) {
+    room_values(m, s, d, &q, 1);
     const Objective *o = &t->objective;
     const float *r = s->b.score;
     int k = s->b.R, wrong = 0, best = rrhf_best(k, r);
@@ -688,60 +684,41 @@ static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ran
 static inline int explain(const Options *o, GPT2 *m, const Ranked *d, const Tokenizer *tok) {
     int q = o->explain;
     if (q >= d->Q) die_usage("--explain %d: the data have queries 0 to %d", q, d->Q - 1);
-    Ranked one;
-    memset(&one, 0, sizeof one);
-    one.V = d->V;
-    ranked_query(&one, d->tokens + d->query_at[q], d->query_len[q]);
-    for (int r = d->first[q]; r < d->first[q + 1]; r++)
-        ranked_response(&one, d->tokens + d->resp_at[r], d->resp_len[r], d->score[r], d->source[r]);
+    int first = d->first[q], end = d->first[q + 1];
     Train t = train_options(o, "explain");
     machine_say();
     t.micro_batch = 1;
-    StepRoom s = step_room(m, &one, 1);
-    printf("query %d of %s, %d responses\n", q, o->data, one.R);
-    for (int r = -1; tok && r < one.R; r++) {
+    StepRoom s = step_room(m, d, 1);
+    printf("query %d of %s, %d responses\n", q, o->data, end - first);
+    for (int r = first - 1; tok && r < end; r++) {
         size_t len;
-        char *text = r < 0 ? tokenizer_text(tok, one.tokens + one.query_at[0], (size_t)one.query_len[0], &len)
-                           : tokenizer_text(tok, one.tokens + one.resp_at[r], (size_t)one.resp_len[r], &len);
-        for (size_t i = 0; i < len; i++) if ((unsigned char)text[i] < 32) text[i] = ' ';
-        if (r < 0) printf("  x   %.*s\n", (int)len, text);
-        else printf("  y_%-2d%.*s\n", r, (int)len, text);
+        char *text = r < first ? line_text(tok, d->tokens + d->query_at[q], d->query_len[q], &len)
+                               : line_text(tok, d->tokens + d->resp_at[r], d->resp_len[r], &len);
+        if (r < first) printf("  x   %.*s\n", (int)len, text);
+        else printf("  y_%-2d%.*s\n", r - first, (int)len, text);
         free(text);
     }
     printf("\n");
-    explain_table(&t, &s, m, &one, "before the step");
+    explain_table(&t, &s, m, d, q, "before the step");
     double norm;
     int64_t tokens = 0;
-    int zero = 0;
-    train_step(m, &t, &s, &one, &zero, 1, t.adam.lr, 1, &norm, &tokens);
+    train_step(m, &t, &s, d, &q, 1, t.adam.lr, 1, &norm, &tokens);
     char when[128];
     snprintf(when, sizeof when, "after one AdamW step on this query alone, lr %g, gradient norm %.6g", t.adam.lr, norm);
-    explain_table(&t, &s, m, &one, when);
+    explain_table(&t, &s, m, d, q, when);
     step_room_free(&s);
-    ranked_free(&one);
     return 0;
 }
 
-// What train works with.
-typedef struct {
-    const Options *o;
-    GPT2 *m, *start;      // the policy in training; its frozen start, for --kl-coef
-    Tokenizer *tok;
-    Reward reward, *rm;   // rm = NULL: none
-    Policy policy;
-    Ranked d, held;       // --data, --eval-data
-} Trainee;
-
 static inline Curve curve_open(const Trainee *a, const Train *t, const Ranked *d) {
-    Curve c;
+    Curve c = {0};
     const Options *o = a->o;
     int total = train_steps(t, d);
-    memset(&c, 0, sizeof c);
-    c.o = o, c.m = a->m, c.tok = a->tok, c.reward = a->rm, c.out = t->out;
+    c.out = t->out;
     c.sampling = sampling(o, gpt2_config(a->m), a->tok);
     c.data = ranked_head(&a->held, o->eval_queries);
     c.sampling.num_return = 1;
-    c.last = t->steps && t->steps < total ? t->steps : total;
+    c.last = t->steps ? min_int(t->steps, total) : total;
     c.every = o->eval_every ? o->eval_every : (total + 9) / 10; // of the whole: a run in parts has the same points
     return c;
 }
@@ -758,15 +735,9 @@ static inline void kl_shape(const Trainee *a, Ranked *d) {
 // OP-k's hook in the loop: answers and scores the n queries.
 static inline Ranked online_answer(void *trainee, const Ranked *d, const int *queries, int n, int step) {
     Trainee *a = (Trainee *)trainee;
-    Ranked ask;
-    memset(&ask, 0, sizeof ask);
+    Ranked ask = {0};
     ask.V = d->V;
-    for (int i = 0; i < n; i++) {
-        int q = queries[i];
-        ranked_query(&ask, d->tokens + d->query_at[q], d->query_len[q]);
-        for (int r = d->first[q]; r < d->first[q + 1]; r++)
-            ranked_response(&ask, d->tokens + d->resp_at[r], d->resp_len[r], 0, SOURCE_DATA);
-    }
+    for (int i = 0; i < n; i++) policy_query(&ask, d, queries[i], 1);
     Rng rng = rng_make((uint64_t)a->o->seed, RNG_SAMPLE, (uint64_t)step + 1);
     Ranked out = policy_draw(a->o, a->policy, a->m, &ask, a->tok, rng_u64(&rng), "");
     reward_score(&a->reward, &out, "");
@@ -779,19 +750,17 @@ static inline Ranked online_answer(void *trainee, const Ranked *d, const int *qu
 static inline int train_run(Trainee *a, Train *t, const Ranked *d) {
     const Options *o = a->o;
     Log log = {NULL, 0, 0};
-    Curve curve;
+    Curve *curve = &a->curve;
     Ranked before, after;
     const Ranked *shown = o->eval_data ? &a->held : &a->d;
-    memset(&curve, 0, sizeof curve);
     make_out(t->out);
     if (train_finished(a->m, d, t)) return 0;
     if (o->eval_data && a->rm) {
-        curve = curve_open(a, t, d);
-        if (t->resume) curve_read(&curve, t->resume);
+        *curve = curve_open(a, t, d);
+        if (t->resume) curve_read(curve, t->resume);
         t->after = curve_point;
-        t->context = &curve;
     }
-    banner(o, a->m, d, "train", 1);
+    banner(a->m, d, "train", t->micro_batch, step_at_once(t, t->batch) ? 1 : 2);
     if (a->tok) before = samples_take(o, a->m, shown, a->tok, a->rm);
     int stopped = train_loop(a->m, d, t, &log);
     if (a->tok) {
@@ -800,10 +769,11 @@ static inline int train_run(Trainee *a, Train *t, const Ranked *d) {
         ranked_free(&before);
         ranked_free(&after);
     }
-    if (!curves_draw(t, &log, curve.n ? &curve : NULL, 0))
+    if (!curves_draw(t, &log, curve, 0))
         fprintf(stderr, "curves.png: not drawn; install stb_image_write (Debian: libstb-dev) and make again\n");
     free(log.row);
-    free(curve.point);
+    free(curve->point);
+    memset(curve, 0, sizeof *curve);
     return stopped;
 }
 
@@ -833,7 +803,7 @@ static inline int exists_in(const char *dir, const char *name) {
 static inline void round_load(Trainee *a, const char *dir) {
     char path[RRHF_PATH_MAX];
     gpt2_free(a->m);
-    a->m = model_open(path_join(path, dir, "policy.bin"), "--resume", MODEL_POLICY, 1);
+    a->m = model_open(path_join(path, dir, "policy.bin"), "--resume", 1);
 }
 
 // IP-n: each round starts from the policy that the one before trained, and keeps its results in out/round-i. A resumed
@@ -866,26 +836,25 @@ static inline int train_rounds(Trainee *a, const Train *t) {
 static inline void drawing_settings(const Trainee *a, char *text, size_t size) {
     const Options *o = a->o;
     uint64_t stops = HASH64;
-    if (a->policy.draw == DRAW_NOTHING) return;
+    if (a->policy.by == DRAW_NOTHING) return;
     for (int i = 0; i < o->stop.n; i++) stops = hash64(stops, o->stop.text[i], strlen(o->stop.text[i]) + 1);
     snprintf(text, size, "draw %d\nown %d\nqueries #%016" PRIx64 "\nnum-return %d\nnum-beams %d\nnum-beam-groups %d\n"
              "diversity-penalty %.9g\ntemperature %.9g\ntop-k %d\ntop-p %.9g\nmax-new-tokens %d\nkl-coef %.9g\n"
              "stop #%016" PRIx64 "\n",
-             (int)a->policy.draw, a->policy.own, ranked_hash(&a->d), o->num_return, o->num_beams, o->num_beam_groups,
+             (int)a->policy.by, a->policy.own, ranked_hash(&a->d), o->num_return, o->num_beams, o->num_beam_groups,
              o->diversity_penalty, o->temperature, o->top_k, o->top_p, o->max_new_tokens, o->kl_coef, stops);
 }
 
 static inline int verb_train(const Options *o) {
-    Trainee a;
-    memset(&a, 0, sizeof a);
+    Trainee a = {0};
     a.o = o;
     a.policy = policy_parse(o, o->policy ? o->policy : "P");
-    a.m = model_open(need(o->model, "--model", "train"), "--model", MODEL_POLICY, 1);
+    a.m = model_open(need(o->model, "--model", "train"), "--model", 1);
     Config c = gpt2_config(a.m);
     a.d = data_open(o, need(o->data, "--data", "train"), c, "train");
-    a.tok = tokenizer_open(o, c);
+    a.tok = tokenizer_open(o, c.V);
     if (o->explain >= 0) return explain(o, a.m, &a.d, a.tok);
-    if (a.policy.draw != DRAW_NOTHING) need(o->reward, "--reward", "every --policy but P");
+    if (a.policy.by != DRAW_NOTHING) need(o->reward, "--reward", "every --policy but P");
     if (o->kl_coef > 0 && !a.policy.refresh) die_usage("--kl-coef: for --policy OP-k only");
     Train t = train_options(o, "train");
     if (a.policy.rounds && t.steps)
@@ -893,22 +862,22 @@ static inline int verb_train(const Options *o) {
     if (a.policy.rounds && t.resume && strcmp(t.resume, t.out) && !same_dir(t.resume, t.out))
         die_usage("--out %s: the rounds of IP-n are resumed in place; leave it out", t.out);
     if (o->reward) a.reward = reward_open(o->reward, a.tok), a.rm = &a.reward;
-    if (o->kl_coef > 0) a.start = model_open(o->model, "--model", MODEL_POLICY, 0);
+    if (o->kl_coef > 0) a.start = model_open(o->model, "--model", 0);
     if (o->eval_data && !o->reward) fprintf(stderr, "note: --eval-data without --reward: no reward's curve\n");
     if (o->eval_data) a.held = data_open(o, o->eval_data, c, "train");
     drawing_settings(&a, t.drawing, sizeof t.drawing);
-    t.refresh = a.policy.refresh, t.answer = online_answer, t.online = &a;
+    t.refresh = a.policy.refresh, t.answer = online_answer, t.context = &a;
     // IP-n: rounds, each a train_round. OP-k, whose responses the loop asks for, and P train on the data as they are.
     // Every other policy: one train_round.
     int stopped = a.policy.rounds ? train_rounds(&a, &t)
-                : a.policy.refresh || a.policy.draw == DRAW_NOTHING ? train_run(&a, &t, &a.d) : train_round(&a, &t, 0);
+                : a.policy.refresh || a.policy.by == DRAW_NOTHING ? train_run(&a, &t, &a.d) : train_round(&a, &t, 0);
     ranked_free(&a.d);
     ranked_free(&a.held);
     if (a.rm) reward_close(a.rm);
     tokenizer_shut(a.tok);
     gpt2_free(a.m);
     gpt2_free(a.start);
-    return resumable_exit(o, &t, "train", stopped);
+    return resumable_exit(o, &t, stopped);
 }
 
 // ----------------------------------------------------------------------------
@@ -916,15 +885,15 @@ static inline int verb_train(const Options *o) {
 
 static inline int verb_sample(const Options *o) {
     char path[RRHF_PATH_MAX];
-    GPT2 *m = model_open(need(o->model, "--model", "sample"), "--model", MODEL_POLICY, 0);
+    GPT2 *m = model_open(need(o->model, "--model", "sample"), "--model", 0);
     Config c = gpt2_config(m);
     Ranked d = data_open(o, need(o->data, "--data", "sample"), c, "sample");
-    Tokenizer *tok = tokenizer_open(o, c);
+    Tokenizer *tok = tokenizer_open(o, c.V);
     Policy p = policy_parse(o, o->policy ? o->policy : "SP");
-    if (p.draw == DRAW_NOTHING || p.rounds || p.refresh)
+    if (p.by == DRAW_NOTHING || p.rounds || p.refresh)
         die_usage("--policy %s: sample takes S, SP, B, BP, D or DP", o->policy);
     make_dir(o->out);
-    banner(o, m, &d, "sample", -1);
+    banner(m, &d, "sample", 0, 0);
     Ranked out = policy_draw(o, p, m, &d, tok, (uint64_t)o->seed, "sample");
     ranked_write(path_join(path, o->out, "sampled.bin"), &out);
     printf("%s\n", path);
@@ -948,25 +917,20 @@ static inline void policy_scores(GPT2 *m, const Ranked *d, double length_penalty
 static inline int verb_score(const Options *o) {
     char path[RRHF_PATH_MAX];
     const char *data = need(o->data, "--data", "score");
-    Reward reward;
-    GPT2 *m = NULL;
-    Config c;
-    Tokenizer *tok = NULL;
-    memset(&reward, 0, sizeof reward);
-    if (reward_is_command(o->reward)) {
-        memset(&c, 0, sizeof c);
-        c.T = 1 << 20, c.V = tokenizer_only(o, &tok);
-    }
+    Reward reward = {0};
+    Config c = {0};
+    if (reward_is_command(o->reward)) need(o->tokenizer, "--tokenizer", "--reward cmd:");
+    if (!o->reward) need(o->model, "--model (or --reward)", "score");
+    Tokenizer *tok = reward_is_command(o->reward) ? tokenizer_open(o, 0) : NULL;
+    GPT2 *m = o->reward ? NULL : model_open(o->model, "--model", 0);
     if (o->reward) reward = reward_open(o->reward, tok);
-    if (reward.model) c = gpt2_config(reward.model);
-    if (!o->reward) {
-        m = model_open(need(o->model, "--model (or --reward)", "score"), "--model", MODEL_POLICY, 0);
-        c = gpt2_config(m);
-    }
+    GPT2 *judge = m ? m : reward.model; // NULL: a command, which takes a text of any length
+    if (judge) c = gpt2_config(judge);
+    else c.T = 1 << 20, c.V = tok->V;
     Ranked d = data_open(o, data, c, "score");
     int to_file = !m || o->out_given;
     if (to_file) make_dir(o->out);
-    if (m || reward.model) banner(o, m ? m : reward.model, &d, "score", 0);
+    if (judge) banner(judge, &d, "score", micro_batch_auto(judge, &d, d.Q), 0);
     if (m) {
         double *p = (double *)xalloc((size_t)d.R, sizeof *p);
         policy_scores(m, &d, o->length_penalty, "score", p);
@@ -1027,7 +991,7 @@ static inline void eval_print(FILE *f, const EvalRow *rows, int n, const Options
 static inline void eval_csv(const char *dir, const EvalRow *rows, int n) {
     char path[RRHF_PATH_MAX];
     Out out = out_open(path_join(path, dir, "eval.csv"));
-    out_printf(&out, "policy,figure,mean,stderr,n\n");
+    out_printf(&out, EVAL_HEADER "\n");
     for (int i = 0; i < n; i++) {
         const char *names[] = {"reward", "perplexity", "tokens", "kl", "accuracy"};
         Figure f[] = {rows[i].reward, rows[i].perplexity, rows[i].length, rows[i].kl, rows[i].accuracy};
@@ -1045,8 +1009,7 @@ static inline void eval_csv(const char *dir, const EvalRow *rows, int n) {
 // counts.
 static inline EvalRow eval_row(const char *name, const Ranked *d, const double *judge, const double *pi,
                                const double *rho, int best, int k, int has_reward) {
-    EvalRow row;
-    memset(&row, 0, sizeof row);
+    EvalRow row = {0};
     if (best) snprintf(row.name, sizeof row.name, "best-of-%d", best);
     else snprintf(row.name, sizeof row.name, "%s", name);
     double *v = (double *)xalloc((size_t)d->R * 2, sizeof *v), *weight = v + d->R;
@@ -1074,7 +1037,7 @@ static inline Figure eval_pairs(GPT2 *m, const Ranked *d, double length_penalty)
 }
 
 static inline GPT2 *eval_open(const char *path, const char *option, Config c) {
-    GPT2 *m = path ? model_open(path, option, MODEL_POLICY, 0) : NULL;
+    GPT2 *m = path ? model_open(path, option, 0) : NULL;
     if (m && gpt2_config(m).V != c.V)
         die("%s %s: vocabulary %d, the policy has %d; give one with the policy's tokenizer",
             option, path, gpt2_config(m).V, c.V);
@@ -1087,29 +1050,20 @@ static inline double *eval_logp(GPT2 *m, const Ranked *d) { // (R); NULL without
     return logp;
 }
 
-static inline Ranked eval_sample(const Options *o, GPT2 *m, const Ranked *data, Sampling s, const Tokenizer *tok,
-                                 Reward *rm, const char *label) {
-    Ranked d = sample(m, data, s, 0, label);
-    stop_cut(o, tok, &d);
-    if (rm) reward_score(rm, &d, "reward");
-    return d;
-}
-
 static inline int eval_policy(const Options *o, GPT2 *m, const Ranked *data) {
     Config c = gpt2_config(m);
-    Tokenizer *tok = tokenizer_open(o, c);
+    Tokenizer *tok = tokenizer_open(o, c.V);
     Reward reward, *rm = NULL;
     GPT2 *ref = eval_open(o->reference, "--reference", c), *judge = eval_open(o->perplexity, "--perplexity", c);
     if (o->reward) reward = reward_open(o->reward, tok), rm = &reward;
     EvalRow rows[EVAL_ROWS];
     int n = 0, pairs = 0, k = o->num_return, with_start = ref && o->start_return;
-    Ranked start;
-    memset(&start, 0, sizeof start);
+    Ranked start = {0};
     Sampling s = sampling(o, c, tok);
-    Ranked fresh = eval_sample(o, m, data, s, tok, rm, "policy");
+    Ranked fresh = completions(o, m, data, s, tok, rm, "policy");
     if (with_start) {
         s.num_return = o->start_return;
-        start = eval_sample(o, ref, data, s, tok, rm, "start");
+        start = completions(o, ref, data, s, tok, rm, "start");
         double *logp = eval_logp(judge ? judge : ref, &start);
         if (k > s.num_return) k = s.num_return;
         rows[n++] = eval_row(o->names[0], &start, logp, NULL, NULL, 0, k, rm != NULL);
@@ -1157,17 +1111,18 @@ static inline int eval_reward(const Options *o, GPT2 *m, const Ranked *d) {
     char cell[64];
     figure_text(cell, f, 4);
     printf("reward model: accuracy %s on %d %s\n", cell, f.n, labels ? "labels" : "queries with pairs");
-    char path[RRHF_PATH_MAX];
-    Out out = out_open(path_join(path, o->out, "eval.csv"));
-    out_printf(&out, "policy,figure,mean,stderr,n\nreward model,accuracy,%.6g,%.6g,%d\n", f.mean, f.err, f.n);
-    out_close(&out);
+    EvalRow row = {0};
+    strcpy(row.name, "reward model");
+    row.accuracy = f, row.distinct1 = -1;
+    eval_csv(o->out, &row, 1);
     free(z);
     return 0;
 }
 
 static inline int verb_eval(const Options *o) {
-    GPT2 *m = model_open(need(o->model, "--model", "eval"), "--model", MODEL_ANY, 0);
-    Config c = gpt2_config(m);
+    Checkpoint f = checkpoint_open(need(o->model, "--model", "eval"));
+    GPT2 *m = checkpoint_model(&f, f.c, 0);
+    Config c = f.c;
     Ranked d = data_open(o, need(o->data, "--data", "eval"), c, "eval"), head = ranked_head(&d, o->eval_queries);
     make_dir(o->out);
     machine_say();

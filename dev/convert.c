@@ -33,7 +33,7 @@ it. So that is what both directions demand, and the pairs are what merges.txt li
 
 Outputs appear under their names when complete. Exit code 0: done, 1: the work failed, 2: bad command line.
 */
-#include "../util.h"       // defines: die, die_usage, In, Out, xalloc, xgrow, make_dir, path_join
+#include "../util.h"       // defines: die, die_usage, In, Out, xalloc, XGROW, make_dir, path_join
 #include "../dataloader.h" // defines: Ranked, ranked_read, ranked_write, ranked_limit
 #include "../model.h"      // defines: Config, GPT2_PARAMS, gpt2_tensors, checkpoint_read, checkpoint_write
 #include "../tokenizer.h"  // defines: Tokenizer, tokenizer_encode, tokenizer_text, kind_at, merge_word
@@ -187,7 +187,7 @@ static void text_encode(Where w, Tokenizer *t, const char *text, Tokens *ids, co
 }
 
 static void ids_append(Tokens *ids, int id) {
-    xgrow((void **)&ids->id, &ids->cap, ids->n + 1, sizeof(uint16_t));
+    XGROW(ids->id, ids->cap, ids->n + 1);
     ids->id[ids->n++] = (uint16_t)id;
 }
 
@@ -464,7 +464,7 @@ static void merge_pair(Tokenizer *low, const Tokenizer *t, const char *path, int
                 letters(text, s, n), (uint8_t)s[i]);
     for (int k = low->V; k < id; k++)
         tokenizer_add(low, t->bytes + t->at[k], t->at[k + 1] - t->at[k], k == t->eot);
-    xgrow((void **)&pair->id, &pair->cap, n, sizeof(uint16_t));
+    XGROW(pair->id, pair->cap, n);
     pair->n = 0;
     merge_word(low, s, n, pair);
     if (pair->n != 2)
@@ -549,7 +549,7 @@ static Tokenizer vocab_read(const char *path, int V) {
         size_t n = letters_bytes(bytes, token[i]->string, strlen(token[i]->string));
         if (n == 0) die_at(w, "token %d '%s': expected 1 to %d characters of GPT-2's byte alphabet; "
                            "added tokens are not supported", i, excerpt(token[i]->string), TOKEN_BYTES_MAX);
-        tokenizer_add(&t, bytes, n, n == 13 && memcmp(bytes, "<|endoftext|>", 13) == 0);
+        tokenizer_add(&t, bytes, n, n == sizeof END_OF_TEXT - 1 && !memcmp(bytes, END_OF_TEXT, n));
     }
     cJSON_Delete(j);
     free(token);
@@ -773,7 +773,7 @@ static char *merges_text(const char *path, const Tokenizer *t) {
     Tokens pair = {0, 0, 0};
     char *text = NULL, piece[LETTERS_MAX];
     size_t cap = 0, n = 0;
-    xgrow((void **)&text, &cap, 64, 1);
+    XGROW(text, cap, 64);
     n = (size_t)sprintf(text, "#version: 0.2\n");
     for (int id = 0; id < t->V; id++) {
         if (id != t->eot && tokenizer_find(t, t->bytes + t->at[id], t->at[id + 1] - t->at[id]) != id)
@@ -781,7 +781,7 @@ static char *merges_text(const char *path, const Tokenizer *t) {
                 tokenizer_find(t, t->bytes + t->at[id], t->at[id + 1] - t->at[id]), id);
         if (!needs_merge(t, id)) continue;
         merge_pair(&low, t, path, id, &pair);
-        xgrow((void **)&text, &cap, n + 2 * LETTERS_MAX + 2, 1);
+        XGROW(text, cap, n + 2 * LETTERS_MAX + 2);
         for (int i = 0; i < 2; i++) {
             int len;
             const char *s = tokenizer_decode(t, pair.id[i], &len);

@@ -3,7 +3,7 @@ demo.h: made-up film reviews with a known sentiment, for the demo that needs no 
 
   void demo_review(Rng *r, int positive, char **buf, size_t *len, size_t *cap)
 
-appends one review, a paragraph of ASCII of about 45-90 words, to buf, which grows as in xgrow; a NUL follows
+appends one review, a paragraph of ASCII of about 45-90 words, to buf, which grows as by XGROW; a NUL follows
 that *len does not count. The same Rng state gives the same review.
 
 A review opens with what says little about its sentiment (when, with whom, what the film is about), mixes
@@ -20,7 +20,7 @@ As the text is written, "a" becomes "an" before a vowel and sentences get their 
 #ifndef DEMO_H
 #define DEMO_H
 
-#include "../util.h"     // defines: Rng, rng_below, xgrow, die
+#include "../util.h"     // defines: Rng, rng_below, XGROW, die
 
 // ----------------------------------------------------------------------------
 // The films: a review is about one row
@@ -172,7 +172,7 @@ typedef struct {
 
 // Writes one character, and mends the article and the capital that depend on it.
 static inline void demo_put(Demo *d, char c) {
-    xgrow((void **)d->buf, d->cap, *d->len + 3, 1);
+    XGROW(*d->buf, *d->cap, *d->len + 3);
     char *s = *d->buf + d->start;
     size_t n = *d->len - d->start;
     int article = n >= 2 && s[n-1] == ' ' && (s[n-2] == 'a' || s[n-2] == 'A') && (n == 2 || s[n-3] == ' ');
@@ -227,8 +227,7 @@ static inline void demo_expand(Demo *d, const char *name, size_t n, int good) {
 }
 
 static inline void demo_review(Rng *r, int positive, char **buf, size_t *len, size_t *cap) {
-    Demo d;
-    memset(&d, 0, sizeof d);
+    Demo d = {0};
     d.r = r; d.buf = buf; d.len = len; d.cap = cap; d.start = *len;
     d.film = rng_below(r, DEMO_FILMS);
     for (int i = 0; i < 26; i++) d.capital[i] = rng_below(r, 1 << 20);

@@ -35,7 +35,7 @@ static int reviews_add(Reviews *all, const char *dir, const char *sub, int label
     struct dirent **e;
     int n = scandir(path_join(path, dir, sub), &e, is_text, alphasort);
     for (int i = 0; i < n; i++) {
-        xgrow((void **)&all->r, &all->cap, (size_t)all->n + 1, sizeof(Review));
+        XGROW(all->r, all->cap, (size_t)all->n + 1);
         size_t len = strlen(path) + strlen(e[i]->d_name) + 2;
         Review *r = &all->r[all->n++];
         r->path = (char *)xalloc(len, 1);
@@ -87,10 +87,8 @@ static void add_snippet(Ranked *d, const uint16_t *ids, int n, int label) {
 static void write_labelled(Tokenizer *t, const Reviews *a, const char *out, const char *suffix, int labelled,
                            int queries) {
     char path[RRHF_PATH_MAX], name[64];
-    Ranked labels, ask;
+    Ranked labels = {0}, ask = {0};
     Tokens ids = {0, 0, 0};
-    memset(&labels, 0, sizeof labels);
-    memset(&ask, 0, sizeof ask);
     labels.V = ask.V = t->V;
     Progress bar = progress_start(*suffix ? "test" : "train", 0);
     for (int i = 0; i < a->n && (i < labelled || ask.Q < queries); i++) {
@@ -123,7 +121,7 @@ static void write_stream(Tokenizer *t, const Reviews *a, const char *out, size_t
     Progress bar = progress_start("stream", 0);
     for (int i = 0; i < a->n && n < tokens; i++) {
         review_tokens(t, &a->r[i], &ids);
-        xgrow((void **)&stream, &cap, n + ids.n + 1, sizeof *stream);
+        XGROW(stream, cap, n + ids.n + 1);
         memcpy(stream + n, ids.id, ids.n * sizeof *stream);
         n += ids.n;
         stream[n++] = (uint16_t)t->eot;

@@ -6,8 +6,7 @@ plot.h: line charts and scatter plots into a PNG: curves.png, reward against per
   int        plot_png(path, panels, n_panels, width, height)     side by side; 1 = written, 0 = not built in
 
   PlotSeries s = plot_series("held out", step, reward, n, PLOT_LINE | PLOT_POINTS, 0);
-  PlotPanel p;
-  memset(&p, 0, sizeof p);
+  PlotPanel p = {0};
   p.title = "Reward", p.label[PLOT_X] = "optimizer step", p.series = &s, p.n_series = 1;
   if (!plot_png("curves.png", &p, 1, 900, 600)) printf("no plots: apt-get install libstb-dev, then make\n");
 
@@ -59,8 +58,7 @@ typedef struct {
 
 static inline PlotSeries plot_series(const char *name, const double *x, const double *y, int n,
                                      int style, int color) {
-    PlotSeries s;
-    memset(&s, 0, sizeof s);
+    PlotSeries s = {0};
     s.name = name, s.x = x, s.y = y, s.n = n, s.style = style, s.color = color;
     return s;
 }
@@ -647,8 +645,7 @@ static inline void plot_legend(const PlotArea *a) {
 }
 
 static inline void plot_panel(PlotCanvas *c, const PlotPanel *p, int left, int width) {
-    PlotArea a;
-    memset(&a, 0, sizeof a);
+    PlotArea a = {0};
     a.c = c, a.p = p, a.u = fmin(width / 480.0, c->h / 360.0), a.size = 9.2 * a.u;
     plot_layout(&a, left, width, c->h);
     int whole[4] = {left, 0, left + width, c->h}, inner[4] = {a.x0, a.y0, a.x1, a.y1};
@@ -669,9 +666,8 @@ static inline void plot_panel(PlotCanvas *c, const PlotPanel *p, int left, int w
 
 // The picture in memory; plot_free gives it back.
 static inline PlotCanvas plot_render(const PlotPanel *panels, int n_panels, int width, int height) {
-    PlotCanvas c;
+    PlotCanvas c = {0};
     size_t pixels = (size_t)width * height;
-    memset(&c, 0, sizeof c);
     c.w = c.dirty[0] = width, c.h = c.dirty[1] = height;
     c.rgb = (unsigned char *)xalloc(pixels, 3);
     c.mask = (unsigned char *)xalloc(pixels, 1);

@@ -10,14 +10,16 @@ Included by verbs.h.
 #define STORY_H
 
 enum {
-    STORY_TRAIN = 11000, STORY_STREAM = 6000, STORY_HELD = 300, // reviews: labelled, to pretrain on, held-out queries
+    STORY_TRAIN = 11000, STORY_STREAM = 6000,   // reviews that are labelled, and those of them to pretrain on
+    STORY_QUERIES = 1024, STORY_HELD = 300,     // queries to train on, and to hold out
+    STORY_SEED = 20230411,                      // of the reviews themselves: --seed leaves them as they are
     STORY_VOCABULARY = 640, STORY_QUERY = 24, STORY_RESPONSE = 32, STORY_SNIPPET = STORY_QUERY + STORY_RESPONSE
 };
 
 typedef struct { char *text; size_t len, cap; } Review;
 
 static inline void story_review(int i, Review *r) { // even: unkind, odd: kind
-    Rng rng = rng_make(20230411, RNG_DEMO, (uint64_t)i);
+    Rng rng = rng_make(STORY_SEED, RNG_DEMO, (uint64_t)i);
     r->len = 0;
     demo_review(&rng, i & 1, &r->text, &r->len, &r->cap);
 }
@@ -28,7 +30,7 @@ static inline void story_tokenizer(const char *path) {
     size_t n = 0, cap = 0;
     for (int i = 0; i < STORY_TRAIN / 4; i++) {
         story_review(i, &r);
-        xgrow((void **)&text, &cap, n + r.len + 1, 1);
+        XGROW(text, cap, n + r.len + 1);
         memcpy(text + n, r.text, r.len);
         n += r.len;
         text[n++] = '\n';
@@ -44,19 +46,17 @@ static inline void story_tokenizer(const char *path) {
 static inline void story_snippet(Ranked *d, const Tokens *ids, Rng *rng, int label) {
     int n = (int)ids->n, len = n < STORY_SNIPPET ? n : STORY_SNIPPET, at = rng_below(rng, n - len + 1);
     ranked_query(d, ids->id + at, 1);
-    ranked_response(d, ids->id + at + 1, len - 1, (float)label, 0);
+    ranked_response(d, ids->id + at + 1, len - 1, (float)label, SOURCE_DATA);
 }
 
-// Reviews first .. first+n-1 as a token stream (stream: its path, may be NULL), as labelled snippets, and as queries
-// with the review's own continuation.
-static inline void story_data(Tokenizer *t, int first, int n, const char *stream, const char *labels,
-                              const char *queries, int n_queries) {
+// Reviews first .. first+n-1 in dir: as labels_SET.bin, labelled snippets; as queries_SET.bin, n_queries with the
+// review's own continuation; and the first STORY_STREAM of all as stream.bin.
+static inline void story_data(Tokenizer *t, const char *dir, const char *set, int first, int n, int n_queries) {
+    char path[RRHF_PATH_MAX], name[64];
     Review r = {NULL, 0, 0};
     Tokens ids = {NULL, 0, 0}, all = {NULL, 0, 0};
-    Ranked label, query;
-    Rng rng = rng_make(20230411, RNG_DEMO, 1u << 30);
-    memset(&label, 0, sizeof label);
-    memset(&query, 0, sizeof query);
+    Ranked label = {0}, query = {0};
+    Rng rng = rng_make(STORY_SEED, RNG_DEMO, 1u << 30);
     label.V = query.V = t->V;
     for (int i = first; i < first + n; i++) {
         story_review(i, &r);
@@ -64,7 +64,7 @@ static inline void story_data(Tokenizer *t, int first, int n, const char *stream
         tokenizer_encode(t, r.text, r.len, &ids);
         if (i < STORY_STREAM) {
             tokenizer_encode(t, r.text, r.len, &all);
-            xgrow((void **)&all.id, &all.cap, all.n + 1, sizeof *all.id);
+            XGROW(all.id, all.cap, all.n + 1);
             all.id[all.n++] = (uint16_t)t->eot;
         }
         story_snippet(&label, &ids, &rng, i & 1);
@@ -72,9 +72,11 @@ static inline void story_data(Tokenizer *t, int first, int n, const char *stream
         ranked_query(&query, ids.id, STORY_QUERY);
         ranked_response(&query, ids.id + STORY_QUERY, STORY_RESPONSE, 0, SOURCE_DATA);
     }
-    if (stream) stream_write(stream, all.id, (int)all.n);
-    ranked_write(labels, &label);
-    ranked_write(queries, &query);
+    if (all.n) stream_write(path_join(path, dir, "stream.bin"), all.id, (int)all.n);
+    snprintf(name, sizeof name, "labels_%s.bin", set);
+    ranked_write(path_join(path, dir, name), &label);
+    snprintf(name, sizeof name, "queries_%s.bin", set);
+    ranked_write(path_join(path, dir, name), &query);
     ranked_free(&label);
     ranked_free(&query);
     tokens_free(&ids);
@@ -128,7 +130,7 @@ static inline void story_show(const char *path) {
 }
 
 static inline int verb_demo(const Options *user) {
-    char dir[RRHF_PATH_MAX], path[RRHF_PATH_MAX + 64], other[3][RRHF_PATH_MAX + 64], line[STORY_LINE];
+    char dir[RRHF_PATH_MAX], path[RRHF_PATH_MAX + 64], line[STORY_LINE];
     double start = now_s();
     snprintf(dir, sizeof dir, "%s", user->out);
     if (strlen(dir) > 200 || strchr(dir, ' '))
@@ -139,15 +141,8 @@ static inline int verb_demo(const Options *user) {
     story_tokenizer(path);
     world_wait();
     Tokenizer t = tokenizer_read(path);
-    const char *sets[2] = {"train", "held"};
-    for (int i = 0; i < 2; i++) {
-        snprintf(other[0], sizeof other[0], "%s/stream.bin", dir);
-        snprintf(other[1], sizeof other[1], "%s/labels_%s.bin", dir, sets[i]);
-        snprintf(other[2], sizeof other[2], "%s/queries_%s.bin", dir, sets[i]);
-        // 100 reviews more than queries to hold out: one that is shorter than query and response gives none
-        if (i) story_data(&t, STORY_TRAIN, STORY_HELD + 100, NULL, other[1], other[2], STORY_HELD);
-        else story_data(&t, 0, STORY_TRAIN, other[0], other[1], other[2], 1024);
-    }
+    story_data(&t, dir, "train", 0, STORY_TRAIN, STORY_QUERIES);
+    story_data(&t, dir, "held", STORY_TRAIN, STORY_HELD + 100, STORY_HELD); // some are too short for a query
     tokenizer_free(&t);
     static const char *const commands[] = {
         "sft --data @/stream.bin --tokenizer @/tokenizer.bin --layers 3 --heads 4 --channels 128 --context 64 "

@@ -15,6 +15,7 @@ Writes to OUT_DIR
 Rows come in the order of the arguments. A missing or damaged file ends the program, with its name and line.
 */
 #include "../util.h"     // defines: die, Out; first, for _GNU_SOURCE
+#include "../eval.h"     // defines: EVAL_HEADER, REWARD_HEADER
 #include "plot.h"        // defines: plot_png
 #include <ctype.h>       // defines: isdigit
 
@@ -38,7 +39,7 @@ static char *copy(const char *s, size_t n) {
 static Row *row_of(Table *t, const char *name, size_t n) {
     for (int i = 0; i < t->n; i++)
         if (strlen(t->row[i].name) == n && !memcmp(t->row[i].name, name, n)) return &t->row[i];
-    xgrow((void **)&t->row, &t->cap, (size_t)t->n + 1, sizeof(Row));
+    XGROW(t->row, t->cap, (size_t)t->n + 1);
     Row *r = &t->row[t->n++];
     memset(r, 0, sizeof *r);
     r->name = copy(name, n);
@@ -47,7 +48,7 @@ static Row *row_of(Table *t, const char *name, size_t n) {
 
 static Seed *seed_of(Row *row, const char *seed) {
     for (int i = 0; i < row->n; i++) if (!strcmp(row->seed[i].seed, seed)) return &row->seed[i];
-    xgrow((void **)&row->seed, &row->cap, (size_t)row->n + 1, sizeof(Seed));
+    XGROW(row->seed, row->cap, (size_t)row->n + 1);
     Seed *s = &row->seed[row->n++];
     memset(s, 0, sizeof *s);
     s->seed = seed;
@@ -61,8 +62,7 @@ enum { LINE = 1024, COLUMNS = 5 };
 typedef struct { FILE *f; char path[RRHF_PATH_MAX], line[LINE], *column[COLUMNS]; int number, columns; } Csv;
 
 static Csv csv_open(const char *path, const char *header) {
-    Csv c;
-    memset(&c, 0, sizeof c);
+    Csv c = {0};
     snprintf(c.path, sizeof c.path, "%s", path);
     c.f = fopen(path, "r");
     if (!c.f) die("%s: %s; run eval for this row first", path, strerror(errno));
@@ -118,7 +118,7 @@ static void read_cell(const Csv *c, Cell cell[FIGURES]) {
 // The row's own figures; those of every best-of-n of SFT go to rows of their own.
 static void read_eval(Table *t, int row, const char *dir, const char *seed) {
     char path[RRHF_PATH_MAX];
-    Csv c = csv_open(path_join(path, dir, "eval/eval.csv"), "policy,figure,mean,stderr,n");
+    Csv c = csv_open(path_join(path, dir, "eval/eval.csv"), EVAL_HEADER);
     int sft = !strcmp(t->row[row].name, "SFT");
     while (csv_next(&c)) {
         if (!strcmp(c.column[0], "policy")) read_cell(&c, seed_of(&t->row[row], seed)->cell);
@@ -136,13 +136,13 @@ static void read_eval(Table *t, int row, const char *dir, const char *seed) {
 
 // One reward.csv; its steps count from `from`. Returns its last step.
 static double read_curve(Curve *curve, const char *path, double from) {
-    Csv c = csv_open(path, "step,reward,stderr,queries");
+    Csv c = csv_open(path, REWARD_HEADER);
     double last = from;
     for (int first = 1; csv_next(&c); first = 0) {
         double step = from + csv_number(&c, 0, 0, "step");
         if (!first && step <= last) die("%s:%d: step %s after step %g", path, c.number, c.column[0], last - from);
-        xgrow((void **)&curve->step, &curve->cap[0], (size_t)curve->n + 1, sizeof(double));
-        xgrow((void **)&curve->reward, &curve->cap[1], (size_t)curve->n + 1, sizeof(double));
+        XGROW(curve->step, curve->cap[0], (size_t)curve->n + 1);
+        XGROW(curve->reward, curve->cap[1], (size_t)curve->n + 1);
         curve->step[curve->n] = last = step;
         curve->reward[curve->n++] = csv_number(&c, 1, -INFINITY, "reward");
     }

@@ -1,4 +1,4 @@
-# check.sh: what test_demo.sh and test_scripts.sh share. T is a folder for them, gone at the end.
+# check.sh: what test_demo.sh, test_scripts.sh and test_world.sh share. T is a folder for them, gone at the end.
 export LC_ALL=C
 passed=0 failed=0 T=$(mktemp -d)
 trap 'rm -rf "$T"' EXIT

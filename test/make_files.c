@@ -54,10 +54,9 @@ static void write_models(void) {
 
 // n queries with up to k responses of up to most tokens. Query 0: 3 tokens and responses of 2 and 3.
 static void write_ranked(const char *name, uint64_t seed, int n, int k, int most, int labels) {
-    Ranked d;
+    Ranked d = {0};
     uint16_t tok[T];
     Rng r = rng_make(seed, RNG_DEMO, 0);
-    memset(&d, 0, sizeof d);
     d.V = V;
     for (int q = 0; q < n; q++) {
         int kq = q ? 1 + rng_below(&r, k) : k < 2 ? k : 2;
@@ -74,9 +73,8 @@ static void write_ranked(const char *name, uint64_t seed, int n, int k, int most
 
 // One query of 20 tokens with a response of 10: more than T.
 static void write_long(void) {
-    Ranked d;
+    Ranked d = {0};
     uint16_t tok[20];
-    memset(&d, 0, sizeof d);
     d.V = V;
     for (int i = 0; i < 20; i++) tok[i] = (uint16_t)i;
     ranked_query(&d, tok, 20);
@@ -98,7 +96,7 @@ static void write_tokenizer(const char *name, int vocabulary) { // printable byt
     for (int i = 0; i < vocabulary; i++) {
         char c = (char)(32 + i);
         if (i + 1 < vocabulary) tokenizer_add(&t, &c, 1, 0);
-        else tokenizer_add(&t, "<|endoftext|>", 13, 1);
+        else tokenizer_add(&t, END_OF_TEXT, sizeof END_OF_TEXT - 1, 1);
     }
     tokenizer_write(in_dir(name), &t);
     tokenizer_free(&t);
@@ -113,11 +111,9 @@ static void write_odd(void) {
         {"$(x) `y`", 8, "'\"*;|&<>%s", 10, "$(x) `y`'\"*;|&<>%s\n"},
         {"\xc3", 1, "\xa9\xff\x01", 3, "\xc3\xa9\xff\x01\n"}};
     Tokenizer t = tokenizer_make(V, 1024);
-    Out lines = out_open(in_dir("odd.txt"));
     uint16_t of[256], tok[16];
-    Ranked d;
+    Ranked d = {0};
     memset(of, 255, sizeof of);
-    memset(&d, 0, sizeof d);
     d.V = V;
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         for (int part = 0; part < 2; part++) {
@@ -132,12 +128,13 @@ static void write_odd(void) {
             if (part) ranked_response(&d, tok, n, 0, 0);
             else ranked_query(&d, tok, n);
         }
-        out_printf(&lines, "%s", texts[i].line);
     }
     while (t.V < V - 1) tokenizer_add(&t, "unused", 6, 0);
-    tokenizer_add(&t, "<|endoftext|>", 13, 1);
+    tokenizer_add(&t, END_OF_TEXT, sizeof END_OF_TEXT - 1, 1);
     tokenizer_write(in_dir("odd_tokenizer.bin"), &t);
     tokenizer_free(&t);
+    Out lines = out_open(in_dir("odd.txt"));
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) out_printf(&lines, "%s", texts[i].line);
     out_close(&lines);
     ranked_write(in_dir("odd.bin"), &d);
     ranked_free(&d);

@@ -95,10 +95,9 @@ static float *test_params(Config c, uint64_t seed) {
 
 __attribute__((unused))
 static Ranked test_ranked(uint64_t seed, int V, int Q, const int *k, int max_query, int max_resp) {
-    Ranked d;
+    Ranked d = {0};
     uint16_t *tok = (uint16_t *)xalloc((size_t)(max_query + max_resp), sizeof *tok);
     Rng r = rng_make(seed, RNG_DEMO, 0);
-    memset(&d, 0, sizeof d);
     d.V = V;
     for (int q = 0; q < Q; q++)
         for (int i = -1; i < k[q]; i++) {
@@ -129,13 +128,21 @@ static Objective test_objective(void) {
 
 __attribute__((unused))
 static Train test_train(int micro) {
-    Train t;
-    memset(&t, 0, sizeof t);
+    Train t = {0};
     t.objective = test_objective();
     t.loss = rrhf_loss;
     t.micro_batch = micro;
     t.adam.lr = 1e-3, t.adam.beta1 = 0.9, t.adam.beta2 = 0.999, t.adam.eps = 1e-8;
     return t;
+}
+
+__attribute__((unused))
+static double log_sum_exp(const float *logits, int V) {
+    float max = logits[0];
+    double sum = 0;
+    for (int v = 1; v < V; v++) max = fmaxf(max, logits[v]);
+    for (int v = 0; v < V; v++) sum += expf(logits[v] - max);
+    return max + log(sum);
 }
 
 __attribute__((unused))

@@ -17,8 +17,7 @@ static void check_figure(const char *what, Figure f, double mean, double err, in
 
 // Queries of one token with responses of these lengths; k[q] of them belong to query q. Tokens count up from 1.
 static Ranked responses(int queries, const int *k, const int *len, const float *score) {
-    Ranked d;
-    memset(&d, 0, sizeof d);
+    Ranked d = {0};
     d.V = 100;
     for (int q = 0, r = 0; q < queries; q++) {
         uint16_t y[8] = {1, 2, 3, 4, 5, 6, 7, 8};
@@ -92,8 +91,7 @@ static void test_accuracy(void) {
 static void test_distinct(void) {
     static const uint16_t y[4][3] = {{1, 2, 1}, {1, 2, 0}, {3, 0, 0}, {2, 1, 0}};
     static const int len[4] = {3, 2, 1, 2};
-    Ranked d;
-    memset(&d, 0, sizeof d);
+    Ranked d = {0};
     for (int r = 0; r < 4; r++) {
         if (r % 2 == 0) ranked_query(&d, y[0], 1);
         ranked_response(&d, y[r], len[r], 0, 0);
@@ -164,16 +162,16 @@ static int all_are(const int *x, int n, int want) {
 static void test_data(void) {
     enum { SOME = 300 };
     static char dir[] = "/tmp/rrhf_eval_XXXXXX";
-    static const char *const names[6] = {"tokenizer.bin", "stream.bin", "labels.bin", "queries.bin", "held_labels.bin",
-                                         "held.bin"};
+    static const char *const names[6] = {"tokenizer.bin", "stream.bin", "labels_train.bin", "queries_train.bin",
+                                         "labels_held.bin", "queries_held.bin"};
     char path[6][RRHF_PATH_MAX];
     if (!mkdtemp(dir)) die("%s: cannot make it", dir);
     for (int i = 0; i < 6; i++) path_join(path[i], dir, names[i]);
     story_tokenizer(path[0]);
     Tokenizer t = tokenizer_read(path[0]);
     check(t.V == STORY_VOCABULARY && t.eot >= 0, "demo: a vocabulary of %d with end-of-text", t.V);
-    story_data(&t, 0, SOME, path[1], path[2], path[3], 64);
-    story_data(&t, STORY_TRAIN, STORY_HELD + 100, NULL, path[4], path[5], STORY_HELD);
+    story_data(&t, dir, "train", 0, SOME, 64);
+    story_data(&t, dir, "held", STORY_TRAIN, STORY_HELD + 100, STORY_HELD);
     Ranked stream = stream_read(path[1], 1 << 30), label = ranked_read(path[2]);
     Ranked query = ranked_read(path[3]), held = ranked_read(path[5]);
     int ends = 0, kind = 0, fits = 1, seen = 0;
@@ -207,8 +205,7 @@ static void test_data(void) {
 // Pairs of ids above 255, which must not run into each other.
 static void test_distinct_large(void) {
     static const uint16_t y[3][2] = {{1, 0x203}, {3, 3}, {0x102, 0x301}};
-    Ranked d;
-    memset(&d, 0, sizeof d);
+    Ranked d = {0};
     ranked_query(&d, y[0], 1);
     for (int r = 0; r < 3; r++) ranked_response(&d, y[r], 2, 0, 0);
     double two = eval_distinct(&d, 2, 3), one = eval_distinct(&d, 1, 3);
@@ -219,10 +216,9 @@ static void test_distinct_large(void) {
 // Best of n among equal scores: they stand in the order of the file.
 static void test_weights(void) {
     static const uint16_t tok[1] = {1};
-    Ranked d;
+    Ranked d = {0};
     double w[4], e = 0;
     static const double want[4] = {0, 1 / 6.0, 2 / 6.0, 3 / 6.0}; // C(j-1, 1) / C(4, 2)
-    memset(&d, 0, sizeof d);
     ranked_query(&d, tok, 1);
     for (int r = 0; r < 4; r++) ranked_response(&d, tok, 1, 7, 0);
     eval_weights(&d, 2, w);

@@ -100,8 +100,7 @@ struct Case {
 };
 
 static Case case_make(const char *layer, void (*forward)(Case *), int N, int C, int OC, size_t n_out) {
-    Case t;
-    memset(&t, 0, sizeof t);
+    Case t = {0};
     t.layer = layer, t.forward = forward, t.N = N, t.C = C, t.OC = OC, t.n_out = n_out;
     t.out = noise(n_out, 1);
     t.g = noise(n_out, 1);
@@ -188,8 +187,7 @@ static void test_matmul(int kind, int residual) {
 
 static Ranked lengthy_query(int lengthy) {
     static const uint16_t zeros[130];
-    Ranked d;
-    memset(&d, 0, sizeof d);
+    Ranked d = {0};
     d.V = 1;
     if (lengthy > 1) {
         ranked_query(&d, zeros, 1);
@@ -318,7 +316,7 @@ static void check_hinges(const char *what, Whole *w) {
         for (int i = 0; i < k; i++)
             for (int j = 0; j < k; j++) {
                 if (!(r[i] < r[j])) continue;
-                double hinge = w->s.p[at + i] - w->s.p[at + j] + w->t.objective.margin * rrhf_gap(k, r, r[i], r[j]);
+                double hinge = rrhf_hinge(&w->t.objective, k, w->s.p + at, r, i, j);
                 active += hinge > 0;
                 idle += hinge <= 0;
                 nearest = fmin(nearest, fabs(hinge));
@@ -330,8 +328,7 @@ static void check_hinges(const char *what, Whole *w) {
 
 static Whole whole_make(QueryLoss loss, Objective o, const int *k, int reward) {
     Config c = {14, 29, 32, 2, 2, 16, reward, 0};
-    Whole w;
-    memset(&w, 0, sizeof w);
+    Whole w = {0};
     float *params = test_params(c, 5);
     w.m = gpt2_build(c, params, 1);
     free(params);

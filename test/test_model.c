@@ -48,8 +48,7 @@ static void check_grads(const char *what, GPT2 *got, GPT2 *want, double rtol, do
 
 // The same responses, each with a query of its own.
 static Ranked separate(const Ranked *d) {
-    Ranked e;
-    memset(&e, 0, sizeof e);
+    Ranked e = {0};
     e.V = d->V;
     for (int q = 0; q < d->Q; q++)
         for (int r = d->first[q]; r < d->first[q + 1]; r++) {
@@ -431,7 +430,7 @@ static int decode_all(GPT2 *m, const Ranked *d, double *got, int *compared) {
         query_row[q] = c->d.n - 1;
         for (int r = d->first[q] + 1; r < d->first[q + 1]; r++) cache_fork(c, r, d->first[q], d->query_len[q]);
     }
-    const float *z = decode_logits(m, &c->d);
+    const real *z = decode_logits(m, &c->d);
     for (int q = 0; q < d->Q; q++)
         for (int r = d->first[q]; r < d->first[q + 1]; r++, (*compared)++)
             got[at[r]] = log_softmax(z + query_row[q] * m->c.V, m->c.V, d->tokens[d->resp_at[r]]);
@@ -599,8 +598,7 @@ static void test_evaluate(Config c, const char *what) {
     double *all = (double *)xalloc((size_t)d.R, sizeof *all), *alone = (double *)xalloc((size_t)d.R, sizeof *alone);
     evaluate_all(m, &d, "", all);
     for (int q = 0; q < Q; q++) {
-        Ranked one;
-        memset(&one, 0, sizeof one);
+        Ranked one = {0};
         one.V = d.V;
         ranked_query(&one, d.tokens + d.query_at[q], d.query_len[q]);
         for (int r = d.first[q]; r < d.first[q + 1]; r++)
@@ -646,7 +644,7 @@ static void test_parts(void) {
     static const char *const name[3] = {"parameters", "first moment", "second moment"};
     size_t n = gpt2_count(c);
     if (!mkdtemp(dir)) die("%s: cannot make it", dir);
-    GPT2 *m = model_make(c, 5), *back = gpt2_build(c, NULL, 1), *loaded = gpt2_build(c, NULL, 0);
+    GPT2 *m = model_make(c, 5), *back = gpt2_build(c, NULL, 1);
     float *want = (float *)xalloc(n, sizeof *want), *got = (float *)xalloc(n, sizeof *got);
     Rng r = rng_make(7, RNG_DEMO, 0);
     for (int i = 1; i < 3; i++) {
@@ -655,19 +653,19 @@ static void test_parts(void) {
     }
     gpt2_save(m, path_join(path, dir, "policy.bin"));
     Checkpoint f = checkpoint_open(path);
-    checkpoint_load(&f, loaded);
+    GPT2 *loaded = checkpoint_model(&f, f.c, 0);
     gpt2_get(m, COPY_PARAMS, want);
     gpt2_get(loaded, COPY_PARAMS, got);
     check(n > 2 * (size_t)GPT2_PART && !memcmp(want, got, n * sizeof *got),
           "a checkpoint of %zu parameters, %.1f parts: the same bits", n, (double)n / GPT2_PART);
     unlink(path);
-    Train t;
+    Train t = {0};
     Log log = {NULL, 0, 0}, read = {NULL, 0, 0};
-    memset(&t, 0, sizeof t);
     t.out = t.resume = dir;
     snprintf(t.settings, sizeof t.settings, "some\n");
-    state_write(m, &t, &log);
-    train_load(back, &t, &read);
+    Window none = {0};
+    state_write(m, &t, &log, &none);
+    train_load(back, &t, &read, &none);
     for (int i = 0; i < 3; i++) {
         gpt2_get(m, part[i], want);
         gpt2_get(back, part[i], got);

@@ -124,8 +124,7 @@ static long count_in(const PlotCanvas *c, int hue, int x0, int y0, int x1, int y
 static long count(const PlotCanvas *c, int hue) { return count_in(c, hue, 0, 0, c->w, c->h); }
 
 static PlotPanel panel(const PlotSeries *s, int n) {
-    PlotPanel p;
-    memset(&p, 0, sizeof p);
+    PlotPanel p = {0};
     p.title = "title", p.label[PLOT_X] = "x", p.label[PLOT_LEFT] = "left", p.label[PLOT_RIGHT] = "right";
     p.series = s, p.n_series = n;
     return p;
@@ -218,8 +217,7 @@ static void test_label_places(void) {
         double at[POINTS][2], w[POINTS], box[POINTS][4];
         PlotPanel p = panel(NULL, 0);
         PlotCanvas c = plot_render(&p, 1, W, H); // leaves the clip at the frame
-        PlotArea a;
-        memset(&a, 0, sizeof a);
+        PlotArea a = {0};
         a.c = &c, a.p = &p, a.u = W / 480.0, a.size = 9.2 * a.u;
         const double r = 4 * a.u, pad = 3 * a.u;
         for (int i = 0; i < POINTS; i++) {

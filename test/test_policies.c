@@ -97,7 +97,7 @@ static Options options(const char *line) {
     return o;
 }
 
-static GPT2 *load(const char *path) { return model_open(path, "--model", MODEL_POLICY, 1); }
+static GPT2 *load(const char *path) { return model_open(path, "--model", 1); }
 
 static int same_file(const char *a, const char *b) {
     char line[2 * RRHF_PATH_MAX + 32];
@@ -157,13 +157,13 @@ static void test_names(void) {
     int bad = 0, n = sizeof rows / sizeof *rows;
     for (int i = 0; i < n; i++) {
         Policy p = policy_parse(&o, rows[i].name);
-        bad += p.draw != rows[i].p.draw || p.own != rows[i].p.own ||
+        bad += p.by != rows[i].p.by || p.own != rows[i].p.own ||
                p.rounds != rows[i].p.rounds || p.refresh != rows[i].p.refresh;
     }
     check(bad == 0, "names: %d of %d policies are not their row of Table 1 (IP, OP: diverse beams and the data's own)",
           bad, n);
     o = options("train --draw sample");
-    check(policy_parse(&o, "OP-4").draw == DRAW_SAMPLE && policy_parse(&o, "B").draw == DRAW_BEAM,
+    check(policy_parse(&o, "OP-4").by == DRAW_SAMPLE && policy_parse(&o, "B").by == DRAW_BEAM,
           "names: --draw sample changes OP-4, not B");
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) { // a usage error: exit code 2
         int status = 0;
@@ -322,8 +322,7 @@ static void test_stop(void) {
         int nq = tokens_of(cases[i].query, query), n = tokens_of(cases[i].text, text);
         int left = tokens_of(cases[i].want, want);
         for (char *s = strtok(stops, " "); s; s = strtok(NULL, " ")) option_set(&o, option_find("--stop"), s);
-        Ranked d;
-        memset(&d, 0, sizeof d);
+        Ranked d = {0};
         d.V = V;
         ranked_query(&d, query, nq);
         ranked_response(&d, text, n, 0, SOURCE_DATA); // the data's own are as they are
@@ -414,14 +413,33 @@ static Ranked noted_answer(void *run, const Ranked *d, const int *queries, int n
     return out;
 }
 
-// After every step: is the window on the disk (as of the last checkpoint) the one that was drawn?
+// Does state.bin of so many steps end with the window that was drawn for them, or, where none is begun, without one?
+static int right_window(const Run *r, int steps) {
+    char path[RRHF_PATH_MAX];
+    int32_t h[256];
+    int k = r->t.refresh;
+    In in = in_open(path_join(path, r->t.out, "state.bin")), seen;
+    in_header(&in, h, STATE_MAGIC, STATE_VERSION, "training state");
+    in.at += h[2] + h[3] * (int64_t)sizeof(LogRow) + 3 * (int64_t)gpt2_count(gpt2_config(r->a.m)) * 4;
+    fseek(in.f, in.at, SEEK_SET);
+    int64_t n = in_left(&in);
+    char *tail = (char *)xalloc((size_t)n * 2, 1);
+    in_read(&in, tail, n, "the window");
+    in_close(&in);
+    if (steps % k) {
+        seen = in_open(in_dir("%s-seen-%d.bin", r->notes, steps / k * k));
+        if (seen.size == n) in_read(&seen, tail + n, n, "what was drawn");
+        fclose(seen.f);
+    }
+    int same = steps % k ? n && !memcmp(tail, tail + n, (size_t)n) : n == 0;
+    free(tail);
+    return same;
+}
+
+// After every step: what does the last checkpoint hold, that of the step before?
 static void after_step(void *run, int step) {
     Run *r = (Run *)run;
-    char path[RRHF_PATH_MAX];
-    // the first step of the window that the checkpoint's last step is in
-    int first = step > 1 && r->t.refresh ? (step - 2) / r->t.refresh * r->t.refresh : -1;
-    if (first >= 0 && r->t.checkpoint_every == 1)
-        r->changed += !same_file(window_path(path, r->t.out, first), in_dir("%s-seen-%d.bin", r->notes, first));
+    if (step > 1 && r->t.refresh && r->t.checkpoint_every == 1) r->changed += !right_window(r, step - 1);
     if (++r->calls == r->raise_at) raise(SIGINT);
 }
 
@@ -436,9 +454,9 @@ static Run *run_make(const char *line, const char *notes, const char *resume) {
     r->a.tok = r->o.stop.n ? &tokenizer : NULL;
     r->a.d = ranked_read(r->o.data);
     r->a.reward = reward_open(r->o.reward, &tokenizer), r->a.rm = &r->a.reward;
-    if (r->o.kl_coef > 0) r->a.start = model_open(r->o.model, "--model", MODEL_POLICY, 0);
+    if (r->o.kl_coef > 0) r->a.start = model_open(r->o.model, "--model", 0);
     r->t = train_options(&r->o, "test");
-    r->t.refresh = r->a.policy.refresh, r->t.answer = noted_answer, r->t.online = r;
+    r->t.refresh = r->a.policy.refresh, r->t.answer = noted_answer;
     r->t.after = after_step, r->t.context = r;
     return r;
 }
@@ -486,13 +504,11 @@ static int op_by_hand(Run *r, GPT2 *m) {
         n[s] = s % 3 == 2 ? 1 : 3;
         memcpy(visit[s], order + s % 3 * 3, (size_t)n[s] * sizeof(int));
     }
-    Ranked window;
-    memset(&window, 0, sizeof window);
+    Ranked window = {0};
     GPT2 *start = load(in_dir("start.bin"));
     for (int s = 0; s < STEPS; s++) {
         if (s % k == 0) {
-            Ranked ask;
-            memset(&ask, 0, sizeof ask);
+            Ranked ask = {0};
             ask.V = V;
             for (int i = s; i < s + k && i < STEPS; i++)
                 for (int j = 0; j < n[i]; j++) {
@@ -542,7 +558,7 @@ static void test_online(void) {
         check(r->answers == cases[i].draws && !late,
               "OP-%d, %d steps: drawn %d times, at steps 0, k, 2k, ..., expected %d",
               k, STEPS, r->answers, cases[i].draws);
-        check(r->changed == 0, "OP-%d: the window in online-N.bin differed after %d steps from what was drawn", k,
+        check(r->changed == 0, "OP-%d: the window in state.bin differed after %d steps from what was drawn", k,
               r->changed);
         for (int j = 0; j < r->answers; j++) { // Table 1's row: each visit's query, its own responses, the policy's
             Ranked seen = ranked_read(in_dir("%s-seen-%d.bin", notes, r->at[j]));
@@ -602,11 +618,8 @@ static void test_online_resumed(void) { // Ctrl-C after step 1, 4 (within a wind
               "OP-5, Ctrl-C after step %d, resumed: %s bits, %d more draws, expected %d", s,
               same ? "the same" : "other", r->answers, draws);
         run_free(r);
-        int windows = 0;
-        for (int first = 0; first < STEPS; first++) windows += !access(in_dir("%s/online-%d.bin", notes, first), F_OK);
-        check(access(in_dir("%s/state.bin", notes), F_OK) && !windows &&
-              !access(in_dir("%s/settings.txt", notes), F_OK),
-              "OP-5, finished: settings.txt, no state.bin, %d windows", windows);
+        check(access(in_dir("%s/state.bin", notes), F_OK) && !access(in_dir("%s/settings.txt", notes), F_OK),
+              "OP-5, finished: settings.txt, no state.bin");
     }
 }
 
@@ -615,8 +628,7 @@ typedef struct { const char *there, *here; } Settings;
 
 static void compare_settings(const void *arg) {
     const Settings *s = (const Settings *)arg;
-    Train t;
-    memset(&t, 0, sizeof t);
+    Train t = {0};
     t.resume = "DIR";
     snprintf(t.settings, sizeof t.settings, "%s", s->here);
     settings_check(&t, s->there);
@@ -639,8 +651,7 @@ static void test_settings(void) {
 
 // log P of one response by itself: no shared prefix, no neighbours.
 static double alone(GPT2 *m, const Ranked *d, int q, int r) {
-    Ranked one;
-    memset(&one, 0, sizeof one);
+    Ranked one = {0};
     one.V = V;
     ranked_query(&one, d->tokens + d->query_at[q], d->query_len[q]);
     ranked_response(&one, response(d, r), d->resp_len[r], 0, 0);
@@ -827,8 +838,7 @@ static LogRow one_step(const char *line, const Ranked *d, GPT2 **trained) {
 
 // The data with only the response that is imitated, or with all rewards equal.
 static Ranked best_only(const Ranked *d) {
-    Ranked out;
-    memset(&out, 0, sizeof out);
+    Ranked out = {0};
     out.V = V;
     for (int q = 0; q < d->Q; q++) {
         int best = d->first[q];
@@ -939,10 +949,9 @@ static int compare_doubles(const void *a, const void *b) {
 
 // The expected largest of n of the N values, by eval_weights.
 static double best_of(const double *r, int N, int n) {
-    Ranked d;
+    Ranked d = {0};
     int first[2] = {0, N};
     double sum = 0, *weight = (double *)xalloc((size_t)N, sizeof *weight);
-    memset(&d, 0, sizeof d);
     d.Q = 1, d.R = N, d.first = first;
     d.score = (float *)xalloc((size_t)N, sizeof *d.score);
     for (int i = 0; i < N; i++) d.score[i] = (float)r[i];
@@ -1007,9 +1016,8 @@ static void test_drawing(void) {
 static void test_reward_kind(void) {
     Ranked d = ranked_read(in_dir("data.bin"));
     for (int labels = 0; labels <= 1; labels++) {
-        Ranked some;
+        Ranked some = {0};
         char line[64];
-        memset(&some, 0, sizeof some);
         some.V = V;
         for (int q = 0; q < Q; q++) {
             ranked_query(&some, d.tokens + d.query_at[q], d.query_len[q]);

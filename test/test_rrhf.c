@@ -197,10 +197,9 @@ typedef struct { int position; double rank_weight; } Broken;
 // Queries 0 and 2 of the data, two at once. Only query 2's response 1 is long enough to reach position 14.
 static void broken_step(const void *arg) {
     const Broken *broken = (const Broken *)arg;
-    Ranked d;
+    Ranked d = {0};
     static const uint16_t tok[16] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
     static const int queries[2] = {0, 2};
-    memset(&d, 0, sizeof d);
     d.V = small.V;
     for (int q = 0; q < 3; q++) {
         ranked_query(&d, tok, 4);
@@ -255,9 +254,8 @@ static void test_schedule(void) {
 static void test_behind(void) {
     int wrong = 0, promised = 0, none = 0;
     for (int i = 0; i < 300; i++) {
-        Ranked d;
+        Ranked d = {0};
         Train t = test_train(1);
-        memset(&d, 0, sizeof d);
         d.Q = 1 + i % 23, t.batch = 1 + i % 7, t.micro_batch = 1 + i % t.batch, t.refresh = i % 5, t.shuffle = i % 2;
         t.epochs = 3, t.seed = 5;
         int order[23], seen[23], epoch = -1, end = train_steps(&t, &d), ahead = 0;
@@ -318,9 +316,8 @@ static void test_reward_losses(void) {
 typedef struct { int k; float r[4]; } Labels; // two queries of k responses
 
 static Ranked labels_make(const Labels *l) {
-    Ranked d;
+    Ranked d = {0};
     static const uint16_t tok[2] = {1, 2};
-    memset(&d, 0, sizeof d);
     d.V = 3;
     for (int q = 0; q < 2; q++) {
         ranked_query(&d, tok, 2);
@@ -414,8 +411,7 @@ static void test_limit(void) {
     enum { QUERY = 5, RESPONSE = 4 };
     uint16_t tok[12];
     int wrong = 0, cut = 0;
-    Ranked d;
-    memset(&d, 0, sizeof d);
+    Ranked d = {0};
     for (int t = 0; t < 12; t++) tok[t] = (uint16_t)t;
     for (int n = 3; n <= 7; n++) {
         ranked_query(&d, tok, n);
@@ -473,10 +469,9 @@ static void test_beyond(void) {
     char path[] = "/tmp/rrhf_beyond_XXXXXX";
     static const uint16_t tok[2] = {8, 9};
     int fd = mkstemp(path);
-    Ranked d;
+    Ranked d = {0};
     if (fd < 0) die("%s: cannot make it", path);
     close(fd);
-    memset(&d, 0, sizeof d);
     ranked_query(&d, tok, 1);
     ranked_response(&d, tok, 2, 0, 0);
     d.V = 10;

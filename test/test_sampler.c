@@ -28,8 +28,7 @@ static Beaming beaming_of(int beams, int groups, double diversity, int num_retur
 
 // A small model; large weights, so that distributions are far from uniform.
 static GPT2 *small_model(int V, int T, uint64_t seed) {
-    Config c;
-    memset(&c, 0, sizeof c);
+    Config c = {0};
     c.T = T, c.V = V, c.Vp = V + 3, c.L = 2, c.NH = 2, c.C = 24;
     float *params = test_params(c, seed);
     for (size_t i = 0; i < gpt2_count(c); i++) params[i] *= 2;
@@ -76,8 +75,7 @@ static void forward_logp(GPT2 *m, const Ranked *d, double *sum) {
 static void forward_next(GPT2 *m, const uint16_t *tokens, int n, float *logp) {
     int V = gpt2_config(m).V;
     double *sum = (double *)xalloc((size_t)V, sizeof *sum);
-    Ranked d;
-    memset(&d, 0, sizeof d);
+    Ranked d = {0};
     ranked_query(&d, tokens, n);
     for (int v = 0; v < V; v++) {
         uint16_t t = (uint16_t)v;
@@ -150,8 +148,7 @@ static void test_reference(void) {
     for (int i = 0; i < models; i++) {
         Tally t = {0, 0, 0, 0};
         GPT2 *m = case_model(&in);
-        Ranked d;
-        memset(&d, 0, sizeof d);
+        Ranked d = {0};
         d.V = gpt2_config(m).V;
         int prompts = in_i32(&in, "a count");
         for (int p = 0; p < prompts; p++) {
@@ -255,9 +252,7 @@ static void test_exhaustive(int eot, double length_penalty) {
     enum { V = 4, NEW = 3, BEAMS = 64 };
     GPT2 *m = small_model(V, 16, 8);
     uint16_t query[5] = {2, 0, 1, 1, 2}, text[NEW];
-    Ranked d, all;
-    memset(&d, 0, sizeof d);
-    memset(&all, 0, sizeof all);
+    Ranked d = {0}, all = {0};
     ranked_query(&d, query, 5);
     ranked_query(&all, query, 5);
     enumerate(&all, text, 0, NEW, V, eot);
@@ -381,8 +376,7 @@ static Ranked policy_run(GPT2 *m, const Ranked *d, int policy, int eot) {
 }
 
 static Ranked one_query(const Ranked *d, int q) {
-    Ranked one;
-    memset(&one, 0, sizeof one);
+    Ranked one = {0};
     one.V = d->V;
     policy_query(&one, d, q, 1);
     return one;
@@ -409,6 +403,7 @@ static void test_waves(void) {
             Ranked one = one_query(&d, q), whole = one_query(&want, q);
             Ranked got = policy_run(m, &one, policy, V - 1);
             memcpy(whole.score, want.score + want.first[q], (size_t)whole.R * sizeof(float));
+            memcpy(whole.source, want.source + want.first[q], (size_t)whole.R * sizeof(int));
             alone += ranked_differ(&whole, &got);
             ranked_free(&one);
             ranked_free(&got);
@@ -646,8 +641,7 @@ static void test_even(void) {
 static void test_equals(void) {
     uint16_t text[4] = {10, 11, 12, 13};
     Hypothesis hyp[3] = {{-1, 1, &text[0]}, {-2, 1, &text[1]}, {-2, 1, &text[2]}};
-    Group g;
-    memset(&g, 0, sizeof g);
+    Group g = {0};
     g.n = 3, g.hyp = hyp;
     check(group_worst(&g) == 1, "of equal hypotheses the oldest is the worst: %d, expected 1", group_worst(&g));
     check(!group_keep(&g, 3, -2, 1), "one that only equals the worst does not take its place");
@@ -655,10 +649,8 @@ static void test_equals(void) {
     check(room == &text[1] && hyp[1].text == &text[2] && hyp[2].text == &text[1], "a better one does");
     *room = 14;
     static const uint16_t query[1] = {1};
-    Beams s;
-    Ranked out;
-    memset(&s, 0, sizeof s);
-    memset(&out, 0, sizeof out);
+    Beams s = {0};
+    Ranked out = {0};
     s.b = beaming_of(3, 1, 0, 3, 4, -1);
     s.size = 3, s.group = &g;
     ranked_query(&out, query, 1);

@@ -113,7 +113,7 @@ static void test_cases(const Cases *cases, Tokenizer *t, int v, const char *voca
         const Case *c = &cases->c[i];
         size_t n = (size_t)c->n_ids[v];
         tokenizer_encode(t, c->text, (size_t)c->n, &ids); // appends
-        xgrow((void **)&want.id, &want.cap, want.n + n, sizeof(uint16_t));
+        XGROW(want.id, want.cap, want.n + n);
         if (n) memcpy(want.id + want.n, c->ids[v], n * sizeof(uint16_t));
         want.n += n;
     }
@@ -199,7 +199,7 @@ static void test_merge(Tokenizer *t, const char *what, int words) {
         uint16_t want[256];
         size_t n = random_word(t, &r, s, sizeof s), n_want = naive_merge(t, s, n, want);
         got.n = 0;
-        xgrow((void **)&got.id, &got.cap, n + 1, sizeof(uint16_t));
+        XGROW(got.id, got.cap, n + 1);
         merge_word(t, s, n, &got);
         same += got.n == n_want && memcmp(got.id, want, n_want * sizeof(uint16_t)) == 0;
     }
@@ -216,7 +216,7 @@ static void test_own_tokens(Tokenizer *t, const char *what) {
         const char *b = tokenizer_decode(t, id, &len);
         if (id == t->eot) continue;
         got.n = 0;
-        xgrow((void **)&got.id, &got.cap, (size_t)len, sizeof(uint16_t));
+        XGROW(got.id, got.cap, (size_t)len);
         merge_word(t, b, (size_t)len, &got);
         same += got.n == 1 && got.id[0] == id;
     }
