@@ -155,6 +155,8 @@ static inline Ranked ranked_get(In *in) {
         for (int64_t i = 0, at = n; i < k; at += meta[3 * i++]) {
             float s;
             memcpy(&s, &meta[3 * i + 1], 4);
+            if (meta[3 * i + 2] < 0) die("%s: query %d, response %d: source %d, expected 0 (the data set) or more",
+                                         path, q, (int)i, meta[3 * i + 2]);
             if (!isfinite(s)) die("%s: query %d, response %d: score %g, expected a finite number; score the file again",
                                   path, q, (int)i, s);
             ranked_response(&d, tok + at, meta[3 * i], s, meta[3 * i + 2]);

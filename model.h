@@ -130,8 +130,8 @@ static inline Config checkpoint_config(const char *path, const int32_t h[256]) {
     if (h[1] != CHECKPOINT_FP32 && h[1] != CHECKPOINT_BF16)
         die("%s: version %d, expected %d (float32) or %d (bfloat16); convert it again", path, h[1], CHECKPOINT_FP32,
             CHECKPOINT_BF16);
-    if (c.T < 1 || c.T > 1 << 20 || c.V < 1 || c.V > VOCABULARY_MAX || c.Vp < c.V || c.Vp > 1 << 17 || c.L < 1 || c.L > 1024 ||
-        c.C < 1 || c.C > 1 << 16 || c.NH < 1 || c.C % c.NH || (c.reward & ~1) || (c.logistic & ~1))
+    if (c.T < 1 || c.T > 1 << 20 || c.V < 1 || c.V > VOCABULARY_MAX || c.Vp < c.V || c.Vp > 1 << 17 || c.L < 1 ||
+        c.L > 1024 || c.C < 1 || c.C > 1 << 16 || c.NH < 1 || c.C % c.NH || (c.reward & ~1) || (c.logistic & ~1))
         die("%s: sizes T %d, V %d, Vp %d, L %d, heads %d, C %d, reward %d are no GPT-2 (heads divide C, V <= Vp, "
             "V <= %d); is the file damaged?", path, c.T, c.V, c.Vp, c.L, c.NH, c.C, h[8], VOCABULARY_MAX);
     return c;
@@ -256,7 +256,8 @@ void   gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots);
 // The k <= V largest logits of each row, (n_rows, k) in the order of their ids, of equal ones the lower ids; lse, where
 // not NULL, (n_rows): the row's log sum exp.
 const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double **lse);
-// A token for each of n sequences, (n), at most the rows planned: sequence i draws from row row[i], with u[i] in [0,1).
+// A token for each of n sequences, (n), at most the rows planned: sequence i draws from row row[i], with u[i] in [0,1);
+// -1 where that row's logits are no numbers.
 const int *gpt2_decode_draw(GPT2 *m, const Decode *d, Draw how, int n, const int *row, const double *u);
 const char *backend_start(int threads);          // 0 = all; returns a line for the banner
 void   backend_profile(int steps);               // --profile 1: 0 = begin; else print where so many steps' time went

@@ -105,6 +105,7 @@ static inline void reward_start(Reward *r) {
     r->pid = fork();
     if (r->pid < 0) die("--reward %s: cannot start: %s", r->spec, strerror(errno));
     if (r->pid == 0) {
+        setpgid(0, 0); // with what it starts in turn, to be ended together
         dup2(in[0], 0), dup2(out[1], 1);
         close(in[0]), close(in[1]), close(out[0]), close(out[1]);
         signal(SIGINT, SIG_IGN); // Ctrl-C is for the training loop
@@ -115,11 +116,13 @@ static inline void reward_start(Reward *r) {
     }
     close(in[0]), close(out[1]);
     fcntl(in[1], F_SETFD, FD_CLOEXEC), fcntl(out[0], F_SETFD, FD_CLOEXEC);
+    fcntl(in[1], F_SETFL, O_NONBLOCK); // a command that does not read is waited for as one that does not write
     r->to = in[1];
     r->from = out[0];
 }
 
-static inline Reward reward_open(const char *spec, Tokenizer *tok) {
+// V: the vocabulary of the policy that is to be judged; 0: of no policy.
+static inline Reward reward_open(const char *spec, Tokenizer *tok, int V) {
     Reward r = {0};
     r.spec = spec, r.tok = tok;
     if (reward_is_command(spec)) {
@@ -130,26 +133,46 @@ static inline Reward reward_open(const char *spec, Tokenizer *tok) {
     Checkpoint f = checkpoint_open(spec);
     if (!f.c.reward)
         die("--reward %s: a policy, without a scalar head; make a reward model with the reward verb", spec);
+    if (V && f.c.V != V)
+        die("--reward %s: vocabulary %d, the policy has %d; train one from the policy's checkpoint", spec, f.c.V, V);
     r.model = checkpoint_model(&f, f.c, 0);
     return r;
 }
 
-// Is there something to read within so many milliseconds?
-static inline int reward_ready(const Reward *r, int milliseconds) {
-    struct pollfd p = {r->from, POLLIN, 0};
+// Can fd be read (POLLIN) or written to (POLLOUT) within so many milliseconds?
+static inline int reward_ready(int fd, short events, int milliseconds) {
+    struct pollfd p = {fd, events, 0};
     return poll(&p, 1, milliseconds) > 0;
+}
+
+// Closes the command's streams and waits for its end, or makes one. Returns 1 and its status if it ended by itself.
+static inline int reward_end(Reward *r, int seconds, int *status) {
+    double start = now_s();
+    close(r->to), close(r->from);
+    for (;;) {
+        pid_t ended = waitpid(r->pid, status, WNOHANG);
+        if (ended == r->pid) return 1;
+        if (ended < 0 && errno != EINTR) return 0;
+        if (now_s() - start > seconds) break;
+        poll(NULL, 0, 10);
+    }
+    kill(-r->pid, SIGTERM);
+    return 0;
 }
 
 // A command that has printed more lines than it read has shifted the answers from text to text.
 static inline void reward_close(Reward *r) {
+    enum { GRACE = 10 }; // seconds
     char rest[256];
+    int status;
     gpt2_free(r->model);
     if (r->pid) {
-        if (reward_ready(r, 200) && read(r->from, rest, sizeof rest) > 0)
+        if (reward_ready(r->from, POLLIN, 200) && read(r->from, rest, sizeof rest) > 0)
             die("--reward %s: it printed more lines than it was asked for, so scores may belong to other texts; "
                 "expected one line for each that it reads", r->spec);
-        close(r->to), close(r->from);
-        waitpid(r->pid, NULL, 0);
+        if (!reward_end(r, GRACE, &status))
+            fprintf(stderr, "note: --reward %s: still running %d s after the end of its input, so stopped\n", r->spec,
+                    GRACE);
     }
     memset(r, 0, sizeof *r);
 }
@@ -157,11 +180,36 @@ static inline void reward_close(Reward *r) {
 // How a command that gave no answer ended, for the error message.
 static inline void reward_died(Reward *r, int response) {
     int status = 0;
-    close(r->to);
-    pid_t ended = waitpid(r->pid, &status, 0);
+    if (!reward_end(r, 2, &status))
+        die("--reward %s: it closed its input or output before answering response %d; it must print one number for "
+            "every line it reads, and flush it", r->spec, response);
     die("--reward %s: it ended (%s %d) before answering response %d; it must print one number for every line it reads, "
-        "and flush it", r->spec, ended > 0 && WIFSIGNALED(status) ? "signal" : "exit code",
+        "and flush it", r->spec, WIFSIGNALED(status) ? "signal" : "exit code",
         WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), response);
+}
+
+// Waits until fd can be read or written to. A slow command is waited for, a silent one not for ever.
+static inline void reward_wait(Reward *r, int fd, short events, int response) {
+    enum { PATIENCE = 300, GRACE = 15 }; // seconds; the fewer after Ctrl-C, so that a working one's step can be saved
+    double start = now_s(), stop = 0;
+    int status;
+    for (int noted = 0; !reward_ready(fd, events, 1000);) {
+        double now = now_s();
+        if (now - start > 10 && !noted++)
+            fprintf(stderr, "note: waiting for --reward %s; does it %s?\n", r->spec,
+                    events == POLLIN ? "flush every line" : "read its input");
+        if (interrupted && stop == 0) {
+            fprintf(stderr, "note: --reward %s: waiting at most %d s more for its answer\n", r->spec, GRACE);
+            stop = now + GRACE;
+        }
+        if (now - start <= PATIENCE && !(stop > 0 && now > stop)) continue;
+        reward_end(r, 0, &status);
+        if (stop > 0)
+            die("--reward %s: interrupted, and no answer to response %d within %d s; nothing is saved since the last "
+                "checkpoint", r->spec, response, GRACE);
+        die("--reward %s: no answer to response %d for %d s; it must print one number for every line it reads, and "
+            "flush it", r->spec, response, PATIENCE);
+    }
 }
 
 // One line of text: \\ \n \r for a backslash and line ends. line has room for 2 n + 2 bytes.
@@ -176,28 +224,11 @@ static inline size_t reward_escape(char *line, const char *text, size_t n) {
     return m;
 }
 
-// One line of at most size - 1 bytes. A slow command is waited for, a silent one not for ever.
+// One line of at most size - 1 bytes.
 static inline void reward_answer(Reward *r, char *answer, size_t size, int response) {
-    enum { PATIENCE = 300, GRACE = 15 }; // seconds; the fewer after Ctrl-C, so that a working one's step can be saved
     size_t n = 0;
-    double start = now_s(), stop = 0;
-    for (int noted = 0; n + 1 < size;) {
-        if (!reward_ready(r, 1000)) {
-            double now = now_s();
-            if (now - start > 10 && !noted++)
-                fprintf(stderr, "note: waiting for --reward %s; does it flush every line?\n", r->spec);
-            if (now - start > PATIENCE)
-                die("--reward %s: no answer to response %d for %d s; it must print one number for every line it reads, "
-                    "and flush it", r->spec, response, PATIENCE);
-            if (interrupted && stop == 0) {
-                fprintf(stderr, "note: --reward %s: waiting at most %d s more for its answer\n", r->spec, GRACE);
-                stop = now + GRACE;
-            }
-            if (interrupted && now > stop)
-                die("--reward %s: interrupted, and no answer to response %d within %d s; nothing is saved since the "
-                    "last checkpoint", r->spec, response, GRACE);
-            continue;
-        }
+    while (n + 1 < size) {
+        reward_wait(r, r->from, POLLIN, response);
         ssize_t k = read(r->from, answer + n, size - 1 - n);
         if (k < 0 && errno == EINTR) continue;
         if (k <= 0) reward_died(r, response);
@@ -208,6 +239,7 @@ static inline void reward_answer(Reward *r, char *answer, size_t size, int respo
     char *end = (char *)memchr(answer, '\n', n);
     if (!end)
         die("--reward %s: response %d: over %zu bytes without a line end, expected one number", r->spec, response, n);
+    if (strlen(answer) != n) die("--reward %s: response %d: a zero byte in its answer", r->spec, response);
     if (end + 1 != answer + n) die("--reward %s: response %d: more than one line in answer to one", r->spec, response);
 }
 
@@ -222,14 +254,14 @@ static inline float reward_ask(Reward *r, const Ranked *d, int q, int i) {
     all.n = (size_t)(len[0] + len[1]);
     if (all.id[all.n - 1] == r->tok->eot) all.n--; // end-of-text is no text
     char *text = tokenizer_text(r->tok, all.id, all.n, &n), *line = (char *)xalloc(2 * n + 2, 1), answer[256], *end;
-    if (reward_ready(r, 0) && read(r->from, answer, 1) > 0)
+    if (reward_ready(r->from, POLLIN, 0) && read(r->from, answer, 1) > 0)
         die("--reward %s: it printed a line before it was asked about response %d; expected one line for each that it "
             "reads", r->spec, i);
     for (m = reward_escape(line, text, n); done < m;) {
         ssize_t k = write(r->to, line + done, m - done);
-        if (k < 0 && errno == EINTR) continue;
-        if (k < 0) reward_died(r, i);
-        done += (size_t)k;
+        if (k >= 0) done += (size_t)k;
+        else if (errno == EAGAIN) reward_wait(r, r->to, POLLOUT, i);
+        else if (errno != EINTR) reward_died(r, i);
     }
     reward_answer(r, answer, sizeof answer, i);
     float score = strtof(answer, &end);
@@ -253,8 +285,10 @@ static inline void reward_score(Reward *r, Ranked *d, const char *label) {
         return;
     }
     Config c = gpt2_config(r->model);
+    char texts[256];
     double *z = (double *)xalloc((size_t)d->R, sizeof *z);
-    ranked_check(d, r->spec, c.V, c.T);
+    snprintf(texts, sizeof texts, "the texts for --reward %.200s", r->spec);
+    ranked_check(d, texts, c.V, c.T);
     evaluate_all(r->model, d, label, z);
     for (int i = 0; i < d->R; i++) d->score[i] = (float)(c.logistic ? sigmoid(z[i]) : z[i]);
     free(z);

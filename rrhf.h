@@ -385,8 +385,8 @@ static inline int step_behind(const Train *t, const Ranked *d, int step, int end
     return next < end && !anew ? step_size(t, d, next) : 0;
 }
 
-// OP-k's window of data: fresh responses to the queries of the steps from one refresh to the next, in the order of their
-// visits. A state within a window holds it.
+// OP-k's window of data: fresh responses to the queries of the steps from one refresh to the next, in the order of
+// their visits. A state within a window holds it.
 typedef struct {
     Ranked d;      // Q = 0: no window
     int visits;    // its queries that steps have taken so far
@@ -557,7 +557,10 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log, Window *w) {
                     die("%s: number %zu of part %d is %g; damaged: start without --resume", path, at + j, i, part[j]);
             gpt2_set_part(m, parts[i], at, k, part);
         }
-    if (t->refresh && in_left(&in)) w->d = ranked_get(&in);
+    if (t->refresh && in_left(&in)) {
+        w->d = ranked_get(&in);
+        ranked_check(&w->d, path, gpt2_config(m).V, gpt2_config(m).T);
+    }
     in_close(&in);
     free(part);
 }
@@ -567,15 +570,24 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log, Window *w) {
 
 // policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as
 // large, is not. A run killed in between resumes from the state before, which knows nothing of them, and comes by
-// again. A finished run leaves its settings and no state, since it would be trained again from a state of earlier on.
+// again. After the last step there is nothing to resume.
 static inline void train_write(GPT2 *m, const Train *t, const Log *log, const Window *w, int finished) {
     char path[RRHF_PATH_MAX];
     gpt2_save(m, path_join(path, t->out, "policy.bin"));
     log_write(t, log);
-    if (finished) {
+    if (!finished) state_write(m, t, log, w);
+}
+
+// Call when all that a run leaves is there. A finished one leaves its settings and no state: from a state of earlier on
+// it would be trained again.
+static inline void train_done(const Train *t, const Ranked *d, const Log *log) {
+    char path[RRHF_PATH_MAX];
+    if (log->n < train_steps(t, d)) return;
+    if (!world_rank) {
         settings_write(t);
         unlink(path_join(path, t->out, "state.bin"));
-    } else state_write(m, t, log, w);
+    }
+    world_wait();
 }
 
 // All processes took the same steps, from the same start and with the same gradients.
@@ -609,14 +621,14 @@ static inline int train_finished(GPT2 *m, const Ranked *d, Train *t) {
     in_read(&in, settings, in.size, "the settings");
     in_close(&in);
     settings_check(t, settings);
-    if (!same_dir(t->resume, t->out))
+    if (!same_path(t->resume, t->out))
         die("--resume %s: that run has finished and its policy.bin is the result; nothing is left to do in --out %s",
             t->resume, t->out);
     fprintf(stderr, "%-8s nothing to do: %s stands at step %d of %d\n", t->label, t->resume, total, total);
     return 1;
 }
 
-// Trains m on d and leaves policy.bin, log.csv and, before the last step, state.bin in t->out.
+// Trains m on d and leaves policy.bin, log.csv and, before the last step, state.bin in t->out. train_done comes later.
 // Returns 0, or 1 when Ctrl-C stopped it: then state.bin is there to resume from.
 static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     int total = train_steps(t, d), step = 0, epoch = -1, stop = 0;

@@ -140,13 +140,13 @@ static inline int draw_top_p(Candidate *room, int n, double top_p, uint64_t *tot
     return kept;
 }
 
-// Draws one of n candidates, which are in the order of their ids. room (n) is spent
+// Draws one of n candidates, which are in the order of their ids; -1: no weight is a number. room (n) is spent
 static inline int draw(Candidate *room, int n, Draw how, double u) {
     float max = room[0].logit;
     uint64_t total = 0;
-    if (n == 1) return room[0].id;
     for (int i = 0; i < n; i++) max = room[i].logit > max ? room[i].logit : max;
     for (int i = 0; i < n; i++) total += draw_units(room[i].logit = draw_weight(room[i].logit, max, how.temperature));
+    if (!total) return -1;
     if (how.top_p < 1) n = draw_top_p(room, n, how.top_p, &total);
     uint64_t before = draw_before(total, u);
     for (int i = 0; i < n - 1; i++) {
@@ -337,6 +337,10 @@ static inline void wave_prefill(Wave *w, const Ranked *d, int q0, int n, int k) 
     }
 }
 
+static inline void wave_check(int numbers, int query) {
+    if (!numbers) die("NaN: query %d: the model's logits are no numbers; its checkpoint is damaged or diverged", query);
+}
+
 // The tokens of sequence s from place `start` on; returns their number.
 static inline int wave_text(const Wave *w, int s, int start, uint16_t *text) {
     int n = w->list_len[s] - start;
@@ -406,6 +410,7 @@ static inline void sample_wave(Draws *a, Wave *w, GPT2 *m, const Ranked *d, int 
         w->d.n = w->d.n_rows = 0;
         for (int i = 0; i < S; i++) {
             if (a->done[i]) continue;
+            wave_check(*token >= 0, q0 + i / k);
             wave_append(w, i, *token);
             a->done[i] = *token++ == s.eot || len == s.max_new_tokens;
             if (!a->done[i]) wave_feed(w, i, 1);
@@ -563,6 +568,8 @@ static inline void beam_wave(Beams *s, Wave *w, GPT2 *m, const Ranked *d, int q0
     for (int len = 1;; len++) {
         Rows rows = {NULL, NULL, s->k};
         rows.top = gpt2_decode_top(m, &w->d, s->k, &rows.lse);
+        for (int i = 0; i < n * s->b.num_beams; i++)
+            wave_check(w->from[i] >= w->d.n_rows || isfinite(rows.lse[w->from[i]]), q0 + i / s->b.num_beams);
 #ifdef _OPENMP
 #pragma omp parallel for schedule(dynamic, 1)
 #endif

@@ -745,8 +745,8 @@ static void matmul_forward(elem *out, const elem *x, const elem *w, const elem *
 
 inline __device__ float gelu_slope(float x); // see GELU
 
-// dbias += sum_N dout. Where x is given, dout is first multiplied by GELU's slope at x, in place: the gradient of GELU's
-// input is that of the output of the product before, whose bias this is.
+// dbias += sum_N dout. Where x is given, dout is first multiplied by GELU's slope at x, in place: the gradient of
+// GELU's input is that of the output of the product before, whose bias this is.
 // A block owns 32 W columns and `span` rows, a lane W columns, a warp every eighth row. Bytes: 2 per element; 6 with x.
 template <int W> __global__ void bias_backward_kernel(float *part, elem *dout, const elem *x, int N, int OC, int span) {
     __shared__ float room[WARPS][32 * W];
@@ -1586,7 +1586,7 @@ template <int STEP> __global__ void draw_kernel(int *token, const float *rows, c
         passed += strip;
         if (passed > wanted) return;
     }
-    if (threadIdx.x == 0) token[blockIdx.x] = draw_id<STEP>(z, n - 1); // no weight is a number
+    if (threadIdx.x == 0) token[blockIdx.x] = all ? draw_id<STEP>(z, n - 1) : -1; // -1: no weight is a number
 }
 
 // token (n): from `rows` rows of `width` numbers, ld floats apart, which are spent.

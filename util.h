@@ -20,6 +20,7 @@ Used by the CPU build, the CUDA build, the tests and the tools in dev/: the comm
 #include <fcntl.h>       // defines: open
 #include <inttypes.h>    // defines: PRId64
 #include <math.h>        // defines: sqrt, log, exp, isfinite
+#include <signal.h>      // defines: signal, SIGXFSZ
 #include <stdarg.h>      // defines: va_list
 #include <stdint.h>      // defines: int32_t, uint16_t, SIZE_MAX
 #include <stdio.h>       // defines: FILE, fprintf
@@ -53,14 +54,16 @@ enum { EXIT_WORK = 1, EXIT_USAGE = 2 };
 static char out_tmp[RRHF_PATH_MAX];
 
 static inline void die_with(int code, const char *fmt, va_list ap) {
+    char said[2 * RRHF_PATH_MAX];
+    vsnprintf(said, sizeof said, fmt, ap);
+    for (char *s = said; *s; s++) if ((unsigned char)*s < 32 || *s == 127) *s = ' '; // one line, whatever it quotes
     if (*out_tmp) unlink(out_tmp);
     fflush(stdout);
     if (world_rank) sleep(4), dup2(world_stderr, 2); // what ends all, process 0 has said by then
     if (isatty(2)) fprintf(stderr, "\r\033[K"); // wipe a progress line
     fprintf(stderr, "error: ");
     if (world_rank) fprintf(stderr, "process %d: ", world_rank);
-    vfprintf(stderr, fmt, ap);
-    fprintf(stderr, "\n");
+    fprintf(stderr, "%s\n", said);
     world_abort(code);
     exit(code);
 }
@@ -185,6 +188,7 @@ static inline Out out_open(const char *path) {
     strcpy(out.path, path);
     if (world_rank) return out;
     if (*out_tmp) die("%s: %s is still being written", path, out_tmp);
+    signal(SIGXFSZ, SIG_IGN); // a limit on file sizes is then an error of write, like a full disk
     strcpy(out_tmp, path);
     strcat(out_tmp, ".tmp");
     // Locked before it is emptied. One that was renamed between open and flock is somebody's result by now.
@@ -229,7 +233,7 @@ static inline char *path_join(char *dst, const char *dir, const char *name) {
     return dst;
 }
 
-static inline int same_dir(const char *a, const char *b) { // by whatever names
+static inline int same_path(const char *a, const char *b) { // by whatever names
     struct stat x, y;
     return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
@@ -333,7 +337,7 @@ static inline Progress progress_start(const char *label, int64_t first) {
     return p;
 }
 
-// Call after each unit of work: `done` of `total`, and anything worth seeing beside it. Without a label nothing is said.
+// Call after each unit of work: `done` of `total`, and anything worth seeing beside it. Without a label it is silent.
 __attribute__((format(printf, 4, 5)))
 static inline void progress(Progress *p, int64_t done, int64_t total, const char *fmt, ...) {
     int tty = isatty(2), last = done >= total;

@@ -92,7 +92,7 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(STR, resume, NULL, 0, 0, "srt", "DIR: go on from its state.bin, bit for bit")                                    \
     X(INT, checkpoint_every, "0", 0, 2147483647, "srt", "optimizer steps between checkpoints, 0 = at the end only")    \
     X(INT, profile, "0", 0, 1, "srt", "1 = tell where the time of a step goes")                                        \
-    X(INT, explain, "-1", -1, 2147483647, "t",                                                                         \
+    X(INT, explain, NULL, 0, 2147483647, "t",                                                                         \
       "show the loss at work on query N, before and after one step; save nothing")
 
 #define OPTION_TYPE_STR const char *
@@ -143,11 +143,12 @@ static inline int choice_parse(const OptionRow *row, const char *value) {
 static inline void option_set(Options *o, const OptionRow *row, const char *value) {
     char *at = (char *)o + row->at, *end;
     errno = 0;
+    if (!*value && (row->type == OPTION_STR || row->type == OPTION_LIST))
+        die_usage("%s '': expected a value; is a variable empty?", option_name(row));
     if (row->type == OPTION_STR) *(const char **)(void *)at = value;
     else if (row->type == OPTION_LIST) {
         TextList *list = (TextList *)(void *)at;
-        if (list->n == LIST_MAX || !*value)
-            die_usage("%s '%s': expected some text, at most %d times", option_name(row), value, LIST_MAX);
+        if (list->n == LIST_MAX) die_usage("%s '%s': expected at most %d times", option_name(row), value, LIST_MAX);
         list->text[list->n++] = value;
     } else if (row->type == OPTION_CHOICE) {
         int i = choice_parse(row, value);
@@ -259,6 +260,7 @@ static inline GPT2 *model_open(const char *path, const char *option, int trainin
 static inline Ranked data_open(const Options *o, const char *path, Config c, const char *verb) {
     int stream = data_magic(path) == STREAM_MAGIC;
     int chunk = o->max_response_tokens && o->max_response_tokens < c.T ? o->max_response_tokens + 1 : c.T;
+    if (stream && c.T < 2) die("%s: a token stream, but the model's context is %d; expected 2 or more", path, c.T);
     if (stream && strcmp(verb, "sft")) die("%s: a token stream; %s needs a ranked-responses file", path, verb);
     Ranked d = stream ? stream_read(path, chunk) : ranked_read(path);
     ranked_limit(&d, o->max_query_tokens, o->max_response_tokens);
@@ -422,6 +424,13 @@ static inline void banner(GPT2 *m, const Ranked *d, const char *verb, int micro,
 // ----------------------------------------------------------------------------
 // Training: sft, reward and train are one loop
 
+static inline void replaced_note(const char *dir, const char *name, const char *option, const char *path) {
+    char own[RRHF_PATH_MAX];
+    if (path && same_path(path_join(own, dir, name), path))
+        fprintf(stderr, "note: %s is this run's %s and will be replaced, so that the run cannot be resumed if it is "
+                "stopped; another --out keeps it\n", own, option);
+}
+
 static inline Train train_options(const Options *o, const char *label) {
     Train t = {0};
     t.label = label;
@@ -438,6 +447,7 @@ static inline Train train_options(const Options *o, const char *label) {
     t.objective.length_penalty = o->length_penalty, t.objective.margin = o->margin;
     t.objective.ft_mean = o->ft_reduction;
     t.loss = rrhf_loss;
+    if (!t.resume) replaced_note(t.out, "policy.bin", "--model", o->model);
     return t;
 }
 
@@ -472,13 +482,13 @@ static inline void curve_write(const Curve *c) {
     out_close(&out);
 }
 
-// A resumed run keeps the points that were there.
+// A resumed run keeps the points that were there, but for that of a --steps where it stopped.
 static inline void curve_read(Curve *c, const char *dir) {
     char path[RRHF_PATH_MAX], line[256];
     FILE *f = fopen(path_join(path, dir, "reward.csv"), "r");
     double v[3];
     while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "%lf,%lf,%lf", v, v + 1, v + 2) == 3) {
+        if (sscanf(line, "%lf,%lf,%lf", v, v + 1, v + 2) == 3 && ((int)v[0] % c->every == 0 || v[0] == c->last)) {
             XGROW(c->point, c->cap, (size_t)(3 * c->n + 3));
             memcpy(c->point + 3 * c->n++, v, sizeof v);
         }
@@ -583,11 +593,16 @@ static inline int resumable_exit(const Options *o, const Train *t, int stopped) 
     return stopped;
 }
 
-// Where a training leaves its results: better known now than after it that policy.bin cannot be replaced.
+// Where a training leaves its results: better known now than after it that policy.bin cannot be replaced, or that
+// another run is at it. The folder stays locked till the end, and those of IP-n's rounds and of the demo's steps, which
+// are within it or the same, with it.
 static inline void make_out(const char *dir) {
+    static int locked;
     char path[RRHF_PATH_MAX];
     struct stat st;
     make_dir(dir);
+    if (!locked++ && !world_rank && flock(open(dir, O_RDONLY | O_CLOEXEC), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
+        die("%s: another run is writing here; choose another --out", dir);
     if (!stat(path_join(path, dir, "policy.bin"), &st) && !S_ISREG(st.st_mode))
         die("%s: exists and is not a regular file; choose another --out", path);
 }
@@ -601,6 +616,7 @@ static inline int train_plain(const Options *o, GPT2 *m, Ranked *d, Train *t) {
         banner(m, d, t->label, t->micro_batch, step_at_once(t, t->batch) ? 1 : 2);
         stopped = train_loop(m, d, t, &log);
         curves_draw(t, &log, NULL, gpt2_config(m).reward);
+        train_done(t, d, &log);
     }
     free(log.row);
     gpt2_free(m);
@@ -771,6 +787,7 @@ static inline int train_run(Trainee *a, Train *t, const Ranked *d) {
     }
     if (!curves_draw(t, &log, curve, 0))
         fprintf(stderr, "curves.png: not drawn; install stb_image_write (Debian: libstb-dev) and make again\n");
+    train_done(t, d, &log);
     free(log.row);
     free(curve->point);
     memset(curve, 0, sizeof *curve);
@@ -789,7 +806,7 @@ static inline int train_round(Trainee *a, Train *t, int round) {
         drawn = policy_draw(a->o, a->policy, a->m, &a->d, a->tok, seed, "sample");
         reward_score(&a->reward, &drawn, "score");
     }
-    if (!t->resume || !same_dir(t->resume, t->out)) ranked_write(path_join(path, t->out, "scored.bin"), &drawn);
+    if (!t->resume || !same_path(t->resume, t->out)) ranked_write(path_join(path, t->out, "scored.bin"), &drawn);
     int stopped = train_run(a, t, &drawn);
     ranked_free(&drawn);
     return stopped;
@@ -853,15 +870,16 @@ static inline int verb_train(const Options *o) {
     Config c = gpt2_config(a.m);
     a.d = data_open(o, need(o->data, "--data", "train"), c, "train");
     a.tok = tokenizer_open(o, c.V);
-    if (o->explain >= 0) return explain(o, a.m, &a.d, a.tok);
+    if (o->explain_given) return explain(o, a.m, &a.d, a.tok);
     if (a.policy.by != DRAW_NOTHING) need(o->reward, "--reward", "every --policy but P");
     if (o->kl_coef > 0 && !a.policy.refresh) die_usage("--kl-coef: for --policy OP-k only");
     Train t = train_options(o, "train");
     if (a.policy.rounds && t.steps)
         die_usage("--steps %d: IP-n trains whole rounds; shorten them with --epochs", t.steps);
-    if (a.policy.rounds && t.resume && strcmp(t.resume, t.out) && !same_dir(t.resume, t.out))
+    if (a.policy.rounds && t.resume && strcmp(t.resume, t.out) && !same_path(t.resume, t.out))
         die_usage("--out %s: the rounds of IP-n are resumed in place; leave it out", t.out);
-    if (o->reward) a.reward = reward_open(o->reward, a.tok), a.rm = &a.reward;
+    if (!t.resume && a.policy.by != DRAW_NOTHING) replaced_note(t.out, "scored.bin", "--data", o->data);
+    if (o->reward) a.reward = reward_open(o->reward, a.tok, c.V), a.rm = &a.reward;
     if (o->kl_coef > 0) a.start = model_open(o->model, "--model", 0);
     if (o->eval_data && !o->reward) fprintf(stderr, "note: --eval-data without --reward: no reward's curve\n");
     if (o->eval_data) a.held = data_open(o, o->eval_data, c, "train");
@@ -923,7 +941,7 @@ static inline int verb_score(const Options *o) {
     if (!o->reward) need(o->model, "--model (or --reward)", "score");
     Tokenizer *tok = reward_is_command(o->reward) ? tokenizer_open(o, 0) : NULL;
     GPT2 *m = o->reward ? NULL : model_open(o->model, "--model", 0);
-    if (o->reward) reward = reward_open(o->reward, tok);
+    if (o->reward) reward = reward_open(o->reward, tok, 0);
     GPT2 *judge = m ? m : reward.model; // NULL: a command, which takes a text of any length
     if (judge) c = gpt2_config(judge);
     else c.T = 1 << 20, c.V = tok->V;
@@ -1055,7 +1073,7 @@ static inline int eval_policy(const Options *o, GPT2 *m, const Ranked *data) {
     Tokenizer *tok = tokenizer_open(o, c.V);
     Reward reward, *rm = NULL;
     GPT2 *ref = eval_open(o->reference, "--reference", c), *judge = eval_open(o->perplexity, "--perplexity", c);
-    if (o->reward) reward = reward_open(o->reward, tok), rm = &reward;
+    if (o->reward) reward = reward_open(o->reward, tok, c.V), rm = &reward;
     EvalRow rows[EVAL_ROWS];
     int n = 0, pairs = 0, k = o->num_return, with_start = ref && o->start_return;
     Ranked start = {0};
@@ -1142,13 +1160,15 @@ static int (*const verbs[N_VERBS])(const Options *) = {verb_sft, verb_reward, ve
 
 static inline int run_verb(int argc, char **argv) {
     Options o;
+    int fd;
+    while ((fd = open("/dev/null", O_RDONLY)) >= 0 && fd <= 2) {} // no file or pipe must become a standard stream
+    close(fd);
     world_start();
     int verb = options_parse(&o, argc, argv);
     if (world_started() > world_size)
         die_usage("%s: started as one of %d processes, but built without MPI or, for GPUs, NCCL, or with another MPI "
                   "than mpirun's; install them (Debian: libopenmpi-dev; NVIDIA: libnccl-dev) and make -B %s", argv[0],
                   world_started(), strrchr(argv[0], '/') ? strrchr(argv[0], '/') + 1 : argv[0]);
-    signal(SIGXFSZ, SIG_IGN); // a limit on file sizes is then an error of write, like a full disk
     machine = backend_start(o.threads);
     int rc = verb < 0 ? verb_demo(&o) : verbs[verb](&o);
     stdout_check();

@@ -193,7 +193,7 @@ static void ids_append(Tokens *ids, int id) {
 
 static float score_value(Where w, const cJSON *v, int i) {
     if (!cJSON_IsNumber(v)) die_at(w, "score %d is %s, expected a number", i, json_kind(v));
-    if (!(fabs(v->valuedouble) <= FLT_MAX))
+    if (!isfinite((float)v->valuedouble)) // which rounds, and so takes FLT_MAX as it was written
         die_at(w, "score %d is %g, expected a finite float32, up to %g", i, v->valuedouble, (double)FLT_MAX);
     return (float)v->valuedouble;
 }

@@ -140,6 +140,20 @@ static void write_odd(void) {
     ranked_free(&d);
 }
 
+// One query of 200,000 tokens, for a reward program.
+static void write_wide(const char *path) {
+    enum { WIDE = 200000 };
+    uint16_t *tok = (uint16_t *)xalloc(WIDE, sizeof *tok);
+    Ranked d = {0};
+    for (int i = 0; i < WIDE; i++) tok[i] = 'A' - 32;
+    d.V = V;
+    ranked_query(&d, tok, WIDE);
+    ranked_response(&d, tok, 1, 0, SOURCE_DATA);
+    ranked_write(path, &d);
+    ranked_free(&d);
+    free(tok);
+}
+
 static void write_all(void) {
     write_models();
     write_ranked("ranked.bin", 11, 13, 4, 8, 0);   // preferences, ragged
@@ -204,6 +218,7 @@ int main(int argc, char **argv) {
     if (argc == 3 && !strcmp(argv[1], "all")) dir = argv[2], write_all();
     else if (argc >= 4 && !strcmp(argv[1], "edit")) edit(argc - 2, argv + 2);
     else if (argc == 3 && !strcmp(argv[1], "show")) show(argv[2]);
-    else die_usage("make_files all DIR | edit IN OUT OP... | show RANKED");
+    else if (argc == 3 && !strcmp(argv[1], "wide")) write_wide(argv[2]);
+    else die_usage("make_files all DIR | wide FILE | edit IN OUT OP... | show RANKED");
     return 0;
 }

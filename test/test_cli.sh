@@ -96,6 +96,7 @@ bad_input() {
     refuse 1 "$T/none" "reward missing" score --reward "$T/none" $R --out "$O"
     refuse 1 "$T/none" "reference missing" eval $M $R --reference "$T/none" --out "$O" --max-new-tokens 4
     refuse 1 "$T/none" "held-out data missing" train $M $R --eval-data "$T/none" --out "$O"
+    for v in model data tokenizer reward out resume; do refuse 2 "--$v '': expected a value" "--$v ''" train $M $R --$v ""; done
     refuse 1 "$T/none" "directory to resume from missing" train $M $R --resume "$T/none" --out "$O"
     refuse 1 "$D" "model is a directory" score --model "$D" $R
     refuse 1 "$D" "data is a directory" score $M --data "$D"
@@ -156,6 +157,7 @@ bad_input() {
     bad_data "k 1, one response fewer than there are" "" i32 1028 1
     bad_data "a token beyond its vocabulary" "60" u16 1056 60
     bad_data "last token 65535" "65535" u16 -2 65535
+    bad_data "a source of -1" "query 0, response 0: source -1" i32 1040 -1
     bad_data "a NaN score" "query 0, response 0.*nan" f32 1036 nan
     bad_data "an infinite score" "query 0, response 1.*inf" f32 1048 -inf
     refuse 1 "ranked\.bin.*60.*61" "data of another vocabulary" score --model "$D/policy61.bin" $R
@@ -283,6 +285,8 @@ bad_input() {
         (flock -x 9; run train $M $R --epochs 1 --out "$T/busy") 9<"$T/busy/policy.bin.tmp"
         refused $? 1 "busy/policy\.bin: another run is writing here; choose another --out" "two runs into one --out"
         [ "$(cat "$T/busy/policy.bin.tmp")" = "half of it" ] && ok "the other's file is unharmed" || bad "the other's file was changed"
+        (flock -x 9; run train $M $R --epochs 1 --out "$T/busy") 9<"$T/busy"
+        refused $? 1 "busy: another run is writing here; choose another --out" "a run begun beside another in its --out"
         works "its lock goes with it" train $M $R --epochs 1 --out "$T/busy"
     else note "skipped: two runs into one --out (no flock)"; fi
     [ "$(cat "$T/file")" = "a file" ] && ok "the file in the way is unharmed" || bad "the file in the way was changed"
@@ -291,6 +295,10 @@ bad_input() {
     cp "$D/policy61.bin" "$T/full/policy.bin"
     (ulimit -f 16; ulimit -c 0; run train $M $R --out "$T/full" --epochs 1)
     refused $? 1 "policy\.bin" "file size limit at policy.bin"
+    if [ -x dev/convert ] && [ "$BIN" = "$PWD/train_rrhf" ]; then # its JSON is longer than the file it reads
+        (ulimit -f 1; ulimit -c 0; BIN=$PWD/dev/convert run jsonl "$D/queries.bin" "$T/full/queries.jsonl" --tokenizer "$D/tokenizer.bin")
+        refused $? 1 "queries\.jsonl: cannot write" "file size limit at dev/convert's output"
+    fi
     (ulimit -f 60; ulimit -c 0; run train $M $R --out "$T/stateless" --epochs 2 --batch 5 --steps 2)
     refused $? 1 "state\.bin" "file size limit at state.bin"
     works "policy.bin came before it" score --model "$T/stateless/policy.bin" $R
@@ -317,6 +325,30 @@ bad_input() {
         if [ $n -eq 0 ]; then works "train $v: its policy.bin is readable" score --model "$T/blow/policy.bin" $R
         else refused $n $((n == 2 ? 2 : 1)) "NaN|nan|inf|finite|--eps" "train $v"; [ ! -e "$T/blow/policy.bin" ] || bad "train $v: left a policy.bin"; fi
     done
+
+    # a model whose activations are no numbers, though its parameters are: its last LayerNorm's weights are the largest
+    v=""
+    for n in {0..15}; do v+=" f32 -$((128 - 4 * n)) 3e38"; done
+    edit "$D/policy.bin" "$T/nan.bin" $v
+    for v in "S" "S --temperature 0" "S --top-k 5" "S --top-p 0.9" B "D --num-beams 4"; do
+        refuse 1 "NaN: query 0: the model's logits are no numbers" "sample --policy $v from a model without logits" sample --model "$T/nan.bin" $R --policy $v --max-new-tokens 4 --out "$T/nan"
+    done
+    [ -z "$(ls "$T/nan")" ] && ok "nothing is left of them" || bad "they left $(ls "$T/nan")"
+
+    # models that do not suit each other or the data
+    edit "$D/policy.bin" "$T/short.bin" h 2 1 cut $((1024 + 4 * 64 * 16))
+    dd if="$D/policy.bin" of="$T/short.bin" bs=1 skip=$((1024 + 4 * (64 + 24) * 16 - 4 * 16)) seek=$((1024 + 4 * 64 * 16)) conv=notrunc 2>"$T/said"
+    refuse 1 "stream\.bin: a token stream, but the model's context is 1" "a stream for a model of context 1" sft --model "$T/short.bin" --data "$D/stream.bin" --out "$O"
+    edit "$D/reward.bin" "$T/other.bin" h 3 61
+    refuse 1 "--reward $T/other\.bin: vocabulary 61, the policy has 60" "train, a reward model of another vocabulary" train $M $R --policy S --reward "$T/other.bin" --max-new-tokens 4 --out "$O"
+    refuse 1 "--reward $T/other\.bin: vocabulary 61, the policy has 60" "eval, a reward model of another vocabulary" eval $M $R --reward "$T/other.bin" --max-new-tokens 4 --out "$O"
+
+    # a run that will replace what it begins with says so
+    mkdir -p "$T/own" && cp "$D/policy.bin" "$D/ranked.bin" "$T/own/" && mv "$T/own/ranked.bin" "$T/own/scored.bin"
+    works "a run on its own start" train --model "$T/own/../own/policy.bin" $R --epochs 1 --out "$T/own"
+    grep -q "^note: $T/own/policy.bin is this run's --model and will be replaced" "$T/err" && ok "it says that --model is replaced" || bad "it does not say that --model is replaced"
+    works "a run on its own data" train $M --data "$T/own/scored.bin" --policy S --reward "$D/reward.bin" --max-new-tokens 4 --epochs 1 --out "$T/own"
+    grep -q "^note: $T/own/scored.bin is this run's --data and will be replaced" "$T/err" && ok "it says that --data is replaced" || bad "it does not say that --data is replaced"
 
     # a damaged state.bin
     rm -rf "$T/st"
@@ -506,10 +538,10 @@ resume() {
     works "with a reward curve, resumed" $A --resume "$T/part"
     finish "reward curve" "$T/part"
     # --steps 5 and 13 end a run, and the end is a point of the curve too
-    check "reward.csv is the uninterrupted run's" cmp <(grep -v '^5,' "$T/part/reward.csv") "$T/whole/reward.csv"
+    check "reward.csv is the uninterrupted run's" same "$T/part/reward.csv" "$T/whole/reward.csv"
     rm -rf "$T/far"
     works "resumed to elsewhere" $A --resume "$T/late" --out "$T/far"
-    check "reward.csv moves with it" cmp <(grep -v -e '^5,' -e '^13,' "$T/far/reward.csv") "$T/whole/reward.csv"
+    check "reward.csv moves with it" same "$T/far/reward.csv" "$T/whole/reward.csv"
 
     # Ctrl-C before the first step: the reward of the curve's first point sends it
     printf '#!/bin/sh\nkill -INT $PPID\nwhile read -r line; do echo 1; done\n' >"$T/now.sh"
@@ -543,6 +575,11 @@ resume() {
     works "OP-4, uninterrupted" $A --out "$T/whole"
     works "OP-4, stopped within a window" $A --steps 6 --out "$T/part"
     cp -r "$T/part" "$T/killed"
+    edit "$T/part/state.bin" "$T/odd.bin" u16 -2 59999
+    mkdir -p "$T/odd" && mv "$T/odd.bin" "$T/odd/state.bin"
+    refuse 1 "state\.bin: .*token 59999" "OP-4, a damaged window" $A --resume "$T/odd"
+    edit "$T/part/state.bin" "$T/odd/state.bin" cut -2
+    refuse 1 "state\.bin: .*truncated" "OP-4, a window cut short" $A --resume "$T/odd"
     works "OP-4, gone on to the next window" $A --resume "$T/part" --steps 9 --out "$T/late"
     works "OP-4, carried elsewhere within its window" $A --resume "$T/part" --steps 6 --out "$T/carried"
     works "OP-4, resumed there, by another name of the directory" $A --resume "$T/carried/" --out "$T/carried"
@@ -907,6 +944,14 @@ rewards() {
     check "the same scores" same "$O/slow/scored.bin" "$T/scored8.bin"
     works "one that writes blanks, a sign and an exponent" score --data "$D/labels.bin" $K --reward 'cmd:while read -r l; do printf " \t-2.5e1 \r\n"; done' --out "$O/blanks"
     make_files show "$O/blanks/scored.bin" | awk '$4 != -25 { exit 1 } END { exit NR != 12 }' && ok "all scores are -25" || bad "scores: $(make_files show "$O/blanks/scored.bin" | head -n 1)"
+    v=$SECONDS
+    works "one that stays when its input ends" score --data "$D/held.bin" $K --out "$O/stays" --reward "cmd:echo \$\$ >$T/pid; while read -r l; do echo 1; done; sleep 60"
+    grep -q "note: --reward cmd:.*still running 10 s after the end of its input, so stopped" "$T/err" && ok "it is stopped, in $((SECONDS - v)) s" || bad "it is not said to have stayed: $(tail -n 1 "$T/err")"
+    gone || bad "it is still running"
+    rm -r "$O/stays"
+    if timeout 60 "$BIN" score --data "$D/held.bin" $K --reward "cmd:$LENGTHS" --out "$O/closed" <&- >"$T/out" 2>"$T/err" && same "$O/closed/scored.bin" "$T/scored8.bin"
+    then ok "with standard input closed: the same scores"; else bad "with standard input closed: $(tail -n 1 "$T/err")"; fi
+    rm -r "$O/closed"
     works "one that never looks for the end" score --data "$D/held.bin" $K --out "$O/odd" --reward 'cmd:while :; do read -r l; echo 1; done'
     works "odd texts" score --data "$D/odd.bin" --tokenizer "$D/odd_tokenizer.bin" --out "$O/odd" \
         --reward "cmd:exec 3>$T/asked; while IFS= read -r l; do printf '%s\\n' \"\$l\" >&3; echo 1; done"
@@ -940,6 +985,8 @@ blanks|response 0: answer '  '|while read -r l; do echo "  "; done
 NaN|response 0: answer 'nan'|while read -r l; do echo nan; done
 infinite|response 0: answer '-inf'|while read -r l; do echo -inf; done
 beyond float|response 0: answer '1e39'|while read -r l; do echo 1e39; done
+a zero byte|response 0: a zero byte|while read -r l; do printf '1\0 2\n'; done
+closes its output and stays|closed its input or output before answering response 0|read -r l; exec >&-; sleep 60
 a line without an end|response 0: over 255 bytes|read -r l; printf '%0300d' 7; read -r l
 not found|exit code 127|exec 2>/dev/null; no-such-command
 a directory|exit code 126|exec 2>/dev/null; /
@@ -954,6 +1001,13 @@ END
     refuse 1 "--reward cmd:" "train --policy S, ends in the middle of the scores" $A --policy S --reward "cmd:$(first 20)" --out "$O/s"
     [ -z "$(ls -A "$O/s")" ] && ok "nothing half-written in its --out" || bad "left $(ls "$O/s" | tr '\n' ' ')"
 
+    refuse 1 "--reward cmd:exit 3 +# a second line: it ended" "a command of two lines" score --data "$D/held.bin" $K --reward $'cmd:exit 3\n# a second line' --out "$O"
+    # more than a pipe holds: a query of 200,000 tokens, and a command in no hurry to read it
+    make_files wide "$T/wide.bin"
+    works "a long text to a slow reader" score --data "$T/wide.bin" $K --reward 'cmd:sleep 1; while IFS= read -r l; do echo ${#l}; done' --out "$O/wide"
+    [ "$(make_files show "$O/wide/scored.bin" | cut -d" " -f4)" -gt 199999 ] && ok "it has read all of it" || bad "it has read $(make_files show "$O/wide/scored.bin")"
+    rm -r "$O/wide"
+
     # in the middle of a training run: what the last checkpoint saved is there, and a command that works goes on from it
     for v in "OP-3 --draw sample --checkpoint-every 2" "IP-2 --draw sample"; do
         rm -rf "$O/whole" "$O/part"
@@ -965,6 +1019,18 @@ END
         works "resumed with a command that works" $A --policy $v --reward "cmd:$LENGTHS" --resume "$O/part"
         check "the uninterrupted run's policy.bin" same "$O/whole/policy.bin" "$O/part/policy.bin"
     done
+
+    # after the last step, when samples are judged: the run has not finished, and comes by again
+    v="--policy S --checkpoint-every 4"
+    rm -rf "$O/whole" "$O/part"
+    works "train $v" $A $v --reward "cmd:$LENGTHS" --out "$O/whole"
+    n=$(make_files show "$O/whole/scored.bin" | wc -l)
+    refuse 1 "--reward cmd:.*exit code 0" "train $v, the command ends with the last step" $A $v --reward "cmd:$(first $((n + 8)))" --out "$O/part"
+    [ -e "$O/part/settings.txt" ] && bad "it counts as finished" || ok "it has not finished"
+    works "resumed with a command that works" $A $v --reward "cmd:$LENGTHS" --resume "$O/part"
+    check "the uninterrupted run's policy.bin" same "$O/whole/policy.bin" "$O/part/policy.bin"
+    check "and its samples.txt" same "$O/whole/samples.txt" "$O/part/samples.txt"
+    [ -e "$O/part/settings.txt" ] && [ ! -e "$O/part/state.bin" ] && ok "it has finished" || bad "it has not finished: $(ls "$O/part" | tr '\n' ' ')"
 }
 
 # ----------------------------------------------------------------------------

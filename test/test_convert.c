@@ -8,7 +8,8 @@ Run from the top of the repository; needs no cJSON and no Python itself. The voc
 made here. Hugging Face's names and layouts are written out a second time on purpose, from the outside: a slip
 that from-hf and to-hf share would pass every round trip.
 */
-#include "../util.h"       // defines: In, Out, Rng, path_join
+#include "../util.h"       // defines: In, Out, Rng, path_join; first, for _GNU_SOURCE
+#include <float.h>         // defines: FLT_MAX
 #include "test.h"          // defines: check, test_summary (before model.h: no helpers for train_rrhf.c)
 #include "../dataloader.h" // defines: Ranked, ranked_read, ranked_write
 #include "../model.h"      // defines: Config, checkpoint_read, checkpoint_write
@@ -169,6 +170,11 @@ static void test_round_trip(void) {
              "'responses': ['a\\u0001\\u001fb\\r\\u0008'], 'scores': [16777216], 'sources': [7]}\n"
              "{'query': 'q', 'responses': ['<|endoftext|>', 'b'], 'scores': [1, 1], 'eos': [1, 0]}\n");
     check(same_files("b.jsonl", "want.jsonl"), "jsonl: as expected, to the byte");
+    put_json("max.jsonl", "{'query': 'q', 'responses': ['a'], 'scores': [3.40282347e+38]}\n"); // as jsonl writes FLT_MAX
+    check_runs("ranked of the largest score", "ranked max.jsonl max.bin --tokenizer tok");
+    Ranked d = ranked_read(at("max.bin"));
+    check(d.score[0] == FLT_MAX, "the largest score: %g", d.score[0]);
+    ranked_free(&d);
 }
 
 // Queries whose responses or scores are still to be made.

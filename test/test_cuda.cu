@@ -561,12 +561,13 @@ static void test_terms(void) {
 }
 
 // Three sequences draw from each row: from its k candidates, or, where k is V, from all logits. A row's first draw is
-// the very last that u allows.
+// the very last that u allows. Of three rows and more the last has no numbers.
 static void test_draw(int n, int V, int Vp, int k, double temperature, double top_p, int distinct) {
     enum { EACH = 3 };
     size_t all = (size_t)n * Vp, draws = (size_t)EACH * n, nk = (size_t)n * k;
     float *logits = normals(all, 5), *got = zeros(draws), *want = zeros(draws);
     for (size_t i = 0; distinct && i < all; i++) logits[i] = (float)((int)fabsf(logits[i]) % distinct) - 3;
+    for (size_t i = (size_t)(n - 1) * Vp; n > 2 && i < all; i++) logits[i] = NAN; // a row to draw nothing from
     Candidate *room = (Candidate *)xalloc((size_t)V, sizeof *room), *g_top = (Candidate *)sent(normals(2 * nk, 1),
                                                                                                nk * sizeof *g_top);
     DrawFrom *from = (DrawFrom *)xalloc(draws, sizeof *from);

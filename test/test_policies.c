@@ -352,7 +352,7 @@ static void test_stop_drawn(void) {
         char cmd[RRHF_PATH_MAX + 128];
         snprintf(cmd, sizeof cmd, "cmd:while IFS= read -r l; do printf '%%s\\n' \"$l\" >>%s; echo 1; done",
                  in_dir("asked-%s", names[i]));
-        Reward reward = reward_open(cmd, &tokenizer);
+        Reward reward = reward_open(cmd, &tokenizer, 0);
         reward_score(&reward, &cut, "");
         reward_close(&reward);
         FILE *f = fopen(in_dir("asked-%s", names[i]), "r");
@@ -453,7 +453,7 @@ static Run *run_make(const char *line, const char *notes, const char *resume) {
     r->a.m = load(r->o.model);
     r->a.tok = r->o.stop.n ? &tokenizer : NULL;
     r->a.d = ranked_read(r->o.data);
-    r->a.reward = reward_open(r->o.reward, &tokenizer), r->a.rm = &r->a.reward;
+    r->a.reward = reward_open(r->o.reward, &tokenizer, 0), r->a.rm = &r->a.reward;
     if (r->o.kl_coef > 0) r->a.start = model_open(r->o.model, "--model", 0);
     r->t = train_options(&r->o, "test");
     r->t.refresh = r->a.policy.refresh, r->t.answer = noted_answer;
@@ -474,6 +474,7 @@ static int run_loop(Run *r) { // OP-k and P
     quiet(1);
     make_dir(r->t.out);
     int stopped = train_loop(r->a.m, &r->a.d, &r->t, &log);
+    train_done(&r->t, &r->a.d, &log);
     quiet(0);
     free(log.row);
     return stopped;
@@ -668,7 +669,7 @@ static double alone(GPT2 *m, const Ranked *d, int q, int r) {
 }
 
 static void test_kl(void) { // of the run op4, with --kl-coef 0.3
-    Reward reward = reward_open(in_dir("reward.bin"), NULL);
+    Reward reward = reward_open(in_dir("reward.bin"), NULL, 0);
     GPT2 *rho = load(in_dir("start.bin"));
     for (int step = 0; step < STEPS; step += 4) {
         GPT2 *pi = load(in_dir("op4-at-%d.bin", step));
