@@ -170,7 +170,8 @@ static void test_round_trip(void) {
              "'responses': ['a\\u0001\\u001fb\\r\\u0008'], 'scores': [16777216], 'sources': [7]}\n"
              "{'query': 'q', 'responses': ['<|endoftext|>', 'b'], 'scores': [1, 1], 'eos': [1, 0]}\n");
     check(same_files("b.jsonl", "want.jsonl"), "jsonl: as expected, to the byte");
-    put_json("max.jsonl", "{'query': 'q', 'responses': ['a'], 'scores': [3.40282347e+38]}\n"); // as jsonl writes FLT_MAX
+    // FLT_MAX, as jsonl writes it
+    put_json("max.jsonl", "{'query': 'q', 'responses': ['a'], 'scores': [3.40282347e+38]}\n");
     check_runs("ranked of the largest score", "ranked max.jsonl max.bin --tokenizer tok");
     Ranked d = ranked_read(at("max.bin"));
     check(d.score[0] == FLT_MAX, "the largest score: %g", d.score[0]);
