@@ -884,6 +884,7 @@ outputs() {
     n=0
     while read -r option value; do
         n=$((n + 1))
+        [ "$option" = --explain ] && value=0 # a number, without a default
         run sample "$option" "$value" --help
         v=$?
         [ $v -eq 0 ] || bad "$option '$value' of --help is not accepted: $(tail -n 1 "$T/err")"

@@ -392,7 +392,7 @@ static void cache_fork(Cache *c, int to, int from, int length) {
     c->length[to] = length;
 }
 
-static double log_softmax(const float *z, int V, int v) {
+static double log_softmax(const real *z, int V, int v) {
     double sum = 0, max = (double)z[0];
     for (int i = 1; i < V; i++) max = (double)z[i] > max ? (double)z[i] : max;
     for (int i = 0; i < V; i++) sum += exp((double)z[i] - max);
