@@ -257,7 +257,7 @@ void   gpt2_decode_plan(GPT2 *m, int n, int n_rows, int slots);
 // not NULL, (n_rows): the row's log sum exp.
 const Candidate *gpt2_decode_top(GPT2 *m, const Decode *d, int k, const double **lse);
 // A token for each of n sequences, (n), at most the rows planned: sequence i draws from row row[i], with u[i] in [0,1);
-// -1 where that row's logits are no numbers.
+// -1 where none of that row's logits is a number.
 const int *gpt2_decode_draw(GPT2 *m, const Decode *d, Draw how, int n, const int *row, const double *u);
 const char *backend_start(int threads);          // 0 = all; returns a line for the banner
 void   backend_profile(int steps);               // --profile 1: 0 = begin; else print where so many steps' time went

@@ -3,7 +3,8 @@ reward.h: where rewards come from, and how a reward model is trained.
 
   Reward r = reward_open("reward.bin", tokenizer);        a GPT-2 with a scalar head, trained by the reward verb, or
              reward_open("cmd:PROGRAM ARGS", tokenizer);  any program: it runs as long as we do, reads one text (query
-                                 and response, \\ \n \r escaped) per line, prints one number per line, flushed
+                                 and response, \\ \n \r escaped) per line, prints one number per line, flushed. After the
+                                 end of its input it has 10 seconds to end itself
   reward_score(&r, &d, label);   sets d.score of every response from query and response together
   reward_close(&r);
 
@@ -105,7 +106,6 @@ static inline void reward_start(Reward *r) {
     r->pid = fork();
     if (r->pid < 0) die("--reward %s: cannot start: %s", r->spec, strerror(errno));
     if (r->pid == 0) {
-        setpgid(0, 0); // with what it starts in turn, to be ended together
         dup2(in[0], 0), dup2(out[1], 1);
         close(in[0]), close(in[1]), close(out[0]), close(out[1]);
         signal(SIGINT, SIG_IGN); // Ctrl-C is for the training loop
@@ -148,15 +148,16 @@ static inline int reward_ready(int fd, short events, int milliseconds) {
 // Closes the command's streams and waits for its end, or makes one. Returns 1 and its status if it ended by itself.
 static inline int reward_end(Reward *r, int seconds, int *status) {
     double start = now_s();
+    *status = 0;
     close(r->to), close(r->from);
     for (;;) {
         pid_t ended = waitpid(r->pid, status, WNOHANG);
         if (ended == r->pid) return 1;
-        if (ended < 0 && errno != EINTR) return 0;
+        if (ended < 0 && errno == ECHILD) return 1; // who started us wants no news of children
         if (now_s() - start > seconds) break;
         poll(NULL, 0, 10);
     }
-    kill(-r->pid, SIGTERM);
+    kill(r->pid, SIGTERM);
     return 0;
 }
 

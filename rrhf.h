@@ -411,8 +411,8 @@ static inline void window_refresh(Window *w, const Train *t, const Ranked *d, in
         w->d = t->answer(t->context, d, visit, n, step);
     }
     if (w->d.Q != n)
-        die("OP-k: responses to %d queries, expected the %d of steps %d to %d; start without --resume", w->d.Q, n,
-            first, first + steps - 1);
+        die("OP-k: the state holds responses to %d queries, expected the %d of steps %d to %d; start without --resume",
+            w->d.Q, n, first, first + steps - 1);
     free(w->index);
     w->index = (int *)xalloc((size_t)n, sizeof(int));
     for (int i = 0; i < n; i++) w->index[i] = i;
@@ -570,16 +570,15 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log, Window *w) {
 
 // policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as
 // large, is not. A run killed in between resumes from the state before, which knows nothing of them, and comes by
-// again. After the last step there is nothing to resume.
-static inline void train_write(GPT2 *m, const Train *t, const Log *log, const Window *w, int finished) {
+// again.
+static inline void train_write(GPT2 *m, const Train *t, const Log *log, const Window *w) {
     char path[RRHF_PATH_MAX];
     gpt2_save(m, path_join(path, t->out, "policy.bin"));
     log_write(t, log);
-    if (!finished) state_write(m, t, log, w);
+    state_write(m, t, log, w);
 }
 
-// Call when all that a run leaves is there. A finished one leaves its settings and no state: from a state of earlier on
-// it would be trained again.
+// Call when all that a run leaves is there, its plots and samples too: a finished one leaves its settings and no state.
 static inline void train_done(const Train *t, const Ranked *d, const Log *log) {
     char path[RRHF_PATH_MAX];
     if (log->n < train_steps(t, d)) return;
@@ -601,9 +600,9 @@ static inline void weights_check(GPT2 *m) {
             "one kind", others, world_size);
 }
 
-static inline void train_save(GPT2 *m, const Train *t, const Log *log, const Window *w, int finished) {
+static inline void train_save(GPT2 *m, const Train *t, const Log *log, const Window *w) {
     if (world_size > 1) weights_check(m);
-    if (!world_rank) train_write(m, t, log, w, finished);
+    if (!world_rank) train_write(m, t, log, w);
     world_wait(); // until the files are there
 }
 
@@ -628,8 +627,8 @@ static inline int train_finished(GPT2 *m, const Ranked *d, Train *t) {
     return 1;
 }
 
-// Trains m on d and leaves policy.bin, log.csv and, before the last step, state.bin in t->out. train_done comes later.
-// Returns 0, or 1 when Ctrl-C stopped it: then state.bin is there to resume from.
+// Trains m on d and leaves policy.bin, log.csv and state.bin in t->out; train_done comes later. Returns 0, or 1 when
+// Ctrl-C stopped it.
 static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     int total = train_steps(t, d), step = 0, epoch = -1, stop = 0;
     int end = t->steps ? min_int(t->steps, total) : total;
@@ -672,12 +671,12 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
         log->row[log->n++] = row;
         progress(&bar, step, end, "loss %.4g  rank %.4g  ft %.4g  %.0f tok/s", l.loss, l.rank, l.ft, row.tokens_per_s);
         if (t->after) t->after(t->context, step);
-        if (t->checkpoint_every && step % t->checkpoint_every == 0 && step < end) train_save(m, t, log, &w, 0);
+        if (t->checkpoint_every && step % t->checkpoint_every == 0 && step < end) train_save(m, t, log, &w);
         else if (now_s() - saved > 20) log_write(t, log), saved = now_s(); // the log can be watched
     }
     signal(SIGINT, SIG_DFL);
     if (t->profile && step > begun) backend_profile(step > begun + 1 ? step - begun - 1 : 1);
-    train_save(m, t, log, &w, step == total);
+    train_save(m, t, log, &w);
     free(order);
     free(w.index);
     ranked_free(&w.d);

@@ -144,7 +144,7 @@ static inline int draw_top_p(Candidate *room, int n, double top_p, uint64_t *tot
 static inline int draw(Candidate *room, int n, Draw how, double u) {
     float max = room[0].logit;
     uint64_t total = 0;
-    for (int i = 0; i < n; i++) max = room[i].logit > max ? room[i].logit : max;
+    for (int i = 1; i < n; i++) max = fmaxf(max, room[i].logit);
     for (int i = 0; i < n; i++) total += draw_units(room[i].logit = draw_weight(room[i].logit, max, how.temperature));
     if (!total) return -1;
     if (how.top_p < 1) n = draw_top_p(room, n, how.top_p, &total);
@@ -568,8 +568,9 @@ static inline void beam_wave(Beams *s, Wave *w, GPT2 *m, const Ranked *d, int q0
     for (int len = 1;; len++) {
         Rows rows = {NULL, NULL, s->k};
         rows.top = gpt2_decode_top(m, &w->d, s->k, &rows.lse);
-        for (int i = 0; i < n * s->b.num_beams; i++)
-            wave_check(w->from[i] >= w->d.n_rows || isfinite(rows.lse[w->from[i]]), q0 + i / s->b.num_beams);
+        for (int i = 0; i < n * s->b.num_beam_groups; i++)
+            for (int b = 0; !s->group[i].done && b < s->group[i].live; b++)
+                wave_check(isfinite(rows.lse[w->from[i * s->size + b]]), q0 + i / s->b.num_beam_groups);
 #ifdef _OPENMP
 #pragma omp parallel for schedule(dynamic, 1)
 #endif

@@ -424,13 +424,6 @@ static inline void banner(GPT2 *m, const Ranked *d, const char *verb, int micro,
 // ----------------------------------------------------------------------------
 // Training: sft, reward and train are one loop
 
-static inline void replaced_note(const char *dir, const char *name, const char *option, const char *path) {
-    char own[RRHF_PATH_MAX];
-    if (path && same_path(path_join(own, dir, name), path))
-        fprintf(stderr, "note: %s is this run's %s and will be replaced, so that the run cannot be resumed if it is "
-                "stopped; another --out keeps it\n", own, option);
-}
-
 static inline Train train_options(const Options *o, const char *label) {
     Train t = {0};
     t.label = label;
@@ -447,7 +440,6 @@ static inline Train train_options(const Options *o, const char *label) {
     t.objective.length_penalty = o->length_penalty, t.objective.margin = o->margin;
     t.objective.ft_mean = o->ft_reduction;
     t.loss = rrhf_loss;
-    if (!t.resume) replaced_note(t.out, "policy.bin", "--model", o->model);
     return t;
 }
 
@@ -482,16 +474,18 @@ static inline void curve_write(const Curve *c) {
     out_close(&out);
 }
 
-// A resumed run keeps the points that were there, but for that of a --steps where it stopped.
+// A resumed run keeps the points that were there.
 static inline void curve_read(Curve *c, const char *dir) {
     char path[RRHF_PATH_MAX], line[256];
     FILE *f = fopen(path_join(path, dir, "reward.csv"), "r");
     double v[3];
     while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "%lf,%lf,%lf", v, v + 1, v + 2) == 3 && ((int)v[0] % c->every == 0 || v[0] == c->last)) {
+        if (sscanf(line, "%lf,%lf,%lf", v, v + 1, v + 2) == 3) {
             XGROW(c->point, c->cap, (size_t)(3 * c->n + 3));
             memcpy(c->point + 3 * c->n++, v, sizeof v);
         }
+    int end = c->n ? (int)c->point[3 * c->n - 3] : 0;
+    if (end % c->every && end != c->last) c->n--; // where --steps ended it
     if (f) fclose(f);
 }
 
@@ -594,8 +588,8 @@ static inline int resumable_exit(const Options *o, const Train *t, int stopped) 
 }
 
 // Where a training leaves its results: better known now than after it that policy.bin cannot be replaced, or that
-// another run is at it. The folder stays locked till the end, and those of IP-n's rounds and of the demo's steps, which
-// are within it or the same, with it.
+// another run is at it. The first folder stays locked till the end; those of IP-n's rounds and of the demo's steps are
+// within it.
 static inline void make_out(const char *dir) {
     static int locked;
     char path[RRHF_PATH_MAX];
@@ -607,11 +601,20 @@ static inline void make_out(const char *dir) {
         die("%s: exists and is not a regular file; choose another --out", path);
 }
 
+// Is what a run begins with, the option's file, one that it will replace, the name in its --out?
+static inline void replaced_note(const Train *t, const char *name, const char *option, const char *file) {
+    char path[RRHF_PATH_MAX];
+    if (file && !t->resume && same_path(path_join(path, t->out, name), file))
+        fprintf(stderr, "note: %s is this run's %s and will be replaced, so that the run cannot be resumed if it is "
+                "stopped; another --out keeps it\n", path, option);
+}
+
 // sft and reward from here on: the loop, and its curves.
 static inline int train_plain(const Options *o, GPT2 *m, Ranked *d, Train *t) {
     Log log = {NULL, 0, 0};
     int stopped = 0;
     make_out(t->out);
+    replaced_note(t, "policy.bin", "--model", o->model);
     if (!train_finished(m, d, t)) {
         banner(m, d, t->label, t->micro_batch, step_at_once(t, t->batch) ? 1 : 2);
         stopped = train_loop(m, d, t, &log);
@@ -878,7 +881,9 @@ static inline int verb_train(const Options *o) {
         die_usage("--steps %d: IP-n trains whole rounds; shorten them with --epochs", t.steps);
     if (a.policy.rounds && t.resume && strcmp(t.resume, t.out) && !same_path(t.resume, t.out))
         die_usage("--out %s: the rounds of IP-n are resumed in place; leave it out", t.out);
-    if (!t.resume && a.policy.by != DRAW_NOTHING) replaced_note(t.out, "scored.bin", "--data", o->data);
+    if (!a.policy.rounds) replaced_note(&t, "policy.bin", "--model", o->model);
+    if (!a.policy.rounds && !a.policy.refresh && a.policy.by != DRAW_NOTHING)
+        replaced_note(&t, "scored.bin", "--data", o->data);
     if (o->reward) a.reward = reward_open(o->reward, a.tok, c.V), a.rm = &a.reward;
     if (o->kl_coef > 0) a.start = model_open(o->model, "--model", 0);
     if (o->eval_data && !o->reward) fprintf(stderr, "note: --eval-data without --reward: no reward's curve\n");

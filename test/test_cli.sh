@@ -1021,8 +1021,8 @@ END
         check "the uninterrupted run's policy.bin" same "$O/whole/policy.bin" "$O/part/policy.bin"
     done
 
-    # after the last step, when samples are judged: the run has not finished, and comes by again
-    v="--policy S --checkpoint-every 4"
+    # after the last step, when samples are judged: the run has not finished, and what is missing is made up for
+    v="--policy S"
     rm -rf "$O/whole" "$O/part"
     works "train $v" $A $v --reward "cmd:$LENGTHS" --out "$O/whole"
     n=$(make_files show "$O/whole/scored.bin" | wc -l)
@@ -1030,6 +1030,7 @@ END
     [ -e "$O/part/settings.txt" ] && bad "it counts as finished" || ok "it has not finished"
     works "resumed with a command that works" $A $v --reward "cmd:$LENGTHS" --resume "$O/part"
     check "the uninterrupted run's policy.bin" same "$O/whole/policy.bin" "$O/part/policy.bin"
+    grep -q "nothing to do: $O/part stands at step 16 of 16" "$T/err" && ok "without another step" || bad "it took more steps: $(tail -n 3 "$T/err")"
     check "and its samples.txt" same "$O/whole/samples.txt" "$O/part/samples.txt"
     [ -e "$O/part/settings.txt" ] && [ ! -e "$O/part/state.bin" ] && ok "it has finished" || bad "it has not finished: $(ls "$O/part" | tr '\n' ' ')"
 }

@@ -626,9 +626,10 @@ static void test_layers(void) {
             test_decode(b.Q == 1 ? b.R : 17, NH, hs);
             room_free();
         }
-        if (s == 2) { // channels and a vocabulary beyond what a block's threads take in one go
+        if (s == 2) { // channels and vocabularies beyond what a block's threads take in one go, four or one at a time
             test_layernorm(&b, m, 1100);
-            test_classifier(&b, m, 12, 2101, 2104);
+            test_classifier(&b, m, 12, 9001, 9004);
+            test_classifier(&b, m, 12, 2101, 2101);
             room_free();
         }
         gpt2_free(m);
@@ -644,6 +645,8 @@ static void test_layers(void) {
           2 * PARTS * WARPS);
     test_layernorm(&b, m, 12);
     test_matmul(b.N, 12, 24);
+    test_gelu(b.N, 24);
+    test_gelu(b.N, 13);
     test_embedding(&b, m, 12);
     room_free();
     gpt2_free(m);
