@@ -3,8 +3,8 @@ reward.h: where rewards come from, and how a reward model is trained.
 
   Reward r = reward_open("reward.bin", tokenizer);        a GPT-2 with a scalar head, trained by the reward verb, or
              reward_open("cmd:PROGRAM ARGS", tokenizer);  any program: it runs as long as we do, reads one text (query
-                                 and response, \\ \n \r escaped) per line, prints one number per line, flushed. After the
-                                 end of its input it has 10 seconds to end itself
+                                 and response, \\ \n \r escaped) per line, prints one number per line, flushed. When
+                                 its input has ended, it has 10 seconds to end itself
   reward_score(&r, &d, label);   sets d.score of every response from query and response together
   reward_close(&r);
 
