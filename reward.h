@@ -189,9 +189,11 @@ static inline void reward_died(Reward *r, int response) {
         WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status), response);
 }
 
+static int reward_patience = 300; // seconds (a test changes it)
+
 // Waits until fd can be read or written to. A slow command is waited for, a silent one not for ever.
 static inline void reward_wait(Reward *r, int fd, short events, int response) {
-    enum { PATIENCE = 300, GRACE = 15 }; // seconds; the fewer after Ctrl-C, so that a working one's step can be saved
+    enum { GRACE = 15 }; // seconds after Ctrl-C, so that a working one's step can be saved
     double start = now_s(), stop = 0;
     int status;
     for (int noted = 0; !reward_ready(fd, events, 1000);) {
@@ -203,13 +205,13 @@ static inline void reward_wait(Reward *r, int fd, short events, int response) {
             fprintf(stderr, "note: --reward %s: waiting at most %d s more for its answer\n", r->spec, GRACE);
             stop = now + GRACE;
         }
-        if (now - start <= PATIENCE && !(stop > 0 && now > stop)) continue;
+        if (now - start <= reward_patience && !(stop > 0 && now > stop)) continue;
         reward_end(r, 0, &status);
         if (stop > 0)
             die("--reward %s: interrupted, and no answer to response %d within %d s; nothing is saved since the last "
                 "checkpoint", r->spec, response, GRACE);
         die("--reward %s: no answer to response %d for %d s; it must print one number for every line it reads, and "
-            "flush it", r->spec, response, PATIENCE);
+            "flush it", r->spec, response, reward_patience);
     }
 }
 

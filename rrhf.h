@@ -201,7 +201,7 @@ static inline double learning_rate(const Train *t, int step, int total) {
 }
 
 // ----------------------------------------------------------------------------
-// One step
+// One step, and a model's values of a whole data set
 
 // A step's arrays, with room for its largest micro-batch, and how far it is.
 typedef struct {

@@ -3,7 +3,7 @@
 # kernel once under compute-sanitizer, for accesses out of bounds and for races. (make test runs the tests, too, after
 # all others; dev/bench/bench_cuda.sh measures.)
 #
-#   bash test/gpu.sh
+#   bash test/gpu.sh         LIMIT=180: seconds that a tool may take over a precision's kernels
 #
 # Prints all checks and ends with "N passed, N failed".
 PATH=$PATH:/usr/local/cuda/bin

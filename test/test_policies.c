@@ -336,6 +336,30 @@ static void test_stop(void) {
     }
 }
 
+static void ask_nobody(const void *data) {
+    Ranked d = *(const Ranked *)data;
+    Reward r = reward_open("cmd:exec sleep 60", &tokenizer, 0);
+    reward_score(&r, &d, "");
+}
+
+// A command that neither reads nor answers is given up: one text lies in its pipe, another is more than that holds.
+static void test_patience(void) {
+    enum { WIDE = 200000 };
+    static const char *const what[2] = {"a command that does not answer", "a command that does not read"};
+    uint16_t *tok = (uint16_t *)xalloc(WIDE, sizeof *tok);
+    int keep = reward_patience;
+    reward_patience = 1;
+    for (int i = 0; i < 2; i++) {
+        Ranked d = {0};
+        ranked_query(&d, tok, i ? WIDE : 1);
+        ranked_response(&d, tok, 1, 0, SOURCE_DATA);
+        check_dies(what[i], ask_nobody, &d, "exec sleep 60: no answer to response 0 for 1 s");
+        ranked_free(&d);
+    }
+    reward_patience = keep;
+    free(tok);
+}
+
 // Fresh answers of every kind, cut: the beginning of the uncut ones, with no stop text after the first token. The
 // reward command is asked about exactly the texts that remain.
 static void test_stop_drawn(void) {
@@ -367,7 +391,7 @@ static void test_stop_drawn(void) {
             for (int s = 0; s < 3 && cut.source[r] && cut.resp_len[r] > 1; s++)
                 wrong += memmem(text, n, stops[s], strlen(stops[s])) != NULL;
             query = tokenizer_text(&tokenizer, cut.tokens + cut.query_at[q], (size_t)cut.query_len[q], &n_query);
-            if (y[cut.resp_len[r] - 1] == EOT) n -= 13; // its text is not shown to a judge
+            if (y[cut.resp_len[r] - 1] == EOT) n -= sizeof END_OF_TEXT - 1; // its text is not shown to a judge
             size_t at = reward_escape(want, query, n_query) - 1, end = at + reward_escape(want + at, text, n);
             int got = f && fgets(line, sizeof line, f) != NULL;
             lines += got;
@@ -1068,6 +1092,7 @@ int main(void) {
     test_table();
     test_diverse();
     test_stop();
+    test_patience();
     test_stop_drawn();
     test_online();
     test_online_resumed();
