@@ -124,8 +124,8 @@ static inline void axpy(real *restrict y, real a, const real *restrict x, int n)
 // (--dtype bf16) rounds A and B to bfloat16 and sums in float32. All but the definition stand near the end of the file.
 
 enum { GEMM_NAIVE, GEMM_PACKED, GEMM_CBLAS, GEMM_ONEDNN };
-#ifndef GEMM_DEFAULT // with AVX2 the built-in is as fast as OpenBLAS or faster (dev/bench/README.md); elsewhere unknown
-#if defined(USE_CBLAS) && (!defined(__AVX2__) || defined(__AVX512F__))
+#ifndef GEMM_DEFAULT // with AVX2 or more the built-in is as fast as OpenBLAS or faster (dev/bench/README.md)
+#if defined(USE_CBLAS) && !defined(__AVX2__)
 #define GEMM_DEFAULT GEMM_CBLAS
 #else
 #define GEMM_DEFAULT GEMM_PACKED
