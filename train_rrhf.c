@@ -425,8 +425,8 @@ static void attention_decode(real *out, const real *qkv, const real *cache, int 
     for (int n = 0; n < d->n; n++) longest = d->len[n] > longest ? d->len[n] : longest;
     real *all = room(ROOM_ATTENTION, (size_t)d->n * (size_t)NH * (size_t)longest);
     PARALLEL_FOR2
-    for (int n = 0; n < d->n; n++)
-        for (int h = 0; h < NH; h++) {
+    for (int h = 0; h < NH; h++) // beams of one query, which share a cache's slots, one after the other
+        for (int n = 0; n < d->n; n++) {
             const real *q = qkv + (size_t)n * 3 * C + h * hs, *kv = cache + (size_t)h * (size_t)slots * 2 * hs;
             real *o = out + (size_t)n * C + h * hs, *s = all + (size_t)(n * NH + h) * (size_t)longest;
             const int *slot = d->list + d->at[n];
@@ -1137,7 +1137,8 @@ Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
 // of NR columns. NR is a few vector registers wide; the compiler's vector types map to whatever the machine has.
 // Reuse: a panel (KC,NR) stays in the first-level cache while TILE_M rows of strips pass by; those strips stay in the
 // second while the panels of TILE_N columns pass by. Each thread packs its own panels just before it needs them; the
-// strips, at most MC rows of KALL terms, are shared. A vector holds VL numbers, a tile's row NV vectors.
+// strips, at most MC rows of KALL terms, are shared. A vector holds VL numbers, a tile's row NV vectors. (The forward's
+// product, gemm_forward, packs tokens alone, KT terms at a time.)
 #ifndef VECTOR // bytes of a vector register; the tests also build widths that their machine lacks
 #if defined(__AVX512F__)
 #define VECTOR 64
@@ -1147,35 +1148,40 @@ Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
 #define VECTOR 16
 #endif
 #endif
-enum { MR = 6, NV = VECTOR == 64 ? 4 : 2 }; // AVX-512 has 32 registers, the others 16
-enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 384, KALL = 8 * KC };
+enum { MR = 6, WIDEST = 4, NV = VECTOR == 64 ? WIDEST : 2 }; // AVX-512 has 32 registers, the others 16
+enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 384, KALL = 8 * KC, KT = 2 * KC };
 enum { TILE_M = 16 * MR, TILE_N = 64, MC = 10 * TILE_M };
 _Static_assert(BLOCK_ROWS % TILE_M == 0, "a block of attention's rows is made of whole tiles");
+_Static_assert(MC % NR == 0, "MC rows are whole panels of tokens");
 typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
 
-// One register tile: c (rows, cols) (+)= strip (K, MR) times panel (K, NR).
-static void gemm_tile(int K, const real *restrict strip, const real *restrict panel, real *restrict c, size_t ldc,
-                      int rows, int cols, int add) {
-    for (int i = 0; i < rows; i++) __builtin_prefetch(c + i * ldc, 1); // there by the time it is added to
-    vec sum[MR][NV];
+// One register tile of w = nv VL numbers' width:  c[i cm + j cn] (+)= sum_k strip[i sm + k sk] panel[k w + j]
+// for i < rows <= MR, j < cols <= w. panel (K,w)
+static inline __attribute__((always_inline)) void gemm_tile(const int nv, int K, const real *restrict strip, size_t sm,
+                                                            size_t sk, const real *restrict panel, real *restrict c,
+                                                            size_t cm, size_t cn, int rows, int cols, int add) {
+    const real *line[MR];
+    vec sum[MR][WIDEST];
     memset(sum, 0, sizeof sum);
-    for (int k = 0; k < K; k++, strip += MR, panel += NR) {
-        vec b[NV];
-        for (int j = 0; j < NV; j++) b[j] = ((const vec *)panel)[j];
+    for (int i = 0; i < MR; i++) line[i] = strip + (size_t)min_int(i, rows - 1) * sm; // no row: the last, unused
+    for (int i = 0; i < rows; i++) __builtin_prefetch(c + i * cm, 1); // there by the time it is added to
+    for (int k = 0; k < K; k++, panel += nv * VL) {
+        vec b[WIDEST];
+        for (int j = 0; j < nv; j++) b[j] = ((const vec *)panel)[j];
         for (int i = 0; i < MR; i++)
-            for (int j = 0; j < NV; j++) sum[i][j] += strip[i] * b[j];
+            for (int j = 0; j < nv; j++) sum[i][j] += line[i][k * sk] * b[j];
     }
-    if (rows == MR && cols == NR) {
+    if (cn == 1 && rows == MR && cols == nv * VL) {
         for (int i = 0; i < MR; i++)
-            for (int j = 0; j < NV; j++) {
-                vec *to = (vec *)(c + i * ldc) + j;
+            for (int j = 0; j < nv; j++) {
+                vec *to = (vec *)(c + i * cm) + j;
                 if (add) sum[i][j] += *to;
                 *to = sum[i][j];
             }
     } else {
         const real *s = (const real *)sum;
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < cols; j++) c[i * ldc + j] = (add ? c[i * ldc + j] : 0) + s[i * NR + j];
+        for (int j = 0; j < cols; j++)
+            for (int i = 0; i < rows; i++) c[i * cm + j * cn] = (add ? c[i * cm + j * cn] : 0) + s[i * WIDEST * VL + j];
     }
 }
 
@@ -1201,7 +1207,7 @@ static void gemm_block(int M, int N, int K, const real *pa, const real *pb, real
     for (int i0 = 0; i0 < M; i0 += TILE_M)
         for (int j = 0; j < N; j += NR)
             for (int i = i0; i < min_int(i0 + TILE_M, M); i += MR)
-                gemm_tile(K, pa + (size_t)i * K, pb + (size_t)j * K, c + (size_t)i * ldc + j, ldc,
+                gemm_tile(NV, K, pa + (size_t)i * K, 1, MR, pb + (size_t)j * K, c + (size_t)i * ldc + j, ldc, 1,
                           min_int(MR, M - i), min_int(NR, N - j), add);
 }
 
@@ -1238,6 +1244,52 @@ static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak
                     }
                 }
         }
+}
+
+// A tile of c that lies on its side, c[j * ldc + i], with rows of b as they are; the width known to the compiler.
+static void gemm_tile_turned(int nv, int K, const real *b, size_t ldb, const real *panel, real *c, size_t ldc, int rows,
+                             int cols, int add) {
+    switch (nv) {
+    case 1: gemm_tile(1, K, b, ldb, 1, panel, c, 1, ldc, rows, cols, add); break;
+    case 2: gemm_tile(2, K, b, ldb, 1, panel, c, 1, ldc, rows, cols, add); break;
+    case 3: gemm_tile(3, K, b, ldb, 1, panel, c, 1, ldc, rows, cols, add); break;
+    default: gemm_tile(4, K, b, ldb, 1, panel, c, 1, ldc, rows, cols, add);
+    }
+}
+
+// The forward's product, c (M,N) = beta c + a (M,K) b^T with tokens a and weights b (N,K). There are many weights, and
+// few tokens to use each (64 in a beam search), so packing b would cost as much as its use: MR rows of it are read as
+// they lie, in the place of a strip, against panels of tokens. A panel is no wider than its tokens need.
+static void gemm_forward(int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb, real beta, real *c,
+                         size_t ldc) {
+    int tiles = (N + TILE_M - 1) / TILE_M;
+    real *all = room(ROOM_A, (size_t)min_int(MC, (M + NR - 1) / NR * NR) * (size_t)K);
+    for (int m0 = 0; m0 < M; m0 += MC) {
+        int mc = min_int(MC, M - m0), panels = (mc + NR - 1) / NR;
+        int parts = min_int(panels, (2 * n_threads + tiles - 1) / tiles); // few tiles: share the panels out as well
+        size_t full = (size_t)panels * NR; // all: (full,kt) for each KT terms
+        PARALLEL_FOR2
+        for (int k0 = 0; k0 < K; k0 += KT)
+            for (int p = 0; p < panels; p++) {
+                int kt = min_int(KT, K - k0), m = min_int(NR, mc - p * NR), nv = (m + VL - 1) / VL;
+                const real *from = a + (size_t)(m0 + p * NR) * lda + k0;
+                real *to = all + full * k0 + (size_t)p * NR * kt;
+                if (nv == NV) gemm_pack(to, from, lda, 1, m, NR, kt); // a constant, so that the loops are unrolled
+                else gemm_pack(to, from, lda, 1, m, nv * VL, kt);
+            }
+        PARALLEL_TILES
+        for (int t = 0; t < tiles; t++)
+            for (int part = 0; part < parts; part++)
+                for (int k0 = 0; k0 < K; k0 += KT)
+                    for (int p = panels * part / parts; p < panels * (part + 1) / parts; p++) {
+                        int kt = min_int(KT, K - k0), m = min_int(NR, mc - p * NR), nv = (m + VL - 1) / VL;
+                        const real *panel = all + full * k0 + (size_t)p * NR * kt;
+                        real *to = c + (size_t)(m0 + p * NR) * ldc;
+                        for (int n = t * TILE_M; n < min_int((t + 1) * TILE_M, N); n += MR)
+                            gemm_tile_turned(nv, kt, b + n * ldb + k0, ldb, panel, to + n, ldc, min_int(MR, N - n), m,
+                                             beta != 0 || k0 > 0);
+                    }
+    }
 }
 
 static void gemm_small(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
@@ -1386,6 +1438,7 @@ static void gemm(int transa, int transb, int M, int N, int K, const real *a, siz
     size_t am = transa ? 1 : lda, ak = transa ? lda : 1, bk = transb ? 1 : ldb, bn = transb ? ldb : 1;
     profile.flop[profile.at] += 2.0 * M * N * K;
     if (gemm_kind == GEMM_NAIVE) gemm_naive(M, N, K, a, am, ak, b, bk, bn, beta, c, ldc);
+    else if (gemm_kind == GEMM_PACKED && !transa && transb) gemm_forward(M, N, K, a, lda, b, ldb, beta, c, ldc);
     else if (gemm_kind == GEMM_PACKED) gemm_packed(M, N, K, a, am, ak, b, bk, bn, beta, c, ldc);
 #ifdef USE_ONEDNN
     else if (gemm_kind == GEMM_ONEDNN) gemm_onednn(transa, transb, M, N, K, a, lda, b, ldb, beta, c, ldc);

@@ -317,7 +317,8 @@ static double gemm_error(Product p, int kind) {
 static void test_gemm(int kind, const char *name) {
     static const int shapes[][3] = {{1, 1, 1}, {1, 1, 7}, {7, 1, 300}, {5, 65, 3}, {6, 64, 256}, {13, 67, 257},
                                     {97, 129, 33}, {2, 513, 31}, {100, 33, 600}, {1, 4100, 5},
-                                    {1000, 5, 20}, {7, 33, 3100}}; // more rows, more terms than are packed at once
+                                    {1000, 5, 20}, {7, 33, 3100}, // more rows, more terms than are packed at once
+                                    {30, 200, 800}, {150, 7, 50}}; // half a panel of tokens; few tiles, several panels
     int keep = gemm_kind;
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         double worst = 0;
