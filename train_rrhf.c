@@ -37,8 +37,9 @@ plain loops a run has the same bits whatever the number of threads.
 #define PARALLEL_TILES
 #endif
 #define SIMD _Pragma("omp simd")
-#define SIMD_SUM(...) SIMD_SUM_(omp simd reduction(+ : __VA_ARGS__))
-#define SIMD_SUM_(x) _Pragma(#x)
+#define SIMD_SUM(...) SIMD_OF(omp simd reduction(+ : __VA_ARGS__))
+#define SIMD_MAX(max) SIMD_OF(omp simd reduction(max : max))
+#define SIMD_OF(x) _Pragma(#x)
 
 static int n_threads = 1;
 
@@ -328,6 +329,7 @@ static void attention_forward(real *out, real *lse, const real *qkv, const Batch
                 for (int i = 0; i < rows; i++) {
                     real *s = S + (size_t)i * m, max = -INFINITY, sum = 0;
                     int seen = m - rows + i + 1;
+                    SIMD_MAX(max)
                     for (int j = 0; j < seen; j++) max = s[j] > max ? s[j] : max;
                     SIMD_SUM(sum)
                     for (int j = 0; j < seen; j++) sum += s[j] = exp_real(scale * (s[j] - max));
@@ -471,6 +473,7 @@ static void gelu_backward(real *d, const real *x, int N, int C) {
 static double row_lse(const real *z, int V) {
     real max = z[0];
     double total = 0;
+    SIMD_MAX(max)
     for (int v = 1; v < V; v++) max = z[v] > max ? z[v] : max;
     for (int v0 = 0; v0 < V; v0 += 1024) {
         real sum = 0;
@@ -1154,18 +1157,23 @@ enum { TILE_M = 16 * MR, TILE_N = 64, MC = 10 * TILE_M };
 _Static_assert(BLOCK_ROWS % TILE_M == 0, "a block of attention's rows is made of whole tiles");
 _Static_assert(MC % NR == 0, "MC rows are whole panels of tokens");
 typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
+#if defined(__clang__) && VECTOR == 64
+#define WHOLE_VECTORS min_vector_width(8 * VECTOR) // else clang halves them, and they are too many for the registers
+#else
+#define WHOLE_VECTORS
+#endif
 
-// One register tile of w = nv VL numbers' width:  c[i cm + j cn] (+)= sum_k strip[i sm + k sk] panel[k w + j]
-// for i < rows <= MR, j < cols <= w. panel (K,w)
-static inline __attribute__((always_inline)) void gemm_tile(const int nv, int K, const real *restrict strip, size_t sm,
-                                                            size_t sk, const real *restrict panel, real *restrict c,
-                                                            size_t cm, size_t cn, int rows, int cols, int add) {
+// One register tile of nv vectors' width:  c[i cm + j cn] (+)= sum_k strip[i sm + k sk] panel[k NR + j]
+// for i < rows <= MR, j < cols <= nv VL. panel (K,NR)
+static inline __attribute__((always_inline, WHOLE_VECTORS)) void gemm_tile_of(
+        const int nv, int K, const real *restrict strip, size_t sm, size_t sk, const real *restrict panel,
+        real *restrict c, size_t cm, size_t cn, int rows, int cols, int add) {
     const real *line[MR];
     vec sum[MR][WIDEST];
     memset(sum, 0, sizeof sum);
     for (int i = 0; i < MR; i++) line[i] = strip + (size_t)min_int(i, rows - 1) * sm; // no row: the last, unused
     for (int i = 0; i < rows; i++) __builtin_prefetch(c + i * cm, 1); // there by the time it is added to
-    for (int k = 0; k < K; k++, panel += nv * VL) {
+    for (int k = 0; k < K; k++, panel += NR) {
         vec b[WIDEST];
         for (int j = 0; j < nv; j++) b[j] = ((const vec *)panel)[j];
         for (int i = 0; i < MR; i++)
@@ -1182,6 +1190,18 @@ static inline __attribute__((always_inline)) void gemm_tile(const int nv, int K,
         const real *s = (const real *)sum;
         for (int j = 0; j < cols; j++)
             for (int i = 0; i < rows; i++) c[i * cm + j * cn] = (add ? c[i * cm + j * cn] : 0) + s[i * WIDEST * VL + j];
+    }
+}
+
+// The same, no wider than cols need: nv is known to the compiler in each case.
+static inline __attribute__((always_inline)) void gemm_tile(int K, const real *strip, size_t sm, size_t sk,
+                                                            const real *panel, real *c, size_t cm, size_t cn, int rows,
+                                                            int cols, int add) {
+    switch ((cols + VL - 1) / VL) {
+    case 1: gemm_tile_of(1, K, strip, sm, sk, panel, c, cm, cn, rows, cols, add); break;
+    case 2: gemm_tile_of(2, K, strip, sm, sk, panel, c, cm, cn, rows, cols, add); break;
+    case 3: gemm_tile_of(3, K, strip, sm, sk, panel, c, cm, cn, rows, cols, add); break;
+    default: gemm_tile_of(4, K, strip, sm, sk, panel, c, cm, cn, rows, cols, add);
     }
 }
 
@@ -1207,7 +1227,7 @@ static void gemm_block(int M, int N, int K, const real *pa, const real *pb, real
     for (int i0 = 0; i0 < M; i0 += TILE_M)
         for (int j = 0; j < N; j += NR)
             for (int i = i0; i < min_int(i0 + TILE_M, M); i += MR)
-                gemm_tile(NV, K, pa + (size_t)i * K, 1, MR, pb + (size_t)j * K, c + (size_t)i * ldc + j, ldc, 1,
+                gemm_tile(K, pa + (size_t)i * K, 1, MR, pb + (size_t)j * K, c + (size_t)i * ldc + j, ldc, 1,
                           min_int(MR, M - i), min_int(NR, N - j), add);
 }
 
@@ -1246,20 +1266,9 @@ static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak
         }
 }
 
-// A tile of c that lies on its side, c[j * ldc + i], with rows of b as they are; the width known to the compiler.
-static void gemm_tile_turned(int nv, int K, const real *b, size_t ldb, const real *panel, real *c, size_t ldc, int rows,
-                             int cols, int add) {
-    switch (nv) {
-    case 1: gemm_tile(1, K, b, ldb, 1, panel, c, 1, ldc, rows, cols, add); break;
-    case 2: gemm_tile(2, K, b, ldb, 1, panel, c, 1, ldc, rows, cols, add); break;
-    case 3: gemm_tile(3, K, b, ldb, 1, panel, c, 1, ldc, rows, cols, add); break;
-    default: gemm_tile(4, K, b, ldb, 1, panel, c, 1, ldc, rows, cols, add);
-    }
-}
-
 // The forward's product, c (M,N) = beta c + a (M,K) b^T with tokens a and weights b (N,K). There are many weights, and
 // few tokens to use each (64 in a beam search), so packing b would cost as much as its use: MR rows of it are read as
-// they lie, in the place of a strip, against panels of tokens. A panel is no wider than its tokens need.
+// they lie, in the place of a strip, against panels of tokens.
 static void gemm_forward(int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb, real beta, real *c,
                          size_t ldc) {
     int tiles = (N + TILE_M - 1) / TILE_M;
@@ -1271,23 +1280,21 @@ static void gemm_forward(int M, int N, int K, const real *a, size_t lda, const r
         PARALLEL_FOR2
         for (int k0 = 0; k0 < K; k0 += KT)
             for (int p = 0; p < panels; p++) {
-                int kt = min_int(KT, K - k0), m = min_int(NR, mc - p * NR), nv = (m + VL - 1) / VL;
-                const real *from = a + (size_t)(m0 + p * NR) * lda + k0;
-                real *to = all + full * k0 + (size_t)p * NR * kt;
-                if (nv == NV) gemm_pack(to, from, lda, 1, m, NR, kt); // a constant, so that the loops are unrolled
-                else gemm_pack(to, from, lda, 1, m, nv * VL, kt);
+                int kt = min_int(KT, K - k0), m = p * NR;
+                const real *from = a + (size_t)(m0 + m) * lda + k0;
+                gemm_pack(all + full * k0 + (size_t)m * kt, from, lda, 1, min_int(NR, mc - m), NR, kt);
             }
         PARALLEL_TILES
         for (int t = 0; t < tiles; t++)
             for (int part = 0; part < parts; part++)
                 for (int k0 = 0; k0 < K; k0 += KT)
                     for (int p = panels * part / parts; p < panels * (part + 1) / parts; p++) {
-                        int kt = min_int(KT, K - k0), m = min_int(NR, mc - p * NR), nv = (m + VL - 1) / VL;
+                        int kt = min_int(KT, K - k0), m = min_int(NR, mc - p * NR);
                         const real *panel = all + full * k0 + (size_t)p * NR * kt;
                         real *to = c + (size_t)(m0 + p * NR) * ldc;
                         for (int n = t * TILE_M; n < min_int((t + 1) * TILE_M, N); n += MR)
-                            gemm_tile_turned(nv, kt, b + n * ldb + k0, ldb, panel, to + n, ldc, min_int(MR, N - n), m,
-                                             beta != 0 || k0 > 0);
+                            gemm_tile(kt, b + n * ldb + k0, ldb, 1, panel, to + n, 1, ldc, min_int(MR, N - n), m,
+                                      beta != 0 || k0 > 0);
                     }
     }
 }
