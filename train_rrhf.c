@@ -411,10 +411,9 @@ static void cache_write(real *cache, int slots, const real *qkv, const Decode *d
 static inline __attribute__((always_inline)) void attention_decode_head(
         real *out, const real *q, const real *kv, const int *slot, int len, real *s, const int hs) {
     real scale = 1 / sqrt_real((real)hs), max = -INFINITY, sum = 0;
-    for (int j = 0; j < len; j++) {
-        s[j] = scale * dot(q, kv + (size_t)slot[j] * 2 * hs, hs);
-        max = s[j] > max ? s[j] : max;
-    }
+    for (int j = 0; j < len; j++) s[j] = scale * dot(q, kv + (size_t)slot[j] * 2 * hs, hs);
+    SIMD_MAX(max)
+    for (int j = 0; j < len; j++) max = s[j] > max ? s[j] : max;
     SIMD_SUM(sum)
     for (int j = 0; j < len; j++) sum += s[j] = exp_real(s[j] - max);
     for (int i = 0; i < hs; i++) out[i] = 0;
@@ -1138,10 +1137,10 @@ Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
 // The packed product. A register tile of C, MR rows by NR columns, is summed over KC terms; its operands are first
 // copied ("packed") so that the inner loop reads both from one end to the other: A in strips of MR rows, B in panels
 // of NR columns. NR is a few vector registers wide; the compiler's vector types map to whatever the machine has.
-// Reuse: a panel (KC,NR) stays in the first-level cache while TILE_M rows of strips pass by; those strips stay in the
-// second while the panels of TILE_N columns pass by. Each thread packs its own panels just before it needs them; the
-// strips, at most MC rows of KALL terms, are shared. A vector holds VL numbers, a tile's row NV vectors. (The forward's
-// product, gemm_forward, packs tokens alone, KT terms at a time.)
+// Reuse: a panel (KC,NR) stays in the first-level cache (AVX-512's, 98 KB, in the second) while TILE_M rows of strips
+// pass by; those strips stay in the second while the panels of TILE_N columns pass by. Each thread packs its own panels
+// just before it needs them; the strips, at most MC rows of KALL terms, are shared. A vector holds VL numbers, a tile's
+// row NV vectors. (The forward's product, gemm_forward, packs tokens alone, KT terms at a time.)
 #ifndef VECTOR // bytes of a vector register; the tests also build widths that their machine lacks
 #if defined(__AVX512F__)
 #define VECTOR 64
