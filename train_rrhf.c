@@ -38,7 +38,7 @@ plain loops a run has the same bits whatever the number of threads.
 #endif
 #define SIMD _Pragma("omp simd")
 #define SIMD_SUM(...) SIMD_OF(omp simd reduction(+ : __VA_ARGS__))
-#define SIMD_MAX(max) SIMD_OF(omp simd reduction(max : max))
+#define SIMD_MAX(x) SIMD_OF(omp simd reduction(max : x))
 #define SIMD_OF(x) _Pragma(#x)
 
 static int n_threads = 1;
