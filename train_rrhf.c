@@ -1171,7 +1171,7 @@ static inline __attribute__((always_inline, WHOLE_VECTORS)) void gemm_tile_of(
     vec sum[MR][WIDEST];
     memset(sum, 0, sizeof sum);
     for (int i = 0; i < MR; i++) line[i] = strip + (size_t)min_int(i, rows - 1) * sm; // no row: the last, unused
-    for (int i = 0; i < rows; i++) __builtin_prefetch(c + i * cm, 1); // there by the time it is added to
+    for (int i = 0; i < rows && cn == 1; i++) __builtin_prefetch(c + i * cm, 1); // there by the time it is added to
     for (int k = 0; k < K; k++, panel += NR) {
         vec b[WIDEST];
         for (int j = 0; j < nv; j++) b[j] = ((const vec *)panel)[j];
