@@ -1134,13 +1134,13 @@ Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
 // ----------------------------------------------------------------------------
 // Fast matrix products: gemm, behind the seam
 
-// The packed product. A register tile of C, MR rows by NR columns, is summed over KC terms; its operands are first
-// copied ("packed") so that the inner loop reads both from one end to the other: A in strips of MR rows, B in panels
-// of NR columns. NR is a few vector registers wide; the compiler's vector types map to whatever the machine has.
-// Reuse: a panel (KC,NR) stays in the first-level cache (AVX-512's, 98 KB, in the second) while TILE_M rows of strips
-// pass by; those strips stay in the second while the panels of TILE_N columns pass by. Each thread packs its own panels
-// just before it needs them; the strips, at most MC rows of KALL terms, are shared. A vector holds VL numbers, a tile's
-// row NV vectors. (The forward's product, gemm_forward, packs tokens alone, KT terms at a time.)
+// The packed product. A register tile of C, MR rows by NR columns, is summed over KC terms. B is first copied ("packed")
+// in panels of NR columns, so that the inner loop reads it from one end to the other; A is read in strips of MR rows,
+// and packed too where the terms of a row lie apart. NR is a few vector registers wide; the compiler's vector types map
+// to whatever the machine has. Reuse: a panel (KC,NR) stays in the first-level cache (AVX-512's, 196 KB, in the second)
+// while TILE_M rows of strips pass by; those strips stay in the second while the panels of TILE_N columns pass by. Each
+// thread packs its own panels just before it needs them; packed strips, at most MC rows, are shared. A vector holds VL
+// numbers, a tile's row NV vectors. (The forward's product, gemm_forward, packs tokens alone, KT terms at a time.)
 #ifndef VECTOR // bytes of a vector register; the tests also build widths that their machine lacks
 #if defined(__AVX512F__)
 #define VECTOR 64
@@ -1151,9 +1151,8 @@ Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
 #endif
 #endif
 enum { MR = 6, WIDEST = 4, NV = VECTOR == 64 ? WIDEST : 2 }; // AVX-512 has 32 registers, the others 16
-enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = 384, KALL = 8 * KC, KT = 2 * KC };
+enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = VECTOR == 64 ? 768 : 384, KT = 768 };
 enum { TILE_M = 16 * MR, TILE_N = 64, MC = 10 * TILE_M };
-_Static_assert(BLOCK_ROWS % TILE_M == 0, "a block of attention's rows is made of whole tiles");
 _Static_assert(MC % NR == 0, "MC rows are whole panels of tokens");
 typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
 #if defined(__clang__) && VECTOR == 64
@@ -1169,7 +1168,8 @@ static inline __attribute__((always_inline, WHOLE_VECTORS)) void gemm_tile_of(
         real *restrict c, size_t cm, size_t cn, int rows, int cols, int add) {
     const real *line[MR];
     vec sum[MR][WIDEST];
-    memset(sum, 0, sizeof sum);
+    for (int i = 0; i < MR; i++)
+        for (int j = 0; j < nv; j++) sum[i][j] = (vec){0}; // a memset would keep them in memory
     for (int i = 0; i < MR; i++) line[i] = strip + (size_t)min_int(i, rows - 1) * sm; // no row: the last, unused
     for (int i = 0; i < rows && cn == 1; i++) __builtin_prefetch(c + i * cm, 1); // there by the time it is added to
     for (int k = 0; k < K; k++, panel += NR) {
@@ -1221,48 +1221,50 @@ static inline __attribute__((always_inline)) void gemm_pack(real *restrict dst, 
             dst[(size_t)whole * K + k * width + i] = whole + i < lines ? src[(whole + i) * line + k * term] : 0;
 }
 
-// c (M,N) (+)= packed strips times packed panels
-static void gemm_block(int M, int N, int K, const real *pa, const real *pb, real *c, size_t ldc, int add) {
+// c (M,N) (+)= strips times packed panels. Strip i's numbers are a[i si + row sm + k sk].
+static void gemm_block(int M, int N, int K, const real *a, size_t si, size_t sm, size_t sk, const real *pb, real *c,
+                       size_t ldc, int add) {
     for (int i0 = 0; i0 < M; i0 += TILE_M)
         for (int j = 0; j < N; j += NR)
             for (int i = i0; i < min_int(i0 + TILE_M, M); i += MR)
-                gemm_tile(K, pa + (size_t)i * K, 1, MR, pb + (size_t)j * K, c + (size_t)i * ldc + j, ldc, 1,
+                gemm_tile(K, a + i * si, sm, sk, pb + (size_t)j * K, c + (size_t)i * ldc + j, ldc, 1,
                           min_int(MR, M - i), min_int(NR, N - j), add);
 }
 
-// gemm by packed tiles. all: the strips of rows m0 .. m0+mc-1 over the terms K0 .. K1-1, one (full,kc) array for each
-// KC terms. A task is TILE_N columns (t) of some of those rows (part). The first KC terms overwrite c or not, as beta
-// says; the others add.
+// gemm by packed tiles. Rows of a whose terms follow one another are read as they lie; others are packed first, into
+// all: the strips of rows m0 .. m0+mc-1, one (full,kc) array for each KC terms. A task is TILE_N columns (t) of some of
+// those rows (part). The first KC terms overwrite c or not, as beta says; the others add.
 static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
                         real beta, real *c, size_t ldc) {
-    int tiles = (N + TILE_N - 1) / TILE_N;
-    real *all = room(ROOM_A, (size_t)min_int(MC, (M + MR - 1) / MR * MR) * (size_t)min_int(K, KALL));
-    for (int K0 = 0; K0 < K; K0 += KALL)
-        for (int m0 = 0; m0 < M; m0 += MC) {
-            int K1 = min_int(K0 + KALL, K), mc = min_int(MC, M - m0), full = (mc + MR - 1) / MR * MR;
-            int strips = (mc + TILE_M - 1) / TILE_M;
-            int parts = min_int(strips, (2 * n_threads + tiles - 1) / tiles); // few tiles: share the rows out as well
-            PARALLEL_FOR2
-            for (int k0 = K0; k0 < K1; k0 += KC)
-                for (int i = 0; i < mc; i += TILE_M) {
-                    int kc = min_int(KC, K1 - k0);
-                    gemm_pack(all + (size_t)full * (k0 - K0) + (size_t)i * kc, a + (size_t)(m0 + i) * am + k0 * ak,
-                              am, ak, min_int(TILE_M, mc - i), MR, kc);
+    int tiles = (N + TILE_N - 1) / TILE_N, pack_K = ak == 1 ? 0 : K;
+    real *all = room(ROOM_A, (size_t)min_int(MC, (M + MR - 1) / MR * MR) * (size_t)pack_K);
+    for (int m0 = 0; m0 < M; m0 += MC) {
+        int mc = min_int(MC, M - m0), full = (mc + MR - 1) / MR * MR, strips = (mc + TILE_M - 1) / TILE_M;
+        int parts = min_int(strips, (2 * n_threads + tiles - 1) / tiles); // few tiles: share the rows out as well
+        PARALLEL_FOR2
+        for (int k0 = 0; k0 < pack_K; k0 += KC)
+            for (int i = 0; i < mc; i += TILE_M) {
+                int kc = min_int(KC, K - k0);
+                gemm_pack(all + (size_t)full * k0 + (size_t)i * kc, a + (size_t)(m0 + i) * am + k0 * ak, am, ak,
+                          min_int(TILE_M, mc - i), MR, kc);
+            }
+        PARALLEL_TILES
+        for (int t = 0; t < tiles; t++)
+            for (int part = 0; part < parts; part++) {
+                real pb[TILE_N * KC] __attribute__((aligned(VECTOR)));
+                int n0 = t * TILE_N, nc = min_int(TILE_N, N - n0);
+                int i0 = strips * part / parts * TILE_M, i1 = min_int(strips * (part + 1) / parts * TILE_M, mc);
+                for (int k0 = 0; k0 < K; k0 += KC) {
+                    int kc = min_int(KC, K - k0), add = beta != 0 || k0 > 0;
+                    real *to = c + (size_t)(m0 + i0) * ldc + n0;
+                    gemm_pack(pb, b + k0 * bk + (size_t)n0 * bn, bn, bk, nc, NR, kc);
+                    if (pack_K)
+                        gemm_block(i1 - i0, nc, kc, all + (size_t)full * k0 + (size_t)i0 * kc, kc, 1, MR, pb, to, ldc,
+                                   add);
+                    else gemm_block(i1 - i0, nc, kc, a + (size_t)(m0 + i0) * am + k0, am, am, 1, pb, to, ldc, add);
                 }
-            PARALLEL_TILES
-            for (int t = 0; t < tiles; t++)
-                for (int part = 0; part < parts; part++) {
-                    real pb[TILE_N * KC] __attribute__((aligned(VECTOR)));
-                    int n0 = t * TILE_N, nc = min_int(TILE_N, N - n0);
-                    int i0 = strips * part / parts * TILE_M, i1 = min_int(strips * (part + 1) / parts * TILE_M, mc);
-                    for (int k0 = K0; k0 < K1; k0 += KC) {
-                        int kc = min_int(KC, K1 - k0);
-                        const real *pa = all + (size_t)full * (k0 - K0) + (size_t)i0 * kc;
-                        gemm_pack(pb, b + k0 * bk + (size_t)n0 * bn, bn, bk, nc, NR, kc);
-                        gemm_block(i1 - i0, nc, kc, pa, pb, c + (size_t)(m0 + i0) * ldc + n0, ldc, beta != 0 || k0 > 0);
-                    }
-                }
-        }
+            }
+    }
 }
 
 // The forward's product, c (M,N) = beta c + a (M,K) b^T with tokens a and weights b (N,K). There are many weights, and
@@ -1300,16 +1302,12 @@ static void gemm_forward(int M, int N, int K, const real *a, size_t lda, const r
 
 static void gemm_small(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,
                        real beta, real *c, size_t ldc) {
-    real pa[TILE_M * KC] __attribute__((aligned(VECTOR))), pb[TILE_N * KC] __attribute__((aligned(VECTOR)));
+    real pb[TILE_N * KC] __attribute__((aligned(VECTOR)));
     for (int k0 = 0; k0 < K; k0 += KC)
-        for (int m0 = 0; m0 < M; m0 += TILE_M) {
-            int kc = min_int(KC, K - k0), mc = min_int(TILE_M, M - m0);
-            gemm_pack(pa, a + (size_t)m0 * am + k0 * ak, am, ak, mc, MR, kc);
-            for (int n0 = 0; n0 < N; n0 += TILE_N) {
-                int nc = min_int(TILE_N, N - n0);
-                gemm_pack(pb, b + k0 * bk + (size_t)n0 * bn, bn, bk, nc, NR, kc);
-                gemm_block(mc, nc, kc, pa, pb, c + (size_t)m0 * ldc + n0, ldc, beta != 0 || k0 > 0);
-            }
+        for (int n0 = 0; n0 < N; n0 += TILE_N) {
+            int kc = min_int(KC, K - k0), nc = min_int(TILE_N, N - n0);
+            gemm_pack(pb, b + k0 * bk + (size_t)n0 * bn, bn, bk, nc, NR, kc);
+            gemm_block(M, nc, kc, a + k0 * ak, am, am, ak, pb, c + n0, ldc, beta != 0 || k0 > 0);
         }
 }
 
