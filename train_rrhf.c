@@ -1276,7 +1276,7 @@ static void gemm_forward(int M, int N, int K, const real *a, size_t lda, const r
     real *all = room(ROOM_A, (size_t)min_int(MC, (M + NR - 1) / NR * NR) * (size_t)K);
     for (int m0 = 0; m0 < M; m0 += MC) {
         int mc = min_int(MC, M - m0), panels = (mc + NR - 1) / NR;
-        int parts = min_int(panels, (2 * n_threads + tiles - 1) / tiles); // few tiles: share the panels out as well
+        int parts = min_int(panels, (8 * n_threads + tiles - 1) / tiles); // few tiles: share the panels out as well
         size_t full = (size_t)panels * NR; // all: (full,kt) for each KT terms
         PARALLEL_FOR2
         for (int k0 = 0; k0 < K; k0 += KT)
