@@ -91,7 +91,8 @@ dev/.precision-%: # a build in the other precision starts afresh
 # The CUDA kernels against the CPU: on test/cuda_emulation.h, and on the GPU where there is one with nvcc.
 CXX = g++
 EMULATED_TESTS = $(addprefix test/test_cuda_,fp32 bf16 races_fp32 races_bf16)
-CUDA_TESTS = $(if $(shell command -v $(CXX)),$(EMULATED_TESTS)) $(if $(and $(GPU),$(NVCC)),test/test_cuda_gpu_fp32 test/test_cuda_gpu_bf16)
+PTX_TESTS = $(if $(and $(NVCC),$(shell command -v python3),$(filter x86_64,$(shell uname -m))),test/test_cuda_ptx_fp32 test/test_cuda_ptx_bf16)
+CUDA_TESTS = $(if $(shell command -v $(CXX)),$(EMULATED_TESTS) $(PTX_TESTS)) $(if $(and $(GPU),$(NVCC)),test/test_cuda_gpu_fp32 test/test_cuda_gpu_bf16)
 CUDA_PARTS = test/test_cuda.cu test/cuda_emulation.h test/cpu_layers.h test/test.h train_rrhf.cu $(HEADERS)
 EMULATION = $(CXX) -x c++ -std=c++17 -O1 -g -fno-strict-aliasing -DCUDA_EMULATION -o $@
 EMULATED = $(EMULATION) test/test_cuda.cu -x none test/cpu_layers.o -lm
@@ -103,6 +104,12 @@ test/test_cuda_bf16: test/cpu_layers.o $(CUDA_PARTS)
 	$(EMULATED) -DPRECISION_BF16 -fsanitize=address,undefined
 test/test_cuda_races_%: test/cpu_layers.o $(CUDA_PARTS)
 	$(EMULATED) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) -fsanitize=thread
+test/kernels_%.h: test/ptx.py train_rrhf.cu $(HEADERS) # what nvcc makes of the kernels, as C++
+	$(NVCC) -std=c++17 -O3 -ptx -arch=compute_90 $(NVCC_EXTRA) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) -o $@.ptx train_rrhf.cu
+	python3 test/ptx.py < $@.ptx > $@.new && mv $@.new $@ && rm $@.ptx
+.PRECIOUS: test/kernels_%.h
+test/test_cuda_ptx_%: test/kernels_%.h test/cpu_layers.o $(CUDA_PARTS)
+	$(EMULATED) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) '-DEMULATION_PTX="kernels_$*.h"' -g0 -march=native -ffp-contract=off -no-pie -rdynamic -ldl
 test/test_cuda_gpu_%: test/cpu_layers.o $(CUDA_PARTS)
 	$(GPU_BUILD) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) -o $@ test/test_cuda.cu test/cpu_layers.o -lcublasLt
 
@@ -115,6 +122,7 @@ test/train_emulated: train_rrhf.cu test/cuda_emulation.h $(HEADERS)
 test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS) $(filter test/%,$(WORLD))
 	@$(if $(CJSON),,echo "not tested: dev/convert (no cJSON; Debian: libcjson-dev)")
 	@$(if $(shell command -v $(CXX)),,echo "not tested: the CUDA kernels (no $(CXX))")
+	@$(if $(PTX_TESTS),,echo "not tested: the CUDA kernels as nvcc compiles them (no nvcc, no python3 or no x86-64)")
 	@$(if $(WORLD),,echo "not tested: several processes (no MPI with mpirun; Debian: libopenmpi-dev openmpi-bin)")
 	@bash test/run.sh $(TESTS) $(patsubst test/test_cuda_races_%,"bash test/races.sh test/test_cuda_races_%",$(CUDA_TESTS)) \
 	    "bash test/test_cli.sh" $(if $(WORLD),"bash test/test_world.sh $(WORLD)") "bash test/test_scripts.sh" "bash test/test_demo.sh$(if $(STB), plots)"
@@ -129,6 +137,6 @@ dev/.options-%:
 
 clean:
 	rm -f train_rrhf train_rrhfcu dev/convert dev/imdb dev/table dev/bench/bench_cuda dev/.precision-* dev/.options-*
-	rm -f $(TESTS) $(CUDA_TESTS) test/cpu_layers.o test/train_emulated
+	rm -f $(TESTS) $(CUDA_TESTS) test/cpu_layers.o test/train_emulated test/kernels_*
 
 .PHONY: test clean

@@ -26,6 +26,10 @@ mma, lane by lane), cuBLASLt, whose matrix product is the plain loop, and NCCL, 
 #include <stdlib.h>      // defines: malloc, exit
 #include <string.h>      // defines: memcpy
 #include <sys/mman.h>    // defines: mmap
+#ifdef EMULATION_PTX
+#include <dlfcn.h>       // defines: dladdr
+#include <tuple>         // defines: std::apply
+#endif
 #if defined(__x86_64__) && defined(__linux__) && !defined(EMULATION_UCONTEXT)
 #define EMULATION_SWITCH // a stack switch of our own: swapcontext asks the kernel each time
 #else
@@ -47,12 +51,16 @@ static inline void __tsan_acquire(void *) {}
 static inline void __tsan_release(void *) {}
 #endif
 
+#ifdef EMULATION_PTX // kernels by name
+#define __global__ __attribute__((visibility("default"), noinline))
+#else
 #define __global__ static // so that the __shared__ of templates may stand in a section
+#endif
 #define __device__
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#ifdef __SANITIZE_ADDRESS__ // which guards no array that stands in a section of its own
+#if defined(__SANITIZE_ADDRESS__) || defined(EMULATION_PTX) // which guards no array that stands in a section of its own
 #define __shared__ static                       // blocks run one after another, so one copy is enough
 #else
 #define __shared__ static __attribute__((section("emu_arrays")))
@@ -290,9 +298,32 @@ static size_t *emu_shared_limit(const void *kernel) { // of dynamic shared memor
     return &of[i].bytes;
 }
 
+#ifdef EMULATION_PTX
+static void (*ptx_kernel(const void *kernel))(void *const *param);
+
+// Shared memory's addresses have 32 bits in ldmatrix. It ends with an aligned 128 bytes before a page that nobody may use.
+static char *ptx_shared(size_t bytes) {
+    enum { MOST = 256 << 10 };
+    static char *room;
+    if (!room) room = (char *)mmap(NULL, MOST + 4096, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+    if (room == MAP_FAILED || mprotect(room + MOST, 4096, PROT_NONE) || bytes > MOST) emu_fail("no shared memory", 0,
+                                                                                              (int)bytes);
+    return room + MOST - (bytes + 127) / 128 * 128;
+}
+#endif
+
 template <typename... P, typename... A>
 static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...), A... args) {
+#ifdef EMULATION_PTX
+    void (*run)(void *const *) = ptx_kernel((const void *)kernel);
+    std::tuple<P...> given(args...);
+    void *param[sizeof...(P)];
+    std::apply([&](P &...p) { size_t i = 0; ((param[i++] = &p), ...); }, given);
+    auto f = [=]() { run(param); };
+#else
     auto f = [=]() { kernel(args...); };
+#endif
     emu.kernel = name;
     emu.call = emu_call<decltype(f)>;
     emu.arg = &f;
@@ -311,7 +342,11 @@ static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, v
         emu.fiber[i].thread = {t % block.x, t / block.x % block.y, t / block.x / block.y};
     }
     gridDim = grid, blockDim = block;
+#ifdef EMULATION_PTX
+    emu.shared = ptx_shared(shared);
+#else
     emu.shared = (char *)aligned_alloc(128, shared ? (shared + 127) / 128 * 128 : 128);
+#endif
 #ifdef __SANITIZE_ADDRESS__ // an exact size, so that the byte behind it is out of bounds; alignment is 16 then
     free(emu.shared);
     emu.shared = (char *)malloc(shared ? shared : 1);
@@ -324,7 +359,9 @@ static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, v
         emu_no_values(__start_emu_arrays, (size_t)(__stop_emu_arrays - __start_emu_arrays));
         emu_block();
     }
+#ifndef EMULATION_PTX
     free(emu.shared);
+#endif
 }
 #define LAUNCH_(kernel, grid, block, shared, ...) emu_launch(#kernel, grid, block, shared, kernel, __VA_ARGS__)
 #define SHARED(type, name) type *name = (type *)(void *)emu.shared
@@ -432,7 +469,11 @@ static inline cudaError_t cudaGetDeviceCount(int *n) { return *n = 1, cudaSucces
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) {
     memset(p, 0, sizeof *p);
+#ifdef EMULATION_PTX
+    strcpy(p->name, "nvcc's PTX, emulated");
+#else
     strcpy(p->name, "emulated");
+#endif
     p->sharedMemPerBlockOptin = 99 << 10; // the least of the architectures that train_rrhf.cu is built for
     p->totalGlobalMem = (size_t)1 << 40;
     return cudaSuccess;
@@ -595,6 +636,20 @@ static inline ncclResult_t ncclAllReduce(const void *from, void *to, size_t n, n
     if (from != to || !c) return ncclInvalidArgument;
     MPI_Allreduce(MPI_IN_PLACE, to, (int)n, MPI_FLOAT, MPI_SUM, MPI_COMM_WORLD);
     return ncclSuccess;
+}
+#endif
+
+// ----------------------------------------------------------------------------
+// EMULATION_PTX: kernels as nvcc compiled them (test/ptx.py), found by the name of the function that is launched
+
+#ifdef EMULATION_PTX
+#include EMULATION_PTX
+static void (*ptx_kernel(const void *kernel))(void *const *param) {
+    Dl_info info;
+    if (!dladdr(kernel, &info) || info.dli_saddr != kernel) emu_fail("a kernel without a name (-rdynamic)", 0, 0);
+    for (const auto &k : ptx_kernels)
+        if (!strcmp(k.name, info.dli_sname)) return k.run;
+    emu_fail("a kernel that the PTX lacks", 0, 0);
 }
 #endif
 
