@@ -14,6 +14,9 @@ Under -fsanitize=thread each of a block's threads is a thread to ThreadSanitizer
 barrier or a shuffle says so: it finds races for shared and device memory within a block, as compute-sanitizer's
 racecheck does on a device. Blocks follow each other; races between them are for emulation_reverse.
 
+-DEMULATION_PTX='"kernels.h"': a launch runs not the kernel's source but what test/ptx.py made of its PTX, on the same
+fibers, barriers and memory.
+
 Also here, as far as train_rrhf.cu uses them: the runtime's memory calls, bfloat16, a warp's tensor cores (ldmatrix and
 mma, lane by lane), cuBLASLt, whose matrix product is the plain loop, and NCCL, by MPI.
 */
@@ -60,7 +63,7 @@ static inline void __tsan_release(void *) {}
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#if defined(__SANITIZE_ADDRESS__) || defined(EMULATION_PTX) // which guards no array that stands in a section of its own
+#if defined(__SANITIZE_ADDRESS__) || defined(EMULATION_PTX) // which guards no array in a section; which needs none
 #define __shared__ static                       // blocks run one after another, so one copy is enough
 #else
 #define __shared__ static __attribute__((section("emu_arrays")))

@@ -1,8 +1,9 @@
 /*
 test_cuda.cu: every kernel of train_rrhf.cu against the functions of train_rrhf.c, layer by layer and end to end.
 
-Two builds of this file: with nvcc it runs on the GPU; with a C++ compiler and -DCUDA_EMULATION it runs the same
-kernels on the CPU (cuda_emulation.h). Each line says which. -DPRECISION_FP32: the float32 build, else bfloat16.
+Three builds of this file: with nvcc it runs on the GPU; with a C++ compiler and -DCUDA_EMULATION it runs the same
+kernels on the CPU (cuda_emulation.h), with -DEMULATION_PTX besides as nvcc compiled them (ptx.py). Each line says which.
+-DPRECISION_FP32: the float32 build, else bfloat16.
 The list of kernels is read from the source of train_rrhf.cu: one that no check launches fails the run.
 Everything runs twice, emulated the second time with blocks and threads in the opposite order, and must give the same
 bits: no race, nothing that depends on who comes first.
@@ -813,12 +814,13 @@ static void test_training(int reward) {
     room_free();
 }
 
+static const Objective objectives[] = {{2, 0.5, 0.7, 0.1, 1}, {1, 1, 1, 0, 0}, {1, 0, 0, 0, 0}, {0, 1, 2, 0, 1}};
+
 // The losses on the device against the same functions on the host; then the end of a step, with and without a NaN.
-static void test_losses(int shape, QueryLoss loss, int reward) {
+static void test_losses(int shape, QueryLoss loss, int reward, Objective o) {
     Ranked d = ranked_make(shapes[shape], shape_queries[shape], VOCABULARY);
     Batch b = batch_of(&d, 0, shape_queries[shape]);
     GPT2 *m = carrier(&b, reward);
-    Objective o = {2, 0.5, 0.7, 0.1, 1};
     size_t R = (size_t)b.R, n_out = (size_t)(reward ? b.R : b.P);
     float *out = normals(n_out, 1), *coef = zeros(R), *sums = zeros(3), *got = zeros(3);
     float *grads = normals(m->n_params, 1), *params = zeros(m->n_params), *after = zeros(m->n_params);
@@ -1119,9 +1121,9 @@ static uint64_t run_all(void) {
     test_terms(); // none of our kernels, and large: not for the sanitizers, which run_kernels is for
     test_layers();
     for (int s = 0; s < SHAPES; s++) {
-        test_losses(s, rrhf_loss, 0);
-        test_losses(s, logistic_loss, 1);
-        test_losses(s, pairwise_loss, 1);
+        for (size_t i = 0; i < sizeof objectives / sizeof *objectives; i++) test_losses(s, rrhf_loss, 0, objectives[i]);
+        test_losses(s, logistic_loss, 1, objectives[0]);
+        test_losses(s, pairwise_loss, 1, objectives[0]);
     }
     test_optimizer();
     test_odd_sizes();
@@ -1139,9 +1141,9 @@ static uint64_t run_all(void) {
 static void run_kernels(void) {
     rng = rng_make(1, 1, 1);
     test_layers();
-    test_losses(2, rrhf_loss, 0);
-    test_losses(2, logistic_loss, 1);
-    test_losses(2, pairwise_loss, 1);
+    test_losses(2, rrhf_loss, 0, objectives[0]);
+    test_losses(2, logistic_loss, 1, objectives[0]);
+    test_losses(2, pairwise_loss, 1, objectives[0]);
     test_optimizer();
     for (int i = 0; i < n_kernels; i++) check(kernels[i].checks, "%s ran", kernels[i].name);
 }
