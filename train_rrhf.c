@@ -1134,13 +1134,14 @@ Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
 // ----------------------------------------------------------------------------
 // Fast matrix products: gemm, behind the seam
 
-// The packed product. A register tile of C, MR rows by NR columns, is summed over KC terms. B is first copied ("packed")
-// in panels of NR columns, so that the inner loop reads it from one end to the other; A is read in strips of MR rows,
-// and packed too where the terms of a row lie apart. NR is a few vector registers wide; the compiler's vector types map
-// to whatever the machine has. Reuse: a panel (KC,NR) stays in the first-level cache (AVX-512's, 196 KB, in the second)
-// while TILE_M rows of strips pass by; those strips stay in the second while the panels of TILE_N columns pass by. Each
-// thread packs its own panels just before it needs them; packed strips, at most MC rows, are shared. A vector holds VL
-// numbers, a tile's row NV vectors. (The forward's product, gemm_forward, packs tokens alone, KT terms at a time.)
+// The packed product. A register tile of C, MR rows by NR columns, is summed over KC terms. B is first copied
+// ("packed") in panels of NR columns, so that the inner loop reads it from one end to the other; A is read in strips of
+// MR rows, and packed too where the terms of a row lie apart. NR is a few vector registers wide; the compiler's vector
+// types map to whatever the machine has. Reuse: a panel (KC,NR) stays in the first-level cache (AVX-512's, 196 KB, in
+// the second) while TILE_M rows of strips pass by; those strips stay in the second while the panels of TILE_N columns
+// pass by. Each thread packs its own panels just before it needs them; packed strips, at most MC rows, are shared. A
+// vector holds VL numbers, a tile's row NV vectors. (The forward's product, gemm_forward, packs tokens alone, KT terms
+// at a time.)
 #ifndef VECTOR // bytes of a vector register; the tests also build widths that their machine lacks
 #if defined(__AVX512F__)
 #define VECTOR 64

@@ -304,7 +304,8 @@ static size_t *emu_shared_limit(const void *kernel) { // of dynamic shared memor
 #ifdef EMULATION_PTX
 static void (*ptx_kernel(const void *kernel))(void *const *param);
 
-// Shared memory's addresses have 32 bits in ldmatrix. It ends with an aligned 128 bytes before a page that nobody may use.
+// Shared memory: its addresses have 32 bits in ldmatrix; behind it, less than 128 bytes on, is a page that nobody may
+// use.
 static char *ptx_shared(size_t bytes) {
     enum { MOST = 256 << 10 };
     static char *room;

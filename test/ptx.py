@@ -15,6 +15,7 @@ import sys
 
 PRELUDE = r"""
 #include <fenv.h>        // defines: fesetround
+#include <limits>        // defines: numeric_limits
 // A register's bits as a T, and back: PTX's registers have a width, its instructions a type.
 template <typename T, typename R> static inline T ptx_get(R r) {
     T t;
@@ -52,7 +53,9 @@ static inline float ptx_fma_down(float a, float b, float c) {
 template <typename T> static inline T ptx_max(T a, T b) { return a != a ? b : b != b ? a : a > b ? a : b; }
 template <typename T> static inline T ptx_min(T a, T b) { return a != a ? b : b != b ? a : a < b ? a : b; }
 template <typename T> static inline T ptx_shl(T a, unsigned n) { return n < 8 * sizeof a ? (T)(a << n) : 0; }
-template <typename T> static inline T ptx_shr(T a, unsigned n) { return n < 8 * sizeof a ? a >> n : (T)(a < 0 ? -1 : 0); }
+template <typename T> static inline T ptx_shr(T a, unsigned n) {
+    return n < 8 * sizeof a ? a >> n : (T)(a < 0 ? -1 : 0);
+}
 template <typename T> static inline T ptx_insert(T a, T b, unsigned at, unsigned n) {
     T ones = (n < 8 * sizeof(T) ? ((T)1 << n) - 1 : ~(T)0) << at;
     return (b & ~ones) | (a << at & ones);
@@ -85,10 +88,10 @@ static inline void ptx_ldmatrix(uint32_t *d, uint32_t at, bool trans, int line) 
     }
 }
 // mma.m16n8k16: what each lane holds is first put where it belongs in a (16,16), b (16,8).
-static inline void ptx_mma(float *d, const uint32_t *a, const uint32_t *b, const float *c, int line) {
+static inline void ptx_mma(float *c, const uint32_t *a, const uint32_t *b, int line) {
     uint64_t mine[3] = {a[0] | (uint64_t)a[1] << 32, a[2] | (uint64_t)a[3] << 32, b[0] | (uint64_t)b[1] << 32};
     const uint64_t(*all)[3] = emu_gather(mine, 3, line);
-    float A[16][16], B[16][8], sum[4];
+    float A[16][16], B[16][8];
     for (int lane = 0; lane < 32; lane++) {
         int group = lane >> 2, in_group = lane & 3;
         for (int i = 0; i < 8; i++) { // "a_i": row group for i of 0, 1, 4, 5, else group + 8; 8 columns on from i = 4
@@ -102,11 +105,8 @@ static inline void ptx_mma(float *d, const uint32_t *a, const uint32_t *b, const
         }
     }
     int group = ptx_lane() >> 2, in_group = ptx_lane() & 3;
-    for (int i = 0; i < 4; i++) { // "c_i": row group, for i of 2 and 3 group + 8
-        sum[i] = c[i];
-        for (int k = 0; k < 16; k++) sum[i] += A[group + i / 2 * 8][k] * B[k][in_group * 2 + i % 2];
-    }
-    for (int i = 0; i < 4; i++) d[i] = sum[i];
+    for (int i = 0; i < 4; i++) // "c_i": row group, for i of 2 and 3 group + 8
+        for (int k = 0; k < 16; k++) c[i] += A[group + i / 2 * 8][k] * B[k][in_group * 2 + i % 2];
 }
 """
 
@@ -115,7 +115,7 @@ for bits in (8, 16, 32, 64):
     TYPES.update({f"u{bits}": f"uint{bits}_t", f"b{bits}": f"uint{bits}_t", f"s{bits}": f"int{bits}_t"})
 SPECIAL = {"%tid": "threadIdx", "%ntid": "blockDim", "%ctaid": "blockIdx", "%nctaid": "gridDim"}
 LOGIC = {"and": "&", "or": "|", "xor": "^"}
-COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
+COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
 def name(symbol):
@@ -286,7 +286,7 @@ class Function:
             return (f"{{ uint64_t at = {address(args[1])}; uint32_t x = ptx_load<uint32_t>(at, {line}); "
                     f"ptx_store<uint32_t>(at, x + {a(2)}, {line}); {to('x')} }}")
         if base == "ldmatrix":
-            assert op in ("ldmatrix.sync.aligned.m8n8.x4.shared.b16", "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"), op
+            assert op.replace(".trans", "") == "ldmatrix.sync.aligned.m8n8.x4.shared.b16", op
             regs = re.findall(r"[^{},\s]+", args[0])
             assert len(regs) == 4
             return (f"{{ uint32_t d[4]; ptx_ldmatrix(d, (uint32_t){address(args[1])}, {int('trans' in op)}, {line}); "
@@ -297,7 +297,7 @@ class Function:
             words = ", ".join(value(r, "u32") for r in x), ", ".join(value(r, "u32") for r in y)
             sums = ", ".join(value(r, "f32") for r in z)
             return (f"{{ uint32_t a[4] = {{{words[0]}}}, b[2] = {{{words[1]}}}; float c[4] = {{{sums}}}; "
-                    f"ptx_mma(c, a, b, c, {line}); " + " ".join(to(f"c[{i}]", r, "f32") for i, r in enumerate(d)) + " }")
+                    f"ptx_mma(c, a, b, {line}); " + " ".join(to(f"c[{i}]", r, "f32") for i, r in enumerate(d)) + " }")
         if base == "bra":
             return f"goto {args[0].replace('$', '_')};"
         if base == "ret":
@@ -317,7 +317,7 @@ class Function:
                 n = re.fullmatch(r"(%?\w+)<(\d+)>", r)
                 names += [f"{n[1]}{i}" for i in range(int(n[2]))] if n else [r]
             return f"{c} " + ", ".join(map(name, names)) + ";"
-        if m := re.fullmatch(r"\.(shared|local|param) (?:\.align (\d+) )?\.b?(?:b|u|s|f)?(\d+) ([\w$]+)(?:\[(\d+)\])?", text):
+        if m := re.fullmatch(r"\.(shared|local|param) (?:\.align (\d+) )?\.[busf](\d+) ([\w$]+)(?:\[(\d+)\])?", text):
             size = int(m[3]) // 8 * int(m[5] or 1)
             where = 'static __attribute__((section("emu_arrays"))) ' if m[1] == "shared" else ""
             return f"alignas({m[2] or 8}) {where}char {m[4]}[{size}];"
@@ -346,7 +346,8 @@ def main():
         if kind == "entry":
             kernels.append(fn)
         out.append(f"static void ptx_{fn}(void *const *param) {{\n    (void)param;")
-        function = Function(([result] if result else []) + re.findall(r"([\w$]+)(?:\[\d+\])?\s*(?:,|$)", params.strip()))
+        params = re.findall(r"([\w$]+)(?:\[\d+\])?\s*(?:,|$)", params.strip())
+        function = Function(([result] if result else []) + params)
         depth = 1
         while depth:
             token = TOKEN.search(text, at)
@@ -360,7 +361,7 @@ def main():
                 depth += 1 if brace == "{" else -1
             else:
                 out.append("    " + function.statement(re.sub(r"\s+", " ", statement), line))
-    print("// made by test/ptx.py", "#include <limits>        // defines: numeric_limits", PRELUDE, *heads, *out, sep="\n")
+    print("// made by test/ptx.py", PRELUDE, *heads, *out, sep="\n")
     print("static const struct { const char *name; void (*run)(void *const *param); } ptx_kernels[] = {")
     print(*(f'    {{"{k}", ptx_{k}}},' for k in kernels), "};", sep="\n")
 

@@ -2,8 +2,8 @@
 test_cuda.cu: every kernel of train_rrhf.cu against the functions of train_rrhf.c, layer by layer and end to end.
 
 Three builds of this file: with nvcc it runs on the GPU; with a C++ compiler and -DCUDA_EMULATION it runs the same
-kernels on the CPU (cuda_emulation.h), with -DEMULATION_PTX besides as nvcc compiled them (ptx.py). Each line says which.
--DPRECISION_FP32: the float32 build, else bfloat16.
+kernels on the CPU (cuda_emulation.h), with -DEMULATION_PTX besides as nvcc compiled them (ptx.py). Each line says
+which. -DPRECISION_FP32: the float32 build, else bfloat16.
 The list of kernels is read from the source of train_rrhf.cu: one that no check launches fails the run.
 Everything runs twice, emulated the second time with blocks and threads in the opposite order, and must give the same
 bits: no race, nothing that depends on who comes first.
