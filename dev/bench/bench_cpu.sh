@@ -225,7 +225,7 @@ if wanted k; then
         for k in 2 4 8 16; do ours "k$k" step_ms ./train_rrhf "$dir/k$k.bin" --margin 1000; done
     done
     say "$(for k in 2 4 8 16; do echo "$k $((64 + 48 * k)) $(median "$dir/k$k.ours.samples")"; done | awk '
-        function spread(a,  i, lo, hi) {lo = hi = a[1]; for (i in a) {if (a[i] < lo) lo = a[i]; if (a[i] > hi) hi = a[i]}; return 100 * (hi / lo - 1)}
+        function spread(a,  i, lo, hi) {lo = hi = a[1]; for (i in a) {if (a[i] < lo) lo = a[i]; if (a[i] > hi) hi = a[i]}; return lo > 0 ? 100 * (hi / lo - 1) : 1e9}
         {n = NR; k = k s $1; N[n] = $2; ms[n] = $3; s = ", "; x += $2; y += $3; xx += $2 * $2; xy += $2 * $3}
         END {slope = (n * xy - x * y) / (n * xx - x * x); fixed = (y - slope * x) / n; s = ""
              for (i = 1; i <= n; i++) {all[i] = ms[i] / N[i]; net[i] = (ms[i] - fixed) / N[i]; a = a s sprintf("%.2f", all[i]); b = b s sprintf("%.2f", net[i]); s = ", "}
