@@ -105,8 +105,9 @@ test/test_cuda_bf16: test/cpu_layers.o $(CUDA_PARTS)
 test/test_cuda_races_%: test/cpu_layers.o $(CUDA_PARTS)
 	$(EMULATED) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) -fsanitize=thread
 test/kernels_%.h: test/ptx.py train_rrhf.cu $(HEADERS) # what nvcc makes of the kernels, as C++
-	$(NVCC) -std=c++17 -O3 -ptx -arch=compute_90 $(NVCC_EXTRA) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) -o $@.ptx train_rrhf.cu
-	python3 test/ptx.py < $@.ptx > $@.new && mv $@.new $@ && rm $@.ptx
+	$(NVCC) -std=c++17 -O3 -ptx -arch=compute_90 $(NVCC_EXTRA) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) -o $@.ptx train_rrhf.cu \
+	    && python3 test/ptx.py < $@.ptx > $@.new || echo '#define PTX_NONE "nvcc or test/ptx.py gave up (rm $@; make $@ says why)"' > $@.new
+	@mv $@.new $@; rm -f $@.ptx
 .PRECIOUS: test/kernels_%.h
 test/test_cuda_ptx_%: test/kernels_%.h test/cpu_layers.o $(CUDA_PARTS)
 	$(EMULATED) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) '-DEMULATION_PTX="kernels_$*.h"' -g0 -march=native -ffp-contract=off -no-pie -rdynamic -ldl
