@@ -301,20 +301,27 @@ static size_t *emu_shared_limit(const void *kernel) { // of dynamic shared memor
     return &of[i].bytes;
 }
 
-#ifdef EMULATION_PTX
-static void (*ptx_kernel(const void *kernel))(void *const *param);
-
-// Shared memory: its addresses have 32 bits in ldmatrix; behind it, less than 128 bytes on, is a page that nobody may
-// use.
-static char *ptx_shared(size_t bytes) {
-    enum { MOST = 256 << 10 };
+#ifdef __SANITIZE_ADDRESS__ // an exact size, so that the byte behind it is out of bounds; alignment is 16 then
+static char *emu_shared_room(size_t bytes) { return (char *)malloc(bytes ? bytes : 1); }
+static void emu_shared_free(char *room) { free(room); }
+#else // at an address of 32 bits, as PTX's ldmatrix takes it; less than 128 bytes behind it nobody may read or write
+#ifndef MAP_32BIT
+#define MAP_32BIT 0
+#endif
+static char *emu_shared_room(size_t bytes) {
+    enum { MOST = 256 << 10, GUARD = 64 << 10 }; // whole pages
     static char *room;
-    if (!room) room = (char *)mmap(NULL, MOST + 4096, PROT_READ | PROT_WRITE,
+    if (!room) room = (char *)mmap(NULL, MOST + GUARD, PROT_READ | PROT_WRITE,
                                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
-    if (room == MAP_FAILED || mprotect(room + MOST, 4096, PROT_NONE) || bytes > MOST) emu_fail("no shared memory", 0,
-                                                                                              (int)bytes);
+    if (room == MAP_FAILED || mprotect(room + MOST, GUARD, PROT_NONE) || bytes > MOST)
+        emu_fail("no such dynamic shared memory", 0, (int)bytes);
     return room + MOST - (bytes + 127) / 128 * 128;
 }
+static void emu_shared_free(char *) {}
+#endif
+
+#ifdef EMULATION_PTX
+static void (*ptx_kernel(const void *kernel))(void *const *param);
 #endif
 
 template <typename... P, typename... A>
@@ -346,15 +353,7 @@ static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, v
         emu.fiber[i].thread = {t % block.x, t / block.x % block.y, t / block.x / block.y};
     }
     gridDim = grid, blockDim = block;
-#ifdef EMULATION_PTX
-    emu.shared = ptx_shared(shared);
-#else
-    emu.shared = (char *)aligned_alloc(128, shared ? (shared + 127) / 128 * 128 : 128);
-#endif
-#ifdef __SANITIZE_ADDRESS__ // an exact size, so that the byte behind it is out of bounds; alignment is 16 then
-    free(emu.shared);
-    emu.shared = (char *)malloc(shared ? shared : 1);
-#endif
+    emu.shared = emu_shared_room(shared);
     size_t blocks = (size_t)grid.x * grid.y * grid.z;
     for (size_t k = 0; k < blocks; k++) {
         unsigned b = (unsigned)(emulation_reverse ? blocks - 1 - k : k);
@@ -363,9 +362,7 @@ static void emu_launch(const char *name, dim3 grid, dim3 block, size_t shared, v
         emu_no_values(__start_emu_arrays, (size_t)(__stop_emu_arrays - __start_emu_arrays));
         emu_block();
     }
-#ifndef EMULATION_PTX
-    free(emu.shared);
-#endif
+    emu_shared_free(emu.shared);
 }
 #define LAUNCH_(kernel, grid, block, shared, ...) emu_launch(#kernel, grid, block, shared, kernel, __VA_ARGS__)
 #define SHARED(type, name) type *name = (type *)(void *)emu.shared
@@ -393,24 +390,27 @@ static inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h) { return h.bi
 
 EMULATOR static uint64_t emu_word(const uint64_t (*all)[3], int lane, int i) { return all[lane][i]; }
 
-template <bool TRANS> static void ldmatrix(unsigned to[4], const __nv_bfloat16 *row) {
+static void emu_ldmatrix(unsigned to[4], const void *row, bool trans, int line) {
     int lane = (int)threadIdx.x % WARP;
-    uint64_t at = (uint64_t)(uintptr_t)emu_aligned(row, 16, __LINE__);
-    const uint64_t (*all)[3] = emu_gather(&at, 1, __LINE__);
+    uint64_t at = (uint64_t)(uintptr_t)emu_aligned(row, 16, line);
+    const uint64_t (*all)[3] = emu_gather(&at, 1, line);
     for (int j = 0; j < 4; j++) {
         to[j] = 0;
         for (int x = 0; x < 2; x++) {
             int i = lane / 4, k = lane % 4 * 2 + x; // of what the lane gets: row i, column k
-            const __nv_bfloat16 *from = (const __nv_bfloat16 *)(uintptr_t)emu_word(all, 8 * j + (TRANS ? k : i), 0);
-            to[j] |= (unsigned)from[TRANS ? i : k].bits << 16 * x;
+            const __nv_bfloat16 *from = (const __nv_bfloat16 *)(uintptr_t)emu_word(all, 8 * j + (trans ? k : i), 0);
+            to[j] |= (unsigned)from[trans ? i : k].bits << 16 * x;
         }
     }
 }
+template <bool TRANS> static void ldmatrix(unsigned to[4], const __nv_bfloat16 *row) {
+    emu_ldmatrix(to, row, TRANS, __LINE__);
+}
 
-static inline void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b[2]) {
+static inline void emu_mma(float c[4], const unsigned a[4], const unsigned b[2], int line) {
     int lane = (int)threadIdx.x % WARP;
     uint64_t mine[3] = {a[0] | (uint64_t)a[1] << 32, a[2] | (uint64_t)a[3] << 32, b[0] | (uint64_t)b[1] << 32};
-    const uint64_t (*all)[3] = emu_gather(mine, 3, __LINE__);
+    const uint64_t (*all)[3] = emu_gather(mine, 3, line);
     for (int x = 0; x < 4; x++) {
         int row = lane / 4 + x / 2 * 8, col = lane % 4 * 2 + x % 2;
         for (int k = 0; k < 16; k++) { // the lane and the half of its words that hold a[row][k], and b[k][col]
@@ -421,6 +421,7 @@ static inline void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b
         }
     }
 }
+static inline void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b[2]) { emu_mma(c, a, b, __LINE__); }
 
 // ----------------------------------------------------------------------------
 // The runtime: device memory is the heap's, every call has finished when it returns

@@ -43,6 +43,8 @@ template <typename T> static inline uint64_t ptx_at(uint64_t at, int n, int line
 }
 static inline float ptx_ftz(float x) { return fpclassify(x) == FP_SUBNORMAL ? copysignf(0, x) : x; }
 static inline float ptx_saturate(float x) { return x > 0 ? (x < 1 ? x : 1) : 0; } // a NaN becomes 0
+static inline float ptx_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+static inline double ptx_fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
 static inline float ptx_fma_down(float a, float b, float c) {
     volatile float x = a, y = b, z = c;
     fesetround(FE_DOWNWARD);
@@ -70,51 +72,16 @@ static inline uint32_t ptx_shuffle(uint32_t mask, uint32_t v, int from, uint32_t
     if (clamp != 31) emu_fail("a shuffle of a part of the warp: not emulated", line, (int)clamp);
     return emu_shuffle(mask, v, from, line);
 }
-
-// ldmatrix.x4: lane 8 j + i gives the address of row i of matrix j, 8 numbers of 16 bits. A lane receives, of each
-// matrix, numbers 2 (lane % 4) and the next of row lane / 4; transposed, of that column.
-static inline void ptx_ldmatrix(uint32_t *d, uint32_t at, bool trans, int line) {
-    int lane = ptx_lane();
-    if (at % 16) emu_fail("ldmatrix: a row that is not aligned", line, 16);
-    uint64_t mine = at;
-    const uint64_t(*all)[3] = emu_gather(&mine, 1, line);
-    for (int j = 0; j < 4; j++) {
-        uint16_t half[2];
-        for (int h = 0; h < 2; h++) {
-            int along = lane % 4 * 2 + h, row = trans ? along : lane / 4, col = trans ? lane / 4 : along;
-            half[h] = ptx_load<uint16_t>(all[8 * j + row][0] + 2 * col, line);
-        }
-        d[j] = half[0] | (uint32_t)half[1] << 16;
-    }
-}
-// mma.m16n8k16: what each lane holds is first put where it belongs in a (16,16), b (16,8).
-static inline void ptx_mma(float *c, const uint32_t *a, const uint32_t *b, int line) {
-    uint64_t mine[3] = {a[0] | (uint64_t)a[1] << 32, a[2] | (uint64_t)a[3] << 32, b[0] | (uint64_t)b[1] << 32};
-    const uint64_t(*all)[3] = emu_gather(mine, 3, line);
-    float A[16][16], B[16][8];
-    for (int lane = 0; lane < 32; lane++) {
-        int group = lane >> 2, in_group = lane & 3;
-        for (int i = 0; i < 8; i++) { // "a_i": row group for i of 0, 1, 4, 5, else group + 8; 8 columns on from i = 4
-            uint32_t word = (uint32_t)(all[lane][i / 4] >> 32 * (i / 2 % 2));
-            A[group + (i / 2 % 2) * 8][in_group * 2 + i % 2 + i / 4 * 8] =
-                __uint_as_float(i % 2 ? word & 0xffff0000 : word << 16);
-        }
-        for (int i = 0; i < 4; i++) { // "b_i": column group, 8 rows on from i = 2
-            uint32_t word = (uint32_t)(all[lane][2] >> 32 * (i / 2));
-            B[in_group * 2 + i % 2 + i / 2 * 8][group] = __uint_as_float(i % 2 ? word & 0xffff0000 : word << 16);
-        }
-    }
-    int group = ptx_lane() >> 2, in_group = ptx_lane() & 3;
-    for (int i = 0; i < 4; i++) // "c_i": row group, for i of 2 and 3 group + 8
-        for (int k = 0; k < 16; k++) c[i] += A[group + i / 2 * 8][k] * B[k][in_group * 2 + i % 2];
-}
 """
 
 TYPES = {"f32": "float", "f64": "double", "pred": "bool"}
 for bits in (8, 16, 32, 64):
     TYPES.update({f"u{bits}": f"uint{bits}_t", f"b{bits}": f"uint{bits}_t", f"s{bits}": f"int{bits}_t"})
 SPECIAL = {"%tid": "threadIdx", "%ntid": "blockDim", "%ctaid": "blockIdx", "%nctaid": "gridDim"}
-LOGIC = {"and": "&", "or": "|", "xor": "^"}
+PLAIN = {  # of the operands, read as the instruction's type
+    "mov": "{1}", "cvta": "{1}", "add": "{1} + {2}", "sub": "{1} - {2}", "mul": "{1} * {2}", "div": "{1} / {2}",
+    "rem": "{1} % {2}", "and": "{1} & {2}", "or": "{1} | {2}", "xor": "{1} ^ {2}", "neg": "-{1}", "sqrt": "sqrt({1})",
+    "rcp": "1 / {1}", "min": "ptx_min({1}, {2})", "max": "ptx_max({1}, {2})", "fma": "ptx_fma({1}, {2}, {3})"}
 COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
@@ -199,12 +166,6 @@ class Function:
             regs = re.findall(r"[^{},\s]+", args[1])
             half = {"b32": "b16", "b64": "b32"}[t]
             return to(" | ".join(f"({TYPES[t]}){value(r, half)} << {i * int(half[1:])}" for i, r in enumerate(regs)))
-        if base == "mov":
-            return to(a(1))
-        if base == "cvta":
-            return to(a(1))
-        if base in ("add", "sub") and len(part) <= 3:
-            return to(f"({TYPES[t]})({a(1)} {'+' if base == 'add' else '-'} {a(2)})")
         if base in ("mul", "mad") and "f" not in t:
             wide = {"u16": "u32", "s16": "s32", "u32": "u64", "s32": "s64"}.get(t) if part[1] == "wide" else t
             c = TYPES[wide]
@@ -212,32 +173,18 @@ class Function:
             product = f"({TYPES[wide.replace('s', 'u')]})({c}){a(1)} * ({TYPES[wide.replace('s', 'u')]})({c}){a(2)}"
             more = f" + ({TYPES[wide.replace('s', 'u')]}){a(3, wide)}" if base == "mad" else ""
             return to(f"({c})({product}{more})", as_=wide)
-        if base == "mul":
-            return to(f"{a(1)} * {a(2)}")
-        if base == "fma":
-            if part[1] == "rm":
-                return to(f"ptx_fma_down({a(1)}, {a(2)}, {a(3)})")
-            return to(f"__builtin_fma{'f' if t == 'f32' else ''}({a(1)}, {a(2)}, {a(3)})")
-        if base == "div":
-            return to(f"({TYPES[t]})({a(1)} / {a(2)})")
-        if base == "rem":
-            return to(f"({TYPES[t]})({a(1)} % {a(2)})")
-        if base in ("min", "max"):
-            return to(f"ptx_{base}<{TYPES[t]}>({a(1)}, {a(2)})")
-        if base == "neg":
-            return to(f"({TYPES[t]})-{a(1)}")
+        if base == "fma" and part[1] == "rm":
+            return to(f"ptx_fma_down({a(1)}, {a(2)}, {a(3)})")
+        if base in PLAIN:
+            assert set(part[1:-1]) <= {"rn", "approx", "full", "ftz", "to", "global", "shared", "local"}, op
+            values = [value(x, t) if n else "" for n, x in enumerate(args)]
+            return to(f"({TYPES[t]})({PLAIN[base].format(*values)})")
         if base == "abs":
             return to(f"fabs({a(1)})" if "f" in t else f"({TYPES[t]})llabs({a(1)})")
-        if base == "sqrt":
-            return to(f"sqrt({a(1)})")
-        if base == "rcp":
-            return to(f"1 / {a(1)}")
         if op == "ex2.approx.f32":
             return to(f"exp2f({a(1)})")
         if op == "ex2.approx.ftz.f32":
             return to(f"ptx_ftz(exp2f(ptx_ftz({a(1)})))")
-        if base in LOGIC:
-            return to(f"({TYPES[t]})({a(1)} {LOGIC[base]} {a(2)})")
         if base == "not":
             return to(f"({TYPES[t]}){'!' if t == 'pred' else '~'}{a(1)}")
         if base in ("shl", "shr"):
@@ -289,7 +236,8 @@ class Function:
             assert op.replace(".trans", "") == "ldmatrix.sync.aligned.m8n8.x4.shared.b16", op
             regs = re.findall(r"[^{},\s]+", args[0])
             assert len(regs) == 4
-            return (f"{{ uint32_t d[4]; ptx_ldmatrix(d, (uint32_t){address(args[1])}, {int('trans' in op)}, {line}); "
+            row = f"(void *)(uintptr_t)(uint32_t){address(args[1])}"
+            return (f"{{ uint32_t d[4]; emu_ldmatrix(d, {row}, {int('trans' in op)}, {line}); "
                     + " ".join(to(f"d[{i}]", r, "u32") for i, r in enumerate(regs)) + " }")
         if op == "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32":
             d, x, y, z = (re.findall(r"[^{},\s]+", g) for g in args)
@@ -297,7 +245,7 @@ class Function:
             words = ", ".join(value(r, "u32") for r in x), ", ".join(value(r, "u32") for r in y)
             sums = ", ".join(value(r, "f32") for r in z)
             return (f"{{ uint32_t a[4] = {{{words[0]}}}, b[2] = {{{words[1]}}}; float c[4] = {{{sums}}}; "
-                    f"ptx_mma(c, a, b, {line}); " + " ".join(to(f"c[{i}]", r, "f32") for i, r in enumerate(d)) + " }")
+                    f"emu_mma(c, a, b, {line}); " + " ".join(to(f"c[{i}]", r, "f32") for i, r in enumerate(d)) + " }")
         if base == "bra":
             return f"goto {args[0].replace('$', '_')};"
         if base == "ret":
@@ -326,7 +274,8 @@ class Function:
             guard, text = f"if ({m[1]}{name(m[2])}) ", m[3]
         op, _, rest = text.partition(" ")
         args = [x.strip() for x in re.split(r",(?![^{(]*[})])", rest)] if rest else []
-        return guard + self.instruction(op, args, line)
+        body = self.instruction(op, args, line)
+        return f"{guard}{{ {body} }}" if guard else body
 
 
 HEAD = re.compile(r"\.(entry|func)\s*(?:\(\.param \.\w+ (\w+)\)\s*)?([\w$]+)\s*\(([^()]*)\)[^;{]*([;{])")

@@ -105,5 +105,18 @@ check "gpu.sh, a tool that finds something: exit code $code" [ "$code $(tail -n 
 PATH=$T/tools:$PATH bash test/gpu.sh > "$T/out" 2> "$T/err"
 check "gpu.sh without a GPU: $(cat "$T/err")" grep -q '^gpu.sh: no GPU found' "$T/err"
 
+# test/ptx.py and an instruction that it does not know, or knows without that modifier; then the tests of the PTX are none.
+if command -v python3 > /dev/null; then
+    for op in foo.bar.s32 add.cc.s32; do
+        printf '.visible .entry k()\n{\n.reg .b32 %%r<2>;\n%s %%r1, %%r1, 1;\nret;\n}\n' $op | python3 test/ptx.py > "$T/out" 2> "$T/err"
+        code=$?
+        check "ptx.py, $op: exit code $code, $(tail -n 1 "$T/err")" [ "$code $(grep -c $op "$T/err")" = "1 1" ]
+    done
+    rm -f test/kernels_none.h
+    make -s NVCC=false test/kernels_none.h > "$T/out" 2>&1
+    check "PTX tests where nvcc fails: $(cat test/kernels_none.h)" grep -q '^#define PTX_NONE "nvcc or test/ptx.py gave up' test/kernels_none.h
+    rm -f test/kernels_none.h
+fi
+
 echo "$passed passed, $failed failed"
 [ $failed = 0 ]
