@@ -6,8 +6,6 @@
 # NVCC_EXTRA='-I/elsewhere/include -L/elsewhere/lib' is given to nvcc, for a cuBLASLt that is not where the toolkit is.
 
 CC     = gcc
-# -fno-tree-slp-vectorize: gcc 12 with AVX-512 made {1, 1, 1, 0} into four ones (test_reference); it costs no speed
-CFLAGS = -std=c11 -O3 -march=native -ffp-contract=fast -fopenmp-simd -fno-math-errno -fno-trapping-math -fno-tree-slp-vectorize
 LDLIBS = -lm
 HEADERS = world.h util.h model.h dataloader.h tokenizer.h rrhf.h sampler.h reward.h eval.h verbs.h $(wildcard dev/*.h)
 
@@ -15,6 +13,10 @@ HEADERS = world.h util.h model.h dataloader.h tokenizer.h rrhf.h sampler.h rewar
 hash := \#
 builds = $(shell printf '$(hash)include <$(1)>\nint main(void){return 0;}\n' | \
            $(CC) -x c - -o /dev/null $(2) 2>/dev/null && echo yes)
+
+NATIVE := $(firstword $(foreach f,-march=native -mcpu=native,$(if $(call builds,stdio.h,$(f)),$(f)))) # of this CPU; none in a cross-compiler
+# -fno-tree-slp-vectorize: gcc 12 with AVX-512 made {1, 1, 1, 0} into four ones (test_reference); it costs no speed
+CFLAGS = -std=c11 -O3 $(NATIVE) -ffp-contract=fast -fopenmp-simd -fno-math-errno -fno-trapping-math -fno-tree-slp-vectorize
 
 ifndef NO_OMP # on a Mac: brew install libomp
   OMP_MAC = -Xpreprocessor -fopenmp -I$(shell brew --prefix libomp 2>/dev/null)/include -L$(shell brew --prefix libomp 2>/dev/null)/lib -lomp
