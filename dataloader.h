@@ -292,19 +292,29 @@ static inline void ranked_check(const Ranked *d, const char *path, int V, int T)
 //     [b0, n+1)      -      -    [2,3)  [2,4)  [4,5)
 //     predicts       -     c, e    d      -      -
 
+// X(type, name, elements)
+#define BATCH_ARRAYS(X)                                                                                      \
+    X(int, token, N)                                                                                         \
+    X(int, pos, N)                                                                                           \
+    X(int, a0, N)         /* the two intervals */                                                            \
+    X(int, a1, N)                                                                                            \
+    X(int, b0, N)                                                                                            \
+    X(int, group, Q + 1)  /* query g's rows, its responses' included: group[g] .. group[g+1]-1 */            \
+    X(int, row, U)        /* the predicting rows, ascending */                                               \
+    X(int, pred, U + 1)   /* row u makes predictions pred[u] .. pred[u+1]-1 */                               \
+    X(int, target, P)     /* the token that is predicted, */                                                 \
+    X(int, resp, P)       /* and the response it belongs to */                                               \
+    X(int, last, R)       /* row of each response's last token: where a reward model reads */                \
+    X(int, first, Q + 1)  /* query g's responses in this batch: first[g] .. first[g+1]-1 */                  \
+    X(int, resp_len, R)   /* n_i */                                                                          \
+    X(float, score, R)    /* r_i */                                                                          \
+    X(int, query, Q)      /* index in the data set */
+
 typedef struct {
-    int N, U, P, R, Q;         // tokens, predicting rows, predictions, responses, queries
-    int *token, *pos;          // (N)
-    int *a0, *a1, *b0;         // (N)   the two intervals
-    int *group;                // (Q+1) query g's rows, its responses' included: group[g] .. group[g+1]-1
-    int *row;                  // (U)   the predicting rows, ascending
-    int *pred;                 // (U+1) row u makes predictions pred[u] .. pred[u+1]-1
-    int *target, *resp;        // (P)   the token that is predicted, and the response it belongs to
-    int *last;                 // (R)   row of each response's last token: where a reward model reads
-    int *first;                // (Q+1) query g's responses in this batch: first[g] .. first[g+1]-1
-    int *resp_len;             // (R)   n_i
-    float *score;              // (R)   r_i
-    int *query;                // (Q)   index in the data set
+    int N, U, P, R, Q; // tokens, predicting rows, predictions, responses, queries
+#define X(type, name, n) type *name;
+    BATCH_ARRAYS(X)
+#undef X
 } Batch;
 
 // What query q brings to a batch: added to *N, *U, *P and *R.
@@ -323,26 +333,16 @@ static inline void batch_count(const Ranked *d, int q, int *N, int *U, int *P, i
 static inline Batch batch_make(int N, int U, int P, int R, int Q) {
     Batch b = {0};
     b.N = N, b.U = U, b.P = P, b.R = R, b.Q = Q;
-    int **n_arrays[] = {&b.token, &b.pos, &b.a0, &b.a1, &b.b0};
-    for (size_t i = 0; i < sizeof n_arrays / sizeof *n_arrays; i++)
-        *n_arrays[i] = (int *)xalloc((size_t)N, sizeof(int));
-    b.group = (int *)xalloc((size_t)Q + 1, sizeof(int));
-    b.first = (int *)xalloc((size_t)Q + 1, sizeof(int));
-    b.query = (int *)xalloc((size_t)Q, sizeof(int));
-    b.row = (int *)xalloc((size_t)U, sizeof(int));
-    b.pred = (int *)xalloc((size_t)U + 1, sizeof(int));
-    b.target = (int *)xalloc((size_t)P, sizeof(int));
-    b.resp = (int *)xalloc((size_t)P, sizeof(int));
-    b.last = (int *)xalloc((size_t)R, sizeof(int));
-    b.resp_len = (int *)xalloc((size_t)R, sizeof(int));
-    b.score = (float *)xalloc((size_t)R, sizeof(float));
+#define X(type, name, n) b.name = (type *)xalloc((size_t)(n), sizeof(type));
+    BATCH_ARRAYS(X)
+#undef X
     return b;
 }
 
 static inline void batch_free(Batch *b) {
-    free(b->token); free(b->pos); free(b->a0); free(b->a1); free(b->b0); free(b->group); free(b->first);
-    free(b->query); free(b->row); free(b->pred); free(b->target); free(b->resp); free(b->last);
-    free(b->resp_len); free(b->score);
+#define X(type, name, n) free(b->name);
+    BATCH_ARRAYS(X)
+#undef X
     memset(b, 0, sizeof *b);
 }
 

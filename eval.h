@@ -7,7 +7,7 @@ taken over queries, since the completions of one query are no independent sample
                N >= n completions count alike: each completion weighs as often as it is the best of a subset
   perplexity   of the completions under a judge, the start if not told otherwise: exp(-sum log P / tokens)
   accuracy     how often p_i orders a good and a bad response rightly: the policy as a reward model (Table 5)
-  distinct-n   different n-grams / n-grams, over all completions: low when the policy repeats itself
+  distinct-n   different n-grams / n-grams, over each query's first k completions: low where texts repeat themselves
   KL           sum_t log pi - log rho per completion, pi the policy and rho the start: how far it has moved
 */
 #ifndef EVAL_H

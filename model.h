@@ -201,9 +201,9 @@ static inline int vocabulary_padded(int V) { return (V + 127) / 128 * 128; }
 typedef struct GPT2 GPT2;
 
 // One decoding step: n new tokens. The key/value cache is an array of slots, each with one token's keys and values.
-// Token i is written to slot[i]
-// and attends to the slots list[at[i]] .. list[at[i]+len[i]-1], its own included. A list is a sequence's history:
-// completions of one query name the query's slots in common, and a beam that forks copies the list, never the cache.
+// Token i is written to slot[i] and attends to the slots list[at[i]] .. list[at[i]+len[i]-1], its own included. A list
+// is a sequence's history: completions of one query name the query's slots in common, and a beam that forks copies the
+// list, never the cache.
 typedef struct {
     int n, n_rows;
     int *token, *pos, *slot; // (n)
@@ -240,10 +240,9 @@ size_t gpt2_bytes(Config c, int training, int N, int U);
 enum { TOKENS_LEAST = 2048 };
 int    gpt2_tokens(const GPT2 *m);               // how many tokens at once suit the machine: TOKENS_LEAST or more
 void   gpt2_plan(GPT2 *m, int N, int U);         // room for batches up to N tokens and U rows that are read
-// The loop takes its steps through gpt2_step and gpt2_step_end; gpt2_backward, _grad_norm and _update are their parts,
-// which the tests compare.
 // Policy: out (P) = log P(target). Reward model: out (R) = the head at each response's last token.
 void   gpt2_forward(GPT2 *m, const Batch *b, real *out);
+// From here to gpt2_update: parts of gpt2_step and gpt2_step_end, which the loop calls; alone only in the tests.
 // c (R) = dL/dlogP of each of response i's tokens, or dL/dreward. Adds to the gradients; after gpt2_forward(b).
 void   gpt2_backward(GPT2 *m, const Batch *b, const real *c);
 void   gpt2_zero_grad(GPT2 *m);

@@ -1,10 +1,10 @@
 /*
 reward.h: where rewards come from, and how a reward model is trained.
 
-  Reward r = reward_open("reward.bin", tokenizer);        a GPT-2 with a scalar head, trained by the reward verb, or
-             reward_open("cmd:PROGRAM ARGS", tokenizer);  any program: it runs as long as we do, reads one text (query
-                                 and response, \\ \n \r escaped) per line, prints one number per line, flushed. When
-                                 its input has ended, it has 10 seconds to end itself
+  Reward r = reward_open("reward.bin", tok, V);        a GPT-2 with a scalar head, trained by the reward verb, or
+             reward_open("cmd:PROGRAM ARGS", tok, V);  any program: it runs as long as we do, reads one text (query and
+                                 response, \\ \n \r escaped) per line, prints one number per line, flushed. When its
+                                 input has ended, it has 10 seconds to end itself
   reward_score(&r, &d, label);   sets d.score of every response from query and response together
   reward_close(&r);
 
@@ -36,13 +36,10 @@ static inline BOTH double softplus(double z) { return z > 0 ? z + log1p(exp(-z))
 static inline BOTH Loss logistic_loss(const Objective *o, int k, const double *z, const int *n, const float *r,
                                       double *p, double *c) {
     Loss l = {0, 0, 0};
-    (void)o, (void)n;
-    for (int i = 0; i < k; i++) {
-        p[i] = z[i];
-        l.ft += (softplus(z[i]) - r[i] * z[i]) / k;
-        c[i] = (sigmoid(z[i]) - r[i]) / k;
-    }
-    l.loss = l.ft;
+    (void)o, (void)k, (void)n; // k = 1
+    *p = *z;
+    *c = sigmoid(*z) - *r;
+    l.loss = l.ft = softplus(*z) - *r * *z;
     return l;
 }
 

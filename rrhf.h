@@ -39,7 +39,7 @@ The loop sees log-probabilities and scores, never a layer: the backend contract 
 // ----------------------------------------------------------------------------
 // The objective
 //
-// BOTH: also compiled for the GPU (util.h). The letters N, U, P, R are those of model.h's head.
+// BOTH: also compiled for the GPU (util.h).
 
 typedef struct {
     double rank_weight, ft_weight; // of equation 5
@@ -110,8 +110,7 @@ typedef Loss (*QueryLoss)(const Objective *o, int k, const double *logp, const i
 // value (R) from a forward's output: the sum of each response's log-probabilities, or the heads as they are.
 static inline void batch_values(const Batch *b, int reward_model, const real *out, double *value) {
     for (int r = 0; r < b->R; r++) value[r] = reward_model ? (double)out[r] : 0;
-    if (!reward_model)
-        for (int i = 0; i < b->P; i++) value[b->resp[i]] += (double)out[i];
+    for (int i = 0; i < b->P && !reward_model; i++) value[b->resp[i]] += (double)out[i];
 }
 
 // ----------------------------------------------------------------------------
@@ -386,14 +385,14 @@ static inline int step_behind(const Train *t, const Ranked *d, int step, int end
 }
 
 // OP-k's window of data: fresh responses to the queries of the steps from one refresh to the next, in the order of
-// their visits. A state within a window holds it.
+// their visits. A state.bin saved within a window contains it.
 typedef struct {
     Ranked d;      // Q = 0: no window
     int visits;    // its queries that steps have taken so far
     int *index;    // 0, 1, .. Q-1: its queries in order; train_loop frees d and index
 } Window;
 
-// Makes the window that `step` of `total` needs; keeps its responses where a resumed run has read those drawn then.
+// Makes the window that `step` of `total` needs. A run resumed within it keeps the responses that its state.bin held.
 static inline void window_refresh(Window *w, const Train *t, const Ranked *d, int step, int total) {
     int first = step / t->refresh * t->refresh, steps = min_int(t->refresh, total - first), epoch = -1, n = 0;
     int *order = (int *)xalloc((size_t)d->Q, sizeof(int));
@@ -507,8 +506,8 @@ static inline void log_write(const Train *t, const Log *log) {
     out_close(&out);
 }
 
-// state.bin: int32[256] {20230412, 1, settings' length, log rows}, the settings, the log, the parameters, both moments;
-// then, within one of OP-k's windows, a ranked file: the window.
+// state.bin: int32[256] {20230412, 1, settings' length, log rows}, the settings, the log (9 doubles a
+// row), the parameters and both moments (float32); then, within one of OP-k's windows, a ranked file: the window.
 enum { STATE_MAGIC = 20230412, STATE_VERSION = 1 };
 
 static inline void state_write(GPT2 *m, const Train *t, const Log *log, const Window *w) {
@@ -569,8 +568,7 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log, Window *w) {
 // The loop
 
 // policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as
-// large, is not. A run killed in between resumes from the state before, which knows nothing of them, and comes by
-// again.
+// large, is not. A run killed in between resumes from the previous state.bin and writes both again.
 static inline void train_write(GPT2 *m, const Train *t, const Log *log, const Window *w) {
     char path[RRHF_PATH_MAX];
     gpt2_save(m, path_join(path, t->out, "policy.bin"));
@@ -606,7 +604,8 @@ static inline void train_save(GPT2 *m, const Train *t, const Log *log, const Win
     world_wait(); // until the files are there
 }
 
-// Has the run in t->resume finished? Then the loop has nothing to do. Call it before the loop, while m is the start.
+// Has the run in t->resume finished? Then the loop has nothing to do. Call it before the loop, while m is the start: it
+// fills t->settings.
 static inline int train_finished(GPT2 *m, const Ranked *d, Train *t) {
     char path[RRHF_PATH_MAX], settings[sizeof t->settings];
     int total = train_steps(t, d);
@@ -627,13 +626,12 @@ static inline int train_finished(GPT2 *m, const Ranked *d, Train *t) {
     return 1;
 }
 
-// Trains m on d and leaves policy.bin, log.csv and state.bin in t->out; train_done comes later. Returns 0, or 1 when
-// Ctrl-C stopped it.
+// Trains m on d and leaves policy.bin, log.csv and state.bin in t->out; train_finished comes before, train_done later.
+// Returns 0, or 1 when Ctrl-C stopped it.
 static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     int total = train_steps(t, d), step = 0, epoch = -1, stop = 0;
     int end = t->steps ? min_int(t->steps, total) : total;
     char path[RRHF_PATH_MAX];
-    if (!*t->settings) train_settings(t, m, d);
     Window w = {0};
     if (t->resume) {
         train_load(m, t, log, &w);

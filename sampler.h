@@ -41,7 +41,7 @@ typedef struct {
     int num_beams;            // per query; 1 = greedy
     int num_beam_groups;      // divides num_beams; 1 = plain beam search
     double diversity_penalty; // >= 0; nothing to one group
-    double length_penalty;    // a response's score is its log-probability / length^this
+    double length_penalty;    // a response's score is its log-probability / length^this; the program's are 1
     int num_return;           // 1 .. num_beams
     int max_new_tokens;
     int eot;                  // end-of-text id, -1 = none
@@ -96,9 +96,9 @@ static inline int top_k_candidates(Candidate *room, const real *logits, int V, i
 // ----------------------------------------------------------------------------
 // Choosing one token at random
 //
-// A token's weight is exp((logit - max) / temperature), counted in whole units of 2^-40. Sums of whole numbers have no
-// rounding and so no order: however a backend adds them up, it draws the same token, the first in the order of ids that
-// with those before it has more than u of the total.
+// A token's weight is exp((logit - max) / temperature), counted in whole units of 2^-40. Sums of whole numbers are
+// exact in any order, so every backend draws the same token: the first, by id, whose weight and those before it exceed
+// u of the total.
 
 static inline BOTH float draw_weight(float logit, float max, double temperature) {
     return expf((logit - max) * (float)(1 / (temperature > 1e-30 ? temperature : 1e-30))); // 0 times infinity is a NaN
@@ -106,7 +106,7 @@ static inline BOTH float draw_weight(float logit, float max, double temperature)
 
 static inline BOTH uint64_t draw_units(float weight) { return weight > 0 ? (uint64_t)(weight * 0x1p40f) : 0; }
 
-// What the most probable tokens that are kept must have of all units: Hugging Face's order, top-k first, then top-p.
+// The least number of units that the kept tokens must have. Top-k comes before top-p, as in transformers.
 static inline BOTH uint64_t draw_enough(uint64_t total, double top_p) {
     uint64_t enough = (uint64_t)ceil(top_p * (double)total);
     if (enough < 1) enough = 1;
@@ -128,7 +128,7 @@ static inline int draw_width(Draw how, int V) {
 // Of n candidates whose `logit` is by now a weight, the smallest set that holds top_p of the total: the heaviest, of
 // equal ones the lower ids, at least one. Returns how many, and their total; they stay in the order of their ids.
 static inline int draw_top_p(Candidate *room, int n, double top_p, uint64_t *total) {
-    // Weights below the average of what may be left out sum to less than that: no need to sort them.
+    // n weights, each under (total - enough) / n, sum to less than may be left out: no need to sort such.
     uint64_t enough = draw_enough(*total, top_p), least = (*total - enough) / (uint64_t)n;
     int heavy = 0, kept = 0;
     for (int i = 0; i < n; i++) if (draw_units(room[i].logit) >= least) room[heavy++] = room[i];

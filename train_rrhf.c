@@ -5,13 +5,13 @@ forward/backward pairs, the model, AdamW; the paper itself is in rrhf.h, and mai
   make train_rrhf && ./train_rrhf        the whole story on made-up reviews, under two minutes on two cores
   ./train_rrhf --help                    the six verbs and every option
 
-To learn RRHF begin at "Layers": what stands before is --profile and small change, and the products' fast variants stand
-near the end.
+To learn RRHF begin at "Layers": what stands before is --profile and small helpers, and the products' fast variants
+stand near the end.
 
 Gradients: dX is dL/dX, the same shape as X. Every backward ADDS to the gradients of parameters (micro-batches
 accumulate) and overwrites the gradients of activations, unless it says otherwise.
-Every sum is split among threads by what is summed INTO, or in shares of a fixed size that are added in order: with the
-plain loops a run has the same bits whatever the number of threads.
+Every sum is split among threads by what is summed INTO, or in shares of a fixed size that are added in order: without a
+BLAS or oneDNN a run has the same bits whatever the number of threads.
 */
 #include "util.h"        // defines: die, xalloc, Rng
 #include "model.h"       // defines: Config, Params, Batch, Decode, the backend contract
@@ -337,7 +337,7 @@ static void attention_forward(real *out, real *lse, const real *qkv, const Batch
                     for (int j = 0; j < m; j++) s[j] = j < seen ? per * s[j] : 0;
                     lse[(size_t)(n + i) * NH + h] = scale * max + (real)log(sum);
                 }
-                for (int i = 0; i < 2; i++) // run 0 overwrites out, run 1 adds; without a run 0 at is 0 for both
+                for (int i = 0; i < 2; i++) // run 0 overwrites out, run 1 adds, but overwrites if it is alone
                     gemm_small(rows, hs, r.run[i].keys, S + r.run[i].at, (size_t)m, 1, v + r.run[i].from * C3, C3, 1,
                                r.run[i].at > 0, out + (size_t)n * C + h * hs, (size_t)C);
                 n = r.n1;
@@ -930,7 +930,8 @@ static void table_backward(GPT2 *m, const Tensor *t, real *dw, const real *dx, c
     }
 }
 
-// coef (R): c_i. u: NULL, or the update to make on the way, where this backward is the step's only one.
+// coef (R): c_i over the step's number of queries. u: NULL, or the update to make on the way, where this backward is
+// the step's only one.
 static void backward(GPT2 *m, const Batch *batch, const real *coef, Update *u) {
     Config c = m->c;
     Batch live;
@@ -1240,8 +1241,8 @@ static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak
     int tiles = (N + TILE_N - 1) / TILE_N, pack_K = ak == 1 ? 0 : K;
     real *all = room(ROOM_A, (size_t)min_int(MC, (M + MR - 1) / MR * MR) * (size_t)pack_K);
     for (int m0 = 0; m0 < M; m0 += MC) {
-        int mc = min_int(MC, M - m0), full = (mc + MR - 1) / MR * MR, strips = (mc + TILE_M - 1) / TILE_M;
-        int parts = min_int(strips, (2 * n_threads + tiles - 1) / tiles); // few tiles: share the rows out as well
+        int mc = min_int(MC, M - m0), full = (mc + MR - 1) / MR * MR, blocks = (mc + TILE_M - 1) / TILE_M;
+        int parts = min_int(blocks, (2 * n_threads + tiles - 1) / tiles); // few tiles: share the rows out as well
         PARALLEL_FOR2
         for (int k0 = 0; k0 < pack_K; k0 += KC)
             for (int i = 0; i < mc; i += TILE_M) {
@@ -1254,7 +1255,7 @@ static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak
             for (int part = 0; part < parts; part++) {
                 real pb[TILE_N * KC] __attribute__((aligned(VECTOR)));
                 int n0 = t * TILE_N, nc = min_int(TILE_N, N - n0);
-                int i0 = strips * part / parts * TILE_M, i1 = min_int(strips * (part + 1) / parts * TILE_M, mc);
+                int i0 = blocks * part / parts * TILE_M, i1 = min_int(blocks * (part + 1) / parts * TILE_M, mc);
                 for (int k0 = 0; k0 < K; k0 += KC) {
                     int kc = min_int(KC, K - k0), add = beta != 0 || k0 > 0;
                     real *to = c + (size_t)(m0 + i0) * ldc + n0;
@@ -1270,7 +1271,7 @@ static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak
 
 // The forward's product, c (M,N) = beta c + a (M,K) b^T with tokens a and weights b (N,K). There are many weights, and
 // few tokens to use each (64 in a beam search), so packing b would cost as much as its use: MR rows of it are read as
-// they lie, in the place of a strip, against panels of tokens.
+// they lie, in the place of a strip, against panels of tokens. A task is TILE_M weights (t) and some panels (part).
 static void gemm_forward(int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb, real beta, real *c,
                          size_t ldc) {
     int tiles = (N + TILE_M - 1) / TILE_M;

@@ -59,7 +59,7 @@ static inline void die_with(int code, const char *fmt, va_list ap) {
     for (char *s = said; *s; s++) if ((unsigned char)*s < 32 || *s == 127) *s = ' '; // one line, whatever it quotes
     if (*out_tmp) unlink(out_tmp);
     fflush(stdout);
-    if (world_rank) sleep(4), dup2(world_stderr, 2); // what ends all, process 0 has said by then
+    if (world_rank) sleep(4), dup2(world_stderr, 2); // what ails all, process 0 reports, and ends us by then
     if (isatty(2)) fprintf(stderr, "\r\033[K"); // wipe a progress line
     fprintf(stderr, "error: ");
     if (world_rank) fprintf(stderr, "process %d: ", world_rank);
@@ -258,8 +258,7 @@ static inline void make_dir(const char *dir) {
 }
 
 // ----------------------------------------------------------------------------
-// A hash: FNV-1a, but eight bytes at a time, and in four lanes, since a model's parameters are hashed before each
-// training and a product has to be waited for. Begins with HASH64; of several things, each goes on from the one before.
+// A hash: FNV-1a, but eight bytes at a time. Begins with HASH64; of several things, each goes on from the one before.
 
 #define HASH64 14695981039346656037ull
 
@@ -270,12 +269,11 @@ static inline uint64_t hash64_mix(uint64_t h, uint64_t x) {
 
 static inline uint64_t hash64(uint64_t h, const void *data, size_t bytes) {
     const char *p = (const char *)data;
-    uint64_t lane[4] = {h, h + 1, h + 2, h + 3}, x[4];
+    uint64_t x;
     for (; bytes >= sizeof x; p += sizeof x, bytes -= sizeof x) {
-        memcpy(x, p, sizeof x);
-        for (int i = 0; i < 4; i++) lane[i] = hash64_mix(lane[i], x[i]);
+        memcpy(&x, p, sizeof x);
+        h = hash64_mix(h, x);
     }
-    for (int i = 0; i < 4; i++) h = hash64_mix(h, lane[i]);
     for (; bytes; bytes--) h = hash64_mix(h, (unsigned char)*p++);
     return h;
 }

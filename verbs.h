@@ -48,13 +48,13 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(INT, channels, "256", 1, 65536, "s", "channels of such a model")                                                 \
     X(INT, context, "128", 2, 65536, "s", "longest sequence of such a model, in tokens")                               \
     X(INT, batch, "64", 1, 1000000, "srt", "queries per optimizer step")                                               \
-    X(INT, micro_batch, "0", 0, 1000000, "srt", "queries at once, 0 = as suits the machine; lowers memory only")       \
+    X(INT, micro_batch, "0", 0, 1000000, "srt", "queries at once, 0 = as suits the machine; same result")              \
     X(INT, epochs, "3", 1, 1000000, "srt", "passes over the data")                                                     \
     X(INT, steps, "0", 0, 2147483647, "srt",                                                                           \
       "stop after this many optimizer steps; the schedule still spans --epochs")                                       \
     X(NUM, lr, "2e-5", 0, 1e3, "srt", "learning rate at its highest")                                                  \
     X(NUM, warmup, "0.03", 0, 1, "srt", "fraction of the steps over which it rises")                                   \
-    X(CHOICE, schedule, "linear", 0, 0, "srt", "linear|cosine|constant: how it falls to 0 afterwards")                 \
+    X(CHOICE, schedule, "linear", 0, 0, "srt", "linear|cosine|constant: its course after that, if not constant to 0")  \
     X(NUM, weight_decay, "0", 0, 1e3, "srt", "decoupled, on matrices and embeddings only")                             \
     X(NUM, grad_clip, "0", 0, 1e30, "srt", "largest L2 norm of the gradient, 0 = any")                                 \
     X(NUM, beta1, "0.9", 0, 0.999999999, "srt", "AdamW's first moment")                                                \
@@ -186,7 +186,7 @@ static inline void usage(FILE *f) {
         "  eval    reward, perplexity, best-of-n, accuracy, diversity of a policy -> eval.csv; with --tokenizer\n"
         "          samples.txt\n"
         "A finished sft, reward or train leaves settings.txt; one that stopped before leaves state.bin for --resume.\n"
-        "\npolicies (paper, Table 1): P the data's own responses, S sampled, B beam search, D diverse beam search;\n"
+        "\npolicies (the paper's and S): P the data's own responses, S sampled, B beam search, D diverse beam search;\n"
         "SP, BP, DP with the data's own; IP-n n rounds, each answered by the policy that the round before trained;\n"
         "OP-k answered by the policy in training, anew every k steps. train needs --reward for all but P.\n"
         "\nexample: train_rrhf train --model sft.bin --data scored.bin --tokenizer tokenizer.bin --lr 1e-4 --out out\n"
@@ -308,7 +308,7 @@ static inline Beaming beaming(const Options *o, Config c, const Tokenizer *t, in
     return b;
 }
 
-// The paper's Table 1. rounds > 0: IP-n; refresh > 0: OP-k; own: with the data's own responses.
+// The paper's Tables 1 and 10, and S. rounds > 0: IP-n; refresh > 0: OP-k; own: with the data's own responses.
 enum DrawBy { DRAW_DIVERSE, DRAW_BEAM, DRAW_SAMPLE, DRAW_NOTHING }; // the first three in the order of --draw's choices
 typedef struct { enum DrawBy by; int own, rounds, refresh; } Policy;
 
@@ -1044,7 +1044,7 @@ static inline EvalRow eval_row(const char *name, const Ranked *d, const double *
     for (int r = 0; rho && r < d->R; r++) v[r] = pi[r] - rho[r];
     if (rho) row.kl = eval_mean(d, v, weight);
     row.perplexity = eval_perplexity(d, judge, weight);
-    row.distinct1 = best ? -1 : eval_distinct(d, 1, k); // of completions that count in part there is no text
+    row.distinct1 = best ? -1 : eval_distinct(d, 1, k); // best-of-n weighs completions: no set of texts to count
     row.distinct2 = best ? -1 : eval_distinct(d, 2, k);
     free(v);
     return row;
@@ -1059,11 +1059,19 @@ static inline Figure eval_pairs(GPT2 *m, const Ranked *d, double length_penalty)
     return f;
 }
 
-static inline GPT2 *eval_open(const char *path, const char *option, Config c) {
+// Another policy, to judge the responses of d and completions of its queries, which may be longer.
+static inline GPT2 *eval_open(const Options *o, const char *path, const char *option, Config c, const Ranked *d) {
     GPT2 *m = path ? model_open(path, option, 0) : NULL;
-    if (m && gpt2_config(m).V != c.V)
-        die("%s %s: vocabulary %d, the policy has %d; give one with the policy's tokenizer",
-            option, path, gpt2_config(m).V, c.V);
+    if (!m) return NULL;
+    char texts[256];
+    int longest = longest_query(d), V = gpt2_config(m).V, T = gpt2_config(m).T;
+    if (V != c.V)
+        die("%s %s: vocabulary %d, the policy has %d; give one with the policy's tokenizer", option, path, V, c.V);
+    if (longest > T - o->max_new_tokens)
+        die("%s %s: context %d, but queries have up to %d tokens and completions %d; lower --max-new-tokens, or cut "
+            "with --max-query-tokens", option, path, T, longest, o->max_new_tokens);
+    snprintf(texts, sizeof texts, "the texts for %s %.200s", option, path);
+    ranked_check(d, texts, V, T);
     return m;
 }
 
@@ -1077,7 +1085,8 @@ static inline int eval_policy(const Options *o, GPT2 *m, const Ranked *data) {
     Config c = gpt2_config(m);
     Tokenizer *tok = tokenizer_open(o, c.V);
     Reward reward, *rm = NULL;
-    GPT2 *ref = eval_open(o->reference, "--reference", c), *judge = eval_open(o->perplexity, "--perplexity", c);
+    GPT2 *ref = eval_open(o, o->reference, "--reference", c, data),
+         *judge = eval_open(o, o->perplexity, "--perplexity", c, data);
     if (o->reward) reward = reward_open(o->reward, tok, c.V), rm = &reward;
     EvalRow rows[EVAL_ROWS];
     int n = 0, pairs = 0, k = o->num_return, with_start = ref && o->start_return;

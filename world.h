@@ -18,8 +18,7 @@ All but the first two must be called by all processes, in the same order.
 
 #include <fcntl.h>       // defines: open
 #include <stddef.h>      // defines: size_t
-#include <stdio.h>       // defines: snprintf
-#include <stdlib.h>      // defines: getenv, unsetenv, atexit
+#include <stdlib.h>      // defines: getenv, atexit
 #include <string.h>      // defines: strncmp
 #include <unistd.h>      // defines: dup, dup2, environ
 #ifdef USE_MPI
@@ -31,25 +30,24 @@ All but the first two must be called by all processes, in the same order.
 static int world_rank, world_size = 1;
 static int world_stderr = 2;     // where it speaks if it must
 
-// How many processes mpirun has started; 0: it has started none, as far as the environment tells. Of Slurm's srun there
-// may be more than the 1 that this says.
+// How many processes mpirun has started; 0: none, as far as the environment tells. Under Slurm's srun it says 1,
+// whatever their number.
 static inline int world_started(void) {
     static const char *const names[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"};
     for (int i = 0; i < 2; i++) if (getenv(names[i])) return atoi(getenv(names[i]));
     return getenv("PMIX_RANK") ? 1 : 0;
 }
 
-// A program that this one is about to become is no part of the run, whatever MPI it was built with.
+// Before exec: takes MPI's variables out of the environment, so that the new program does not count itself in.
 static inline void world_leave(void) {
     static const char *const ours[] = {"OMPI_", "PMIX_", "PMI_", "PRTE_", "HYDI_", "MPI_LOCAL"};
-    for (char **e = environ; *e;) {
-        char name[256];
+    char **to = environ;
+    for (char **e = environ; *e; e++) {
         int i = 0; // which of ours
         while (i < 6 && strncmp(*e, ours[i], strlen(ours[i]))) i++;
-        snprintf(name, sizeof name, "%.*s", (int)strcspn(*e, "="), *e);
-        if (i < 6 && !unsetenv(name)) e = environ; // which has changed
-        else e++;
+        if (i == 6) *to++ = *e;
     }
+    *to = NULL;
 }
 
 // Queries *begin .. *end-1 of n are this process's.

@@ -136,8 +136,8 @@ touch "$out/reward/done"
 
 # shellcheck disable=SC2046,SC2086
 # A row of the table: name, seed, options of train. One completion of some held-out queries now and then; in the end 2
-# completions of every held-out query, and the accuracy of p_i on pairs of the start's completions. SFT has no training,
-# but 8 completions for best-of-n.
+# completions of every held-out query, and the accuracy of p_i on pairs among two of the start's and the review's own. SFT
+# has no training, but 8 completions for best-of-n.
 row() {
     local dir=$out/rows/$1-$2 model=$out/rows/$1-$2/policy.bin start=0 seed=$2 name=$1; shift 2
     if [ -e "$dir/eval/eval.csv" ]; then echo "have     $dir" >&2; return; fi

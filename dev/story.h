@@ -10,7 +10,7 @@ Included by verbs.h.
 #define STORY_H
 
 enum {
-    STORY_TRAIN = 11000, STORY_STREAM = 6000,   // reviews that are labelled, and those of them to pretrain on
+    STORY_TRAIN = 11000, STORY_STREAM = 6000,   // labelled reviews to train on, and those of them to pretrain on
     STORY_QUERIES = 1024, STORY_HELD = 300,     // queries to train on, and to hold out
     STORY_SEED = 20230411,                      // of the reviews themselves: --seed leaves them as they are
     STORY_VOCABULARY = 640, STORY_QUERY = 24, STORY_RESPONSE = 32, STORY_SNIPPET = STORY_QUERY + STORY_RESPONSE

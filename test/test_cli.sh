@@ -342,6 +342,9 @@ bad_input() {
     edit "$D/reward.bin" "$T/other.bin" h 3 61
     refuse 1 "--reward $T/other\.bin: vocabulary 61, the policy has 60" "train, a reward model of another vocabulary" train $M $R --policy S --reward "$T/other.bin" --max-new-tokens 4 --out "$O"
     refuse 1 "--reward $T/other\.bin: vocabulary 61, the policy has 60" "eval, a reward model of another vocabulary" eval $M $R --reward "$T/other.bin" --max-new-tokens 4 --out "$O"
+    for v in perplexity reference; do
+        refuse 1 "--$v $T/short\.bin: context 1, but queries have up to [0-9]* tokens and completions 4" "eval, a shorter --$v" eval $M $R --$v "$T/short.bin" --max-new-tokens 4 --out "$O"
+    done
 
     # a run that will replace what it begins with says so
     mkdir -p "$T/own" && cp "$D/policy.bin" "$D/ranked.bin" "$T/own/" && mv "$T/own/ranked.bin" "$T/own/scored.bin"

@@ -497,6 +497,7 @@ static int run_loop(Run *r) { // OP-k and P
     Log log = {NULL, 0, 0};
     quiet(1);
     make_dir(r->t.out);
+    train_settings(&r->t, r->a.m, &r->a.d);
     int stopped = train_loop(r->a.m, &r->a.d, &r->t, &log);
     train_done(&r->t, &r->a.d, &log);
     quiet(0);
@@ -740,6 +741,7 @@ static int round_by_hand(Run *r, GPT2 **m, uint64_t seed, const char *scored, co
     t.out = in_dir("by-hand");
     quiet(1);
     make_dir(t.out);
+    train_settings(&t, *m, &drawn);
     train_loop(*m, &drawn, &t, &log);
     quiet(0);
     same = same && same_params(*m, policy);
@@ -851,6 +853,7 @@ static LogRow one_step(const char *line, const Ranked *d, GPT2 **trained) {
     t.out = in_dir("step");
     quiet(1);
     make_dir(t.out);
+    train_settings(&t, m, d);
     train_loop(m, d, &t, &log);
     quiet(0);
     LogRow row = log.row[0];
