@@ -78,11 +78,13 @@ test/test_model_double: test/test_model.c train_rrhf.c test/test.h $(HEADERS)
 
 NVCC ?= $(or $(shell command -v nvcc),$(wildcard /usr/local/cuda/bin/nvcc))
 PRECISION = BF16 # or FP32
-GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -Eo '^[0-9]+\.[0-9]+' | head -1 | tr -d .)
-GPU_ARCH = $(if $(GPU),-arch=sm_$(GPU),-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90)
+GPU := $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -Eo '^[0-9]+\.[0-9]+' | sort -u | tr -d .)
+# Of the GPUs here, if all are of one kind that this nvcc knows:
+GPU_HERE = $(if $(filter 1,$(words $(GPU))),$(filter sm_$(GPU),$(shell $(NVCC) --list-gpu-code)))
+GPU_ARCH = $(if $(GPU_HERE),-arch=$(GPU_HERE),-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90)
 NCCL = $(if $(MPI),$(shell printf '$(hash)include <nccl.h>\nint main(){return 0;}\n' | \
          $(NVCC) -x cu - -o /dev/null $(NVCC_EXTRA) -lnccl 2>/dev/null && echo -DUSE_MPI $(MPI) -lnccl))
-GPU_BUILD = $(NVCC) -std=c++17 -O3 $(GPU_ARCH) -Xlinker -rpath,$(dir $(NVCC))../lib64 $(if $(OMP),-Xcompiler -fopenmp) $(if $(STB),-DHAVE_STB -I$(STB)) $(NVCC_EXTRA)
+GPU_BUILD = $(NVCC) -std=c++17 -O3 $(GPU_ARCH) -Xlinker -rpath,$(dir $(NVCC))../lib64:$(dir $(NVCC))../lib $(if $(OMP),-Xcompiler -fopenmp) $(if $(STB),-DHAVE_STB -I$(STB)) $(NVCC_EXTRA)
 
 train_rrhfcu: train_rrhf.cu dev/.precision-$(strip $(PRECISION)) $(HEADERS)
 	@test -n "$(NVCC)" || { echo "train_rrhfcu: no nvcc found; install the CUDA toolkit or set NVCC=. ./train_rrhf does the same on the CPU."; exit 1; }

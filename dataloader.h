@@ -126,7 +126,10 @@ static inline Ranked ranked_get(In *in) {
     int32_t h[256];
     in_header(in, h, RANKED_MAGIC, 1, "ranked-responses file");
     int64_t need = 8 * (int64_t)h[2] + 12 * (int64_t)h[3] + 2 * (int64_t)h[4]; // bytes after the header
-    if (h[2] < 1 || h[3] < h[2] || h[4] < h[3] + (int64_t)h[2] || need != in_left(in))
+    if (h[2] < 1 || h[3] < h[2] || h[4] < h[3] + (int64_t)h[2])
+        die("%s: header says %d queries, %d responses, %d tokens; expected at least one query, with at least one "
+            "response, and a token in each; make it again", path, h[2], h[3], h[4]);
+    if (need != in_left(in))
         die("%s: header says %d queries, %d responses, %d tokens (%" PRId64 " bytes), the file has %" PRId64
             "; truncated or damaged: make it again", path, h[2], h[3], h[4], need, in_left(in));
     if (h[5] < 1 || h[5] > VOCABULARY_MAX)
@@ -150,7 +153,9 @@ static inline Ranked ranked_get(In *in) {
             die("%s: query %d: %" PRId64 " tokens, more than the header announces", path, q, total);
         in_read(in, tok, 2 * total, "a query's tokens");
         for (int64_t t = 0; t < total; t++)
-            if (tok[t] >= d.V) die("%s: query %d: token %d, but its vocabulary has %d", path, q, tok[t], d.V);
+            if (tok[t] >= d.V)
+                die("%s: query %d: token %d, but the header says a vocabulary of %d; make it again", path, q, tok[t],
+                    d.V);
         ranked_query(&d, tok, n);
         for (int64_t i = 0, at = n; i < k; at += meta[3 * i++]) {
             float s;

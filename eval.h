@@ -1,6 +1,6 @@
 /*
-eval.h: what a policy is worth (paper, section 4 and appendix C). Every figure is a mean with its standard error,
-taken over queries, since the completions of one query are no independent samples.
+eval.h: what a policy is worth (paper, section 4 and appendix C). Every figure but distinct-n is a mean with its
+standard error, taken over queries, since the completions of one query are no independent samples.
 
   reward       of fresh completions of held-out queries
   best-of-n    the best among n completions of the starting policy: what RRHF tries to learn. All subsets of n among the

@@ -237,6 +237,7 @@ void   gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *
 // Memory that build, plan and training will take. training: 0 none; 1 steps whose gradient may be used up as it comes
 // (step_at_once, rrhf.h); 2 any other, where it is kept
 size_t gpt2_bytes(Config c, int training, int N, int U);
+size_t gpt2_slot_bytes(Config c);                // of the key/value cache, for one token
 enum { TOKENS_LEAST = 2048 };
 int    gpt2_tokens(const GPT2 *m);               // how many tokens at once suit the machine: TOKENS_LEAST or more
 void   gpt2_plan(GPT2 *m, int N, int U);         // room for batches up to N tokens and U rows that are read

@@ -36,10 +36,13 @@ static inline BOTH double softplus(double z) { return z > 0 ? z + log1p(exp(-z))
 static inline BOTH Loss logistic_loss(const Objective *o, int k, const double *z, const int *n, const float *r,
                                       double *p, double *c) {
     Loss l = {0, 0, 0};
-    (void)o, (void)k, (void)n; // k = 1
-    *p = *z;
-    *c = sigmoid(*z) - *r;
-    l.loss = l.ft = softplus(*z) - *r * *z;
+    (void)o, (void)n;
+    for (int i = 0; i < k; i++) {
+        p[i] = z[i];
+        l.ft += (softplus(z[i]) - r[i] * z[i]) / k;
+        c[i] = (sigmoid(z[i]) - r[i]) / k;
+    }
+    l.loss = l.ft;
     return l;
 }
 

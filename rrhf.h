@@ -478,7 +478,7 @@ static inline void settings_check(const Train *t, const char *settings) {
         if (settings[i] == '\n') there = settings + i + 1, here = t->settings + i + 1;
     }
     if (!*there) there = "fewer settings";
-    if (!*here) here = "fewer settings";
+    if (!*here) here = "with fewer settings";
     die("--resume %s: it was begun with %.*s, this is %.*s; give the same options, or start without --resume",
         t->resume, (int)strcspn(there, "\n"), there, (int)strcspn(here, "\n"), here);
 }
@@ -672,9 +672,9 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
         if (t->checkpoint_every && step % t->checkpoint_every == 0 && step < end) train_save(m, t, log, &w);
         else if (now_s() - saved > 20) log_write(t, log), saved = now_s(); // the log can be watched
     }
-    signal(SIGINT, SIG_DFL);
     if (t->profile && step > begun) backend_profile(step > begun + 1 ? step - begun - 1 : 1);
     train_save(m, t, log, &w);
+    signal(SIGINT, SIG_DFL); // a first Ctrl-C waits for the files
     free(order);
     free(w.index);
     ranked_free(&w.d);

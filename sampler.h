@@ -269,7 +269,7 @@ static inline int wave_queries(const GPT2 *m, const Ranked *d, int k, int max_ne
     if (max_new_tokens < 1 || longest > c.T - max_new_tokens)
         die("--max-new-tokens %d: with queries of up to %d tokens this exceeds the model's %d; "
             "try --max-new-tokens %d, or cut with --max-query-tokens", max_new_tokens, longest, c.T, c.T - longest);
-    double slots = scale * CACHE_MIB * 1048576.0 / (2.0 * c.L * c.C * (double)sizeof(real));
+    double slots = scale * CACHE_MIB * 1048576.0 / (double)gpt2_slot_bytes(c);
     double fit = slots / (longest + (double)k * max_new_tokens);
     int n = min_int(d->Q, min_int(scale * wave_sequences / k, scale * TOKENS / longest));
     if (n > fit) n = (int)fit;

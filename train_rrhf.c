@@ -38,7 +38,11 @@ BLAS or oneDNN a run has the same bits whatever the number of threads.
 #endif
 #define SIMD _Pragma("omp simd")
 #define SIMD_SUM(...) SIMD_OF(omp simd reduction(+ : __VA_ARGS__))
+#ifdef __clang__ // leaves such a loop as it is, since a NaN might come by, and would warn
+#define SIMD_MAX(x)
+#else
 #define SIMD_MAX(x) SIMD_OF(omp simd reduction(max : x))
+#endif
 #define SIMD_OF(x) _Pragma(#x)
 
 static int n_threads = 1;
@@ -658,6 +662,8 @@ size_t gpt2_bytes(Config c, int training, int N, int U) {
     size_t gradient = training ? gradient_count(c, training == 2) : 0;
     return sizeof(real) * (state_count(c, training) + gradient + activation_count(c, training, N, U));
 }
+
+size_t gpt2_slot_bytes(Config c) { return 2 * sizeof(real) * (size_t)c.L * (size_t)c.C; }
 
 int gpt2_tokens(const GPT2 *m) { (void)m; return TOKENS_LEAST; } // enough to fill the matrix products
 

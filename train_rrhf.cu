@@ -39,8 +39,8 @@ test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one o
 #define SHARED(type, name) \
     extern __shared__ __align__(128) unsigned char shared_room[]; type *name = (type *)(void *)shared_room
 
-// Two operations of a warp's tensor cores, by their names in the PTX ISA, which says which lane holds what. A register
-// holds two bfloat16, the first one in its lower half.
+// Three instructions by their names in the PTX ISA; for ldmatrix and mma, a warp's tensor cores, it says which lane
+// holds what. A register holds two bfloat16, the first one in its lower half.
 // ldmatrix: four 8 x 8 matrices from shared memory. Row i of matrix j lies at the address that lane 8j + i gives, a
 // multiple of 16. to[j] of lane l: columns 2 (l%4) and the next of row l/4 of matrix j, or, with TRANS, of its
 // transpose.
@@ -52,6 +52,25 @@ template <bool TRANS> __device__ inline void ldmatrix(unsigned to[4], const __nv
     else
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                      : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(at) : "memory");
+}
+
+// cp.async: sends 16 bytes to shared memory, of which the first `bytes` (0 or 16) come from global memory, the others
+// are zeros; the thread goes on meanwhile. What it has asked for is there after copies_wait, for itself; for the block
+// after a __syncthreads besides.
+inline __device__ void copy_async(void *to, const void *from, int bytes) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"((unsigned)__cvta_generic_to_shared(to)), "l"(from), "r"(bytes) : "memory");
+#else
+    uint4 none = {0, 0, 0, 0};
+    *(uint4 *)to = bytes ? *(const uint4 *)from : none;
+#endif
+}
+
+inline __device__ void copies_wait(void) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
 }
 
 // mma: c (16,8) += a (16,16) b (16,8). Lane l holds, with r = l/4 and i = 2 (l%4): of a, columns i, i+1 of row r, of
@@ -212,9 +231,13 @@ inline __device__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); 
 inline __device__ void put(float *to, float x) { *to = x; }
 inline __device__ void put(__nv_bfloat16 *to, float x) { *to = __float2bfloat16_rn(x); }
 
-// W neighbours as floats: one access of 16 bytes (4 floats or 8 bfloat16), two for 8 floats, half a one for 4 bfloat16.
+// W neighbours as floats: one access of 16 bytes (4 floats or 8 bfloat16), two for 8 floats, a smaller one for fewer.
 template <int W> __device__ void load(float *to, const float *from) {
     if (W == 1) to[0] = from[0];
+    if (W == 2) {
+        float2 v = WIDE(const float2, from);
+        to[0] = v.x, to[1 % W] = v.y;
+    }
     for (int i = 0; i + 4 <= W; i += 4) {
         float4 v = WIDE(const float4, from + i);
         to[i] = v.x, to[i + 1] = v.y, to[i + 2] = v.z, to[i + 3] = v.w;
@@ -228,6 +251,7 @@ inline __device__ void unpack(float *to, unsigned two) { // a bfloat16 is the up
 
 template <int W> __device__ void load(float *to, const __nv_bfloat16 *from) {
     if (W == 1) to[0] = __bfloat162float(from[0]);
+    if (W == 2) unpack(to, WIDE(const unsigned, from));
     if (W == 4) {
         uint2 v = WIDE(const uint2, from);
         unpack(to, v.x), unpack(to + 2 % W, v.y);
@@ -240,6 +264,10 @@ template <int W> __device__ void load(float *to, const __nv_bfloat16 *from) {
 
 template <int W> __device__ void store(float *to, const float *from) {
     if (W == 1) to[0] = from[0];
+    if (W == 2) {
+        float2 v = {from[0], from[1 % W]};
+        WIDE(float2, to) = v;
+    }
     for (int i = 0; i + 4 <= W; i += 4) {
         float4 v = {from[i], from[i + 1], from[i + 2], from[i + 3]};
         WIDE(float4, to + i) = v;
@@ -254,6 +282,7 @@ inline __device__ unsigned pack(const float *from) {
 
 template <int W> __device__ void store(__nv_bfloat16 *to, const float *from) {
     if (W == 1) *to = __float2bfloat16_rn(from[0]);
+    if (W == 2) WIDE(unsigned, to) = pack(from);
     if (W == 4) {
         uint2 v = {pack(from), pack(from + 2 % W)};
         WIDE(uint2, to) = v;
@@ -530,6 +559,13 @@ static void gemm(int transa, int transb, int M, int N, int K, const elem *a, int
     } else CHECK_BLAS(s);
     gemm_call_free(&g);
 }
+
+#ifndef GEMM_SPAN
+#define GEMM_SPAN INT32_MAX // numbers that one operand may span: with more, some of cuBLASLt's algorithms have failed
+#endif                      // (github.com/NVIDIA/raft/issues/3097). Only the logits come near
+
+// Of n rows, ld apart, how many a product may have at once.
+static int gemm_rows(int n, int ld) { return n < GEMM_SPAN / ld ? n : GEMM_SPAN / ld; }
 
 // ----------------------------------------------------------------------------
 // Layers, forward and backward. Arguments: outputs, inputs, what the forward saved, sizes.
@@ -823,22 +859,26 @@ inline __device__ void key_tile(Tile t, int i, int *j0, int *j1) { // keys *j0 .
 }
 
 // Rows n0 .. n1-1 of one head, `stride` apart, as a tile (TILE, padded(hs) + PAD), and back; what is missing is zero.
+// tiles_wait ends the wait for what has been loaded.
 inline __device__ void tile_load(elem *to, const elem *from, int stride, int n0, int n1, int hs) {
     const int V = 16 / sizeof(elem);
     int H = padded(hs), ld = H + PAD;
     if (hs % V == 0) // C is a multiple of hs: all is aligned
-#pragma unroll 4 // so many loads are on their way at once
+#pragma unroll 4
         for (int i0 = 0; i0 < TILE * H / V; i0 += ATTENTION_BLOCK) { // whole rounds: H is a multiple of 16
-            int i = i0 + threadIdx.x, r = i / (H / V), c = i % (H / V) * V;
-            uint4 v = {0, 0, 0, 0};
-            if (n0 + r < n1 && c < hs) v = WIDE(const uint4, from + (size_t)(n0 + r) * stride + c);
-            WIDE(uint4, to + r * ld + c) = v;
+            int i = i0 + threadIdx.x, r = i / (H / V), c = i % (H / V) * V, there = n0 + r < n1 && c < hs;
+            copy_async(to + r * ld + c, there ? from + (size_t)(n0 + r) * stride + c : from, there ? 16 : 0);
         }
     else
         for (int i = threadIdx.x; i < TILE * H; i += ATTENTION_BLOCK) {
             int r = i / H, c = i % H;
             put(to + r * ld + c, n0 + r < n1 && c < hs ? to_float(from[(size_t)(n0 + r) * stride + c]) : 0);
         }
+}
+
+inline __device__ void tiles_wait(void) {
+    copies_wait();
+    __syncthreads();
 }
 
 inline __device__ void tile_store(elem *to, const elem *from, int stride, int n0, int n1, int hs) {
@@ -966,7 +1006,7 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_f
     const elem *head = qkv + h * hs;
     int own = threadIdx.x / 32 * PIECE, first = t.n0 + own; // the warp's first row, in the tile and among all
     tile_load(k, head, 3 * C, t.n0, t.n1, hs);
-    __syncthreads();
+    tiles_wait();
     rows_left(q, k + own * ldh, H);
     for (int i = 0; i < key_tiles(t); i++) {
         int j0, j1;
@@ -974,7 +1014,7 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_f
         __syncthreads();
         tile_load(k, head + C, 3 * C, j0, j1, hs);
         tile_load(v, head + 2 * C, 3 * C, j0, j1, hs);
-        __syncthreads();
+        tiles_wait();
         for (int j = j0; j < j1 && j <= first && first < t.n1; j += PIECE) { // later keys are not seen
             float s[2][4], most[2] = {top[0], top[1]}, keep[2];
             products(s, q, k + (j - j0) * ldh, H);
@@ -1038,11 +1078,12 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
     int own = threadIdx.x / 32 * PIECE, first = t.n0 + own;
     tile_load(k, head, 3 * C, t.n0, t.n1, hs);
     tile_load(v, dout + h * hs, C, t.n0, t.n1, hs);
-    __syncthreads();
+    tiles_wait();
     rows_left(q, k + own * ldh, H);
     rows_left(g, v + own * ldh, H);
+    int part = threadIdx.x % 4;
     for (int r = 0; r < 2; r++) { // of the lane's rows: D, a quarter first
-        int n = first + c_row(r * 2), part = threadIdx.x % 4;
+        int n = first + c_row(r * 2);
         const elem *own_g = v + (own + c_row(r * 2)) * ldh, *own_out = out + (size_t)n * C + h * hs;
         float a[8], b[8];
         if (n < t.n1 && hs % 8 == 0)
@@ -1053,8 +1094,11 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
             }
         else if (n < t.n1)
             for (int c = part; c < hs; c += 4) D[r] += to_float(own_g[c]) * to_float(own_out[c]);
-        D[r] = quad_sum(D[r]);
         if (n < t.n1) row_lse[r] = lse[(size_t)n * NH + h];
+    }
+    for (int r = 0; r < 2; r++) { // after both rows' loads
+        int n = first + c_row(r * 2);
+        D[r] = quad_sum(D[r]);
         if (n < t.n1 && part == 0) delta[(size_t)n * NH + h] = D[r];
     }
     for (int i = 0; i < key_tiles(t); i++) {
@@ -1063,7 +1107,7 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
         __syncthreads();
         tile_load(k, head + C, 3 * C, j0, j1, hs);
         tile_load(v, head + 2 * C, 3 * C, j0, j1, hs);
-        __syncthreads();
+        tiles_wait();
         for (int j = j0; j < j1 && j <= first && first < t.n1; j += PIECE) {
             float s[2][4], dp[2][4];
             products(s, q, k + (j - j0) * ldh, H);
@@ -1095,7 +1139,7 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
     int own = threadIdx.x / 32 * PIECE, first = t.n0 + own;
     tile_load(q, head + C, 3 * C, t.n0, t.n1, hs);
     tile_load(g, head + 2 * C, 3 * C, t.n0, t.n1, hs);
-    __syncthreads();
+    tiles_wait();
     rows_left(k, q + own * ldh, H);
     rows_left(v, g + own * ldh, H);
     for (int n0 = t.n0; n0 < t.seen; n0 += TILE) {
@@ -1108,7 +1152,7 @@ template <int HS> __global__ void __launch_bounds__(ATTENTION_BLOCK) attention_b
             row_lse[r] = lse[(size_t)(n0 + r) * NH + h];
             row_D[r] = delta[(size_t)(n0 + r) * NH + h];
         }
-        __syncthreads();
+        tiles_wait();
         for (int n = n0 > first ? n0 : first; n < n1 && first < t.n1; n += PIECE) { // earlier rows do not see them
             float s[2][4], dp[2][4];
             products(s, k, q + (n - n0) * ldh, H);
@@ -1139,12 +1183,13 @@ static void attention_backward(elem *dqkv, float *delta, const elem *dout, const
 
 // The same attention for one new token each, over a list of cache slots.
 // out (n,C), q in qkv (n,3C), cache (slots,2C): keys, then values. A warp owns one token's head: 32 slots at a time, a
-// lane first owns a slot (its score), then channels. Bytes: 4 hs per slot and head, mostly from the L2 cache.
+// lane first owns a slot (its score), then channels (neighbours where HS is known, else every 32nd). Bytes: 4 hs per
+// slot and head, mostly from the L2 cache.
 template <int HS> __global__ void attention_decode_kernel(elem *out, const elem *qkv, const elem *cache,
                                                           const int *list, const int *at, const int *len, int n,
                                                           int C, int NH) {
     SHARED(float, rows);
-    const int OWN = (HS ? HS : HEAD_MAX) / 32; // channels of a lane: every 32nd
+    const int OWN = (HS ? HS : HEAD_MAX) / 32; // channels of a lane
     int hs = HS ? HS : C / NH, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int task = blockIdx.x * (blockDim.x / 32) + warp, i = task / NH, h = task % NH;
     if (i >= n) return;
@@ -1170,18 +1215,19 @@ template <int HS> __global__ void attention_decode_kernel(elem *out, const elem 
         sum = sum * keep + warp_sum(e);
         top = now;
         for (int c = 0; c < OWN; c++) o[c] *= keep;
-#pragma unroll 4
+#pragma unroll 8 // so many loads are on their way at once
         for (int j = 0; j < keys; j++) {
             const elem *v = cache + (size_t)__shfl_sync(FULL, s, j) * 2 * C + C + h * hs;
-            float p = __shfl_sync(FULL, e, j);
-#pragma unroll
-            for (int c = 0; c < OWN; c++)
-                if (c * 32 + lane < hs) o[c] += p * to_float(v[c * 32 + lane]);
+            float p = __shfl_sync(FULL, e, j), b[OWN];
+            if (HS) load<OWN>(b, v + lane * OWN);
+            else for (int c = 0; c < OWN; c++) b[c] = c * 32 + lane < hs ? to_float(v[c * 32 + lane]) : 0;
+            for (int c = 0; c < OWN; c++) o[c] += p * b[c];
         }
     }
-#pragma unroll
-    for (int c = 0; c < OWN; c++)
-        if (c * 32 + lane < hs) put(out + (size_t)i * C + h * hs + c * 32 + lane, o[c] / sum);
+    elem *to = out + (size_t)i * C + h * hs;
+    for (int c = 0; c < OWN; c++) o[c] /= sum;
+    if (HS) store<OWN>(to + lane * OWN, o);
+    else for (int c = 0; c < OWN; c++) if (c * 32 + lane < hs) put(to + c * 32 + lane, o[c]);
 }
 
 static void attention_decode(elem *out, const elem *qkv, const elem *cache, const int *list, const int *at,
@@ -1272,7 +1318,10 @@ template <int W> __global__ void classifier_forward_kernel(float *logp, float *l
 
 static void classifier_forward(float *logp, float *logits, float *lse, const elem *x, const elem *wte, const int *pred,
                                const int *target, int U, int C, int V, int Vp) {
-    gemm(0, 1, U, Vp, C, x, C, wte, C, 0, logits, CUDA_R_32F, Vp, NULL);
+    for (int u = 0, n; u < U; u += n) {
+        n = gemm_rows(U - u, Vp);
+        gemm(0, 1, n, Vp, C, x + (size_t)u * C, C, wte, C, 0, logits + (size_t)u * Vp, CUDA_R_32F, Vp, NULL);
+    }
     LAUNCH_WIDE(Vp % 4 == 0, 4, classifier_forward_kernel, U, BLOCK, 0, logp, lse, logits, pred, target, V, Vp);
 }
 
@@ -1328,8 +1377,12 @@ static void classifier_backward(elem *dx, float *dwte, float *logits, const floa
     int ld = Vp * (int)(sizeof(float) / sizeof(elem));
     LAUNCH_WIDE(Vp % 4 == 0, 4, classifier_backward_kernel, U, BLOCK, 0, logits, logp, lse, c, pred, target, resp, V,
                 Vp);
-    gemm(0, 0, U, C, Vp, d, ld, wte, C, 0, dx, ELEM_TYPE, C, NULL);
-    gemm(1, 0, Vp, C, U, d, ld, x, C, 1, dwte, CUDA_R_32F, C, NULL);
+    for (int u = 0, n; u < U; u += n) {
+        n = gemm_rows(U - u, ld);
+        const elem *rows = d + (size_t)u * ld;
+        gemm(0, 0, n, C, Vp, rows, ld, wte, C, 0, dx + (size_t)u * C, ELEM_TYPE, C, NULL);
+        gemm(1, 0, Vp, C, n, rows, ld, x + (size_t)u * C, C, 1, dwte, CUDA_R_32F, C, NULL);
+    }
 }
 
 // Scalar head of a reward model: out_r = x_r . w + b.   out (R), x (R,C) elem, w (C), b (1). A warp owns a response.
@@ -1431,17 +1484,24 @@ __global__ void step_end_kernel(StepEnd *end, const double *part, int parts, dou
 // A key is a logit's bits, turned so that they sort as unsigned numbers do, and below them the complement of its id: no
 // two are equal. The k-th largest is found byte by byte from the top, by counting, among the keys that agree with it so
 // far, how often each value comes next. Most logits agree in their upper bits and would all meet in a few counters:
-// only keys from `bound` on are counted, the k-th largest of each thread's own largest, which at least k keys reach.
-// Counts are whole numbers, so that their order does not matter.
-// A block owns a row. Bytes: 4 per logit, then 2 to 7 times the same from the L2 cache.
+// only keys from `bound` on are counted, the k-th largest of each thread's own largest, which at least k keys reach,
+// and mostly few more: these are listed in shared memory, if it holds them. Counts are whole numbers, so that their
+// order does not matter.
+// A block owns a row. Bytes: 8 per logit; up to 9 times 4 more where the list does not hold them.
 inline __device__ uint64_t top_key(float z, int id) {
     unsigned u = __float_as_uint(z + 0.0f); // -0 is 0
     u = u >> 31 ? ~u : u | 0x80000000u;
     return (uint64_t)u << 32 | (0xffffffffu - (unsigned)id);
 }
 
+enum { LISTED = 1024 };
+
+inline __device__ uint64_t listed_key(const uint64_t *list, const float *z, int i) {
+    return list ? list[i] : top_key(z[i], i);
+}
+
 template <int W> __global__ void top_k_kernel(Candidate *top, double *lse, const float *logits, int V, int Vp, int k) {
-    __shared__ uint64_t largest[BLOCK], bound;
+    __shared__ uint64_t largest[BLOCK], bound, near[LISTED];
     __shared__ float room[WARPS];
     __shared__ int count[256], chosen[2];
     __shared__ uint64_t counts[WARPS];
@@ -1468,15 +1528,26 @@ template <int W> __global__ void top_k_kernel(Candidate *top, double *lse, const
     if (lse && threadIdx.x == 0) lse[blockIdx.x] = row_most + log((double)row_sum);
     for (int i = 0; i < BLOCK; i++) rank += largest[i] > own;
     if (own && rank == k - 1) bound = own; // else k is larger than the number of threads: all count
+    __syncthreads();
+    for (int v0 = 0; v0 < V; v0 += BLOCK * W) { // into the list, in the order of ids
+        int v = v0 + threadIdx.x * W, mine = 0;
+        if (v < V) load<W>(a, z + v);
+        for (int i = 0; i < W; i++) mine += v + i < V && top_key(a[i], v + i) >= bound;
+        uint64_t strip, at = found + block_before(mine, &strip, counts);
+        found += strip;
+        for (int i = 0; i < W; i++) {
+            uint64_t key = v + i < V ? top_key(a[i], v + i) : 0;
+            if (v + i < V && key >= bound && at++ < LISTED) near[at - 1] = key;
+        }
+    }
+    const uint64_t *list = found <= LISTED ? near : NULL;
+    int n = list ? (int)found : V;
     for (int shift = 56; shift >= 0; shift -= 8) {
         count[threadIdx.x] = 0;
         __syncthreads();
-        for (int v = threadIdx.x * W; v < V; v += BLOCK * W) {
-            load<W>(a, z + v);
-            for (int i = 0; i < W; i++) {
-                uint64_t key = top_key(a[i], v + i);
-                if (v + i < V && key >= bound && (key & mask) == prefix) atomicAdd(&count[key >> shift & 255], 1);
-            }
+        for (int i = threadIdx.x; i < n; i += BLOCK) {
+            uint64_t key = listed_key(list, z, i);
+            if (key >= bound && (key & mask) == prefix) atomicAdd(&count[key >> shift & 255], 1);
         }
         __syncthreads();
         int above = 0; // keys whose next byte is larger than threadIdx.x
@@ -1489,20 +1560,17 @@ template <int W> __global__ void top_k_kernel(Candidate *top, double *lse, const
         if (count[chosen[0]] == need) break; // all keys that begin like this
         __syncthreads();
     }
-    for (int v0 = 0; v0 < V; v0 += BLOCK * W) {
-        int v = v0 + threadIdx.x * W, mine = 0, flag[W];
-        if (v < V) load<W>(a, z + v);
-        for (int i = 0; i < W; i++) {
-            uint64_t key = v + i < V ? top_key(a[i], v + i) : 0;
-            mine += flag[i] = v + i < V && key >= bound && (key & mask) >= prefix;
-        }
-        uint64_t strip, at = found + block_before(mine, &strip, counts);
+    found = 0;
+    for (int i0 = 0; i0 < n; i0 += BLOCK) {
+        int i = i0 + threadIdx.x;
+        uint64_t key = i < n ? listed_key(list, z, i) : 0, strip;
+        int taken = i < n && key >= bound && (key & mask) >= prefix;
+        uint64_t at = found + block_before(taken, &strip, counts);
         found += strip;
-        for (int i = 0; i < W; i++) {
-            if (!flag[i]) continue;
-            Candidate c = {a[i], v + i};
-            top[(size_t)blockIdx.x * k + at++] = c;
-        }
+        if (!taken) continue;
+        int id = (int)(0xffffffffu - (unsigned)key);
+        Candidate c = {z[id], id};
+        top[(size_t)blockIdx.x * k + at] = c;
     }
 }
 
@@ -1705,8 +1773,10 @@ static size_t parameter_bytes(Config c, int training) {
 }
 
 size_t gpt2_bytes(Config c, int training, int N, int U) {
-    return parameter_bytes(c, training) + activation_bytes(c, training, N, U);
+    return parameter_bytes(c, training) + activation_bytes(c, training, N, U) + WORKSPACE;
 }
+
+size_t gpt2_slot_bytes(Config c) { return 2 * sizeof(elem) * (size_t)c.L * (size_t)c.C; }
 
 // Enough to fill a data-centre GPU, and no more than a third of this one's memory: all of it, not what is free now, so
 // that a resumed run chooses the same.

@@ -182,11 +182,19 @@ static inline void in_close(In *in) {
 
 typedef struct { FILE *f; char path[RRHF_PATH_MAX]; } Out;
 
+// Renaming would replace a device or a pipe, /dev/stdout even, and cannot replace a folder.
+static inline void out_check(const char *path) {
+    struct stat st;
+    if (!stat(path, &st) && !S_ISREG(st.st_mode))
+        die("%s: exists and is not a regular file; choose another name or --out", path);
+}
+
 static inline Out out_open(const char *path) {
     Out out = {0};
     if (strlen(path) + 5 > RRHF_PATH_MAX) die("%.60s...: the path is longer than %d bytes", path, RRHF_PATH_MAX - 5);
     strcpy(out.path, path);
     if (world_rank) return out;
+    out_check(path);
     if (*out_tmp) die("%s: %s is still being written", path, out_tmp);
     signal(SIGXFSZ, SIG_IGN); // a limit on file sizes is then an error of write, like a full disk
     strcpy(out_tmp, path);
@@ -248,7 +256,8 @@ static inline void make_dir(const char *dir) {
         if (*s && *s != '/') continue;
         char c = *s;
         *s = 0;
-        if (mkdir(p, 0777) && errno != EEXIST) die("%s: cannot make the directory: %s", p, strerror(errno));
+        if (mkdir(p, 0777) && errno != EEXIST)
+            die("%s: cannot make the directory: %s; choose another --out", p, strerror(errno));
         *s = c;
         if (!c) break;
     }

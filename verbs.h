@@ -237,6 +237,8 @@ static inline int options_parse(Options *o, int argc, char **argv) {
         *(int *)(void *)((char *)o + row->given_at) = 1;
         if (!read) fprintf(stderr, "note: %s has no effect on %s\n", argv[i], verb_names[verb]);
     }
+    if (o->explain_given && strcmp(verb_names[verb], "train")) // which saves nothing then; others would
+        die_usage("--explain %d: for the train verb only", o->explain);
     if (o->dtype_given) backend_dtype_set(o->dtype ? "bf16" : "fp32");
     return verb;
 }
@@ -252,7 +254,7 @@ static inline const char *need(const char *value, const char *option, const char
 // A policy's checkpoint. option: for the error. training: with room for gradients and moments.
 static inline GPT2 *model_open(const char *path, const char *option, int training) {
     Checkpoint f = checkpoint_open(path);
-    if (f.c.reward) die("%s %s: a reward model, expected a policy", option, path);
+    if (f.c.reward) die("%s %s: a reward model, expected a policy; --reward takes it", option, path);
     return checkpoint_model(&f, f.c, training);
 }
 
@@ -591,14 +593,14 @@ static inline int resumable_exit(const Options *o, const Train *t, int stopped) 
 // another run is at it. The first folder stays locked till the end; those of IP-n's rounds and of the demo's steps are
 // within it.
 static inline void make_out(const char *dir) {
+    static const char *const names[] = {"policy.bin", "log.csv", "state.bin", "settings.txt", "curves.png",
+                                        "samples.txt", "reward.csv"};
     static int locked;
     char path[RRHF_PATH_MAX];
-    struct stat st;
     make_dir(dir);
     if (!locked++ && !world_rank && flock(open(dir, O_RDONLY | O_CLOEXEC), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
         die("%s: another run is writing here; choose another --out", dir);
-    if (!stat(path_join(path, dir, "policy.bin"), &st) && !S_ISREG(st.st_mode))
-        die("%s: exists and is not a regular file; choose another --out", path);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) out_check(path_join(path, dir, names[i]));
 }
 
 // Is what a run begins with, the option's file, one that it will replace, the name in its --out?
@@ -690,10 +692,10 @@ static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ran
         for (int j = 0; j < k; j++) {
             if (!(r[i] < r[j])) continue;
             double hinge = rrhf_hinge(o, k, s->p, r, i, j);
-            wrong += s->p[i] >= s->p[j];
+            wrong += s->p[i] > s->p[j];
             printf("  pair r_%d < r_%d: hinge max(0, p_%d - p_%d%s) = %.6f%s\n", i, j, i, j,
                    o->margin != 0 ? " + margin" : "", hinge > 0 ? hinge : 0,
-                   s->p[i] >= s->p[j] ? "   out of order" : "");
+                   s->p[i] > s->p[j] ? "   out of order" : "");
         }
     printf("  %d pair%s out of order; L_rank %.6f, L_ft %.6f, L %.6f\n\n", wrong, wrong == 1 ? "" : "s",
            l.rank, l.ft, l.loss);
@@ -852,7 +854,8 @@ static inline int train_rounds(Trainee *a, const Train *t) {
     return 0;
 }
 
-// What decides the responses, but for the reward: a command that failed may be resumed with a better one.
+// What decides the responses and their scores, but for a reward program: one that failed may be resumed with a better
+// one.
 static inline void drawing_settings(const Trainee *a, char *text, size_t size) {
     const Options *o = a->o;
     uint64_t stops = HASH64;
@@ -860,9 +863,10 @@ static inline void drawing_settings(const Trainee *a, char *text, size_t size) {
     for (int i = 0; i < o->stop.n; i++) stops = hash64(stops, o->stop.text[i], strlen(o->stop.text[i]) + 1);
     snprintf(text, size, "draw %d\nown %d\nqueries #%016" PRIx64 "\nnum-return %d\nnum-beams %d\nnum-beam-groups %d\n"
              "diversity-penalty %.9g\ntemperature %.9g\ntop-k %d\ntop-p %.9g\nmax-new-tokens %d\nkl-coef %.9g\n"
-             "stop #%016" PRIx64 "\n",
+             "stop #%016" PRIx64 "\nend-of-text %d\nreward #%016" PRIx64 "\n",
              (int)a->policy.by, a->policy.own, ranked_hash(&a->d), o->num_return, o->num_beams, o->num_beam_groups,
-             o->diversity_penalty, o->temperature, o->top_k, o->top_p, o->max_new_tokens, o->kl_coef, stops);
+             o->diversity_penalty, o->temperature, o->top_k, o->top_p, o->max_new_tokens, o->kl_coef, stops,
+             end_of_text(gpt2_config(a->m), a->tok), a->reward.model ? gpt2_hash(a->reward.model) : 0);
 }
 
 static inline int verb_train(const Options *o) {
@@ -873,6 +877,9 @@ static inline int verb_train(const Options *o) {
     Config c = gpt2_config(a.m);
     a.d = data_open(o, need(o->data, "--data", "train"), c, "train");
     a.tok = tokenizer_open(o, c.V);
+    if (o->explain_given && (a.policy.rounds || a.policy.refresh || a.policy.by != DRAW_NOTHING))
+        die_usage("--explain %d: shows the data's own responses (--policy P); make others with sample and score",
+                  o->explain);
     if (o->explain_given) return explain(o, a.m, &a.d, a.tok);
     if (a.policy.by != DRAW_NOTHING) need(o->reward, "--reward", "every --policy but P");
     if (o->kl_coef > 0 && !a.policy.refresh) die_usage("--kl-coef: for --policy OP-k only");

@@ -6,9 +6,10 @@ cuda_emulation.h: runs the kernels of train_rrhf.cu where there is no GPU. Test-
 Blocks run one after another. The threads of a block are fibers, stacks of their own on one CPU thread: a fiber runs
 until __syncthreads, __syncwarp or a warp shuffle, where it waits for the others. Found and reported, with the kernel,
 block and line: barriers that not every thread reaches, barriers reached on different lines, shuffles that not every
-lane of a warp reaches, wide accesses and ldmatrix's rows that are not aligned. Under -fsanitize=address,undefined also:
-accesses outside device memory, which is the heap's, and outside shared memory, whose dynamic part is a heap block of
-exactly the size asked for; without it, what a block reads of its shared memory before it is written, which are NaNs.
+lane of a warp reaches, asynchronous copies that nobody waits for, wide accesses and ldmatrix's rows that are not
+aligned. Under -fsanitize=address,undefined also: accesses outside device memory, which is the heap's, and outside
+shared memory, whose dynamic part is a heap block of exactly the size asked for; without it, what a block reads of its
+shared memory before it is written (an asynchronous copy writes when it is waited for), which are NaNs.
 emulation_reverse = 1 runs blocks and threads in the opposite order: a kernel without races gives the same bits.
 Under -fsanitize=thread each of a block's threads is a thread to ThreadSanitizer too, in step with others only where a
 barrier or a shuffle says so: it finds races for shared and device memory within a block, as compute-sanitizer's
@@ -17,8 +18,8 @@ racecheck does on a device. Blocks follow each other; races between them are for
 -DEMULATION_PTX='"kernels.h"': a launch runs not the kernel's source but what test/ptx.py made of its PTX, on the same
 fibers, barriers and memory.
 
-Also here, as far as train_rrhf.cu uses them: the runtime's memory calls, bfloat16, a warp's tensor cores (ldmatrix and
-mma, lane by lane), cuBLASLt, whose matrix product is the plain loop, and NCCL, by MPI.
+Also here, as far as train_rrhf.cu uses them: the runtime's memory calls, bfloat16, cp.async, a warp's tensor cores
+(ldmatrix and mma, lane by lane), cuBLASLt, whose matrix product is the plain loop, and NCCL, by MPI.
 */
 #ifndef CUDA_EMULATION_H
 #define CUDA_EMULATION_H
@@ -95,12 +96,17 @@ extern "C" void __sanitizer_finish_switch_fiber(void *fake, const void **bottom,
 enum { FIBER_MAX = 1024, FIBER_STACK = 256 << 10, WARP = 32 };
 enum FiberState { FIBER_READY, FIBER_AT_BARRIER, FIBER_AT_WARP, FIBER_DONE };
 
+struct Copy16 { void *to; const void *from; int bytes; };
+enum { COPIES_MAX = 128 };   // on their way at once
+
 struct Fiber {
     FiberState state;
     int line;                // of the barrier that it waits at
     uint3 thread;
     void *fake;              // AddressSanitizer's
     void *tsan;              // ThreadSanitizer's
+    Copy16 copy[COPIES_MAX]; // asked for and not waited for
+    int n_copies;
 #ifdef EMULATION_SWITCH
     void *sp;
 #else
@@ -156,12 +162,15 @@ EMULATOR static void emu_yield(FiberState state) {
     emu_to(f, &emu.host, emu.host_bottom, emu.host_size);
 }
 
+[[noreturn]] static void emu_fail(const char *what, int line, int other);
+
 EMULATOR static void emu_fiber_main() {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_finish_switch_fiber(NULL, &emu.host_bottom, &emu.host_size);
 #endif
     __tsan_acquire(&emu.begun);
     emu.call(emu.arg);
+    if (emu.fiber[emu.now].n_copies) emu_fail("copies that nobody waits for", 0, emu.fiber[emu.now].n_copies);
     __tsan_release(&emu.ended);
     emu.done++;
     emu_yield(FIBER_DONE);
@@ -384,6 +393,25 @@ static inline __nv_bfloat16 __float2bfloat16_rn(float f) { // to the nearest, ti
     return {(uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16)};
 }
 static inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h) { return h.bits; }
+
+// ----------------------------------------------------------------------------
+// Copies to shared memory that arrive late: when they are waited for
+EMULATOR static void emu_copy_async(void *to, const void *from, int bytes, int line) {
+    Fiber *f = &emu.fiber[emu.now];
+    Copy16 c = {emu_aligned(to, 16, line), emu_aligned(from, 16, line), bytes};
+    if (f->n_copies == COPIES_MAX || (bytes && bytes != 16))
+        emu_fail("a copy of other than 16 bytes, or too many", line, bytes);
+    f->copy[f->n_copies++] = c;
+}
+static void emu_copies_wait() {
+    Fiber *f = &emu.fiber[emu.now];
+    for (int i = 0; i < f->n_copies; i++)
+        if (f->copy[i].bytes) memcpy(f->copy[i].to, f->copy[i].from, 16);
+        else memset(f->copy[i].to, 0, 16);
+    f->n_copies = 0;
+}
+#define copy_async(to, from, bytes) emu_copy_async(to, from, bytes, __LINE__)
+#define copies_wait() emu_copies_wait()
 
 // ----------------------------------------------------------------------------
 // A warp's tensor cores, as the PTX ISA describes ldmatrix and mma.m16n8k16

@@ -4,8 +4,9 @@
   python3 test/ptx.py < kernels.ptx > kernels.h
 
 The emulation by itself runs the kernels' source, compiled for the CPU. This runs what nvcc made of it, instruction by
-instruction: its optimisations, its mathematics (exp, pow, division), bfloat16 conversions, and the two inline
-instructions of the tensor cores with their operands as written. What is left to a GPU is ptxas and the hardware.
+instruction: its optimisations, its mathematics (exp, pow, division), bfloat16 conversions, and the
+inline instructions (cp.async, ldmatrix, mma) with their operands as written. What is left to a GPU is ptxas and the
+hardware.
 
 An instruction is one line of C++; what it does is said in "The instructions" below, after the PTX ISA. An instruction
 that is not there ends the translation with its name.
@@ -223,6 +224,12 @@ class Function:
             d, p = args[0].split("|")
             lane = f"(ptx_lane() ^ (int){a(2)})" if "bfly" in op else f"(int){a(2)}"
             return f"{to(f'ptx_shuffle({a(4)}, {a(1)}, {lane}, {a(3)}, {line})', d)} {name(p)} = true;"
+        if base == "cp" and part[1] == "async":
+            if op == "cp.async.wait_all":
+                return "emu_copies_wait();"
+            assert op == "cp.async.cg.shared.global" and args[2] == "16", (op, args)
+            to_, from_ = (f"(void *)(uintptr_t){at}" for at in (f"(uint32_t){address(args[0])}", address(args[1])))
+            return f"emu_copy_async({to_}, {from_}, {value(args[3], 's32')}, {line});"
         if op == "bar.sync":
             assert args == ["0"], args
             return f"emu_syncthreads({line});"

@@ -222,6 +222,8 @@ bad_input() {
     refuse 2 "--num-return" "--num-return 0" sample $M $R --num-return 0
     refuse 2 "--max-new-tokens" "--max-new-tokens 0" sample $M $R --max-new-tokens 0
     refuse 2 "--explain" "--explain 13 of 13 queries" train $M $R --explain 13
+    for v in sft reward sample score eval; do refuse 2 "--explain 0: for the train verb only" "--explain of $v" $v $M $R --explain 0 --out "$O"; done
+    refuse 2 "--explain 0: shows the data's own responses" "--explain with --policy SP" train $M $R --policy SP --reward "$D/reward.bin" --explain 0
     for v in "" lin LINEAR "linear|cosine" "linear:"; do refuse 2 "--schedule .*linear" "--schedule '$v'" train $M $R --schedule "$v"; done
     refuse 2 "--policy" "--policy XY" train $M $R --policy XY
     refuse 2 "--kl-coef: for --policy OP-k only" "--kl-coef with --policy SP" train $M $R --policy SP --reward "$D/reward.bin" --kl-coef 0.1 --out "$O"
@@ -264,6 +266,11 @@ bad_input() {
         refuse 1 "taken/policy\.bin: exists and is not a regular file" "$v: policy.bin is a directory" $v $M $n --out "$T/taken" --epochs 1
         grep -q "1/" "$T/err" && bad "$v: found after the work: $(tail -n 2 "$T/err")" || ok "$v: before any work"
     done
+    mkdir -p "$T/pipe"
+    mkfifo "$T/pipe/curves.png" "$T/pipe/scored.bin"
+    refuse 1 "pipe/curves\.png: exists and is not a regular file" "train: curves.png is a pipe" train $M $R --out "$T/pipe"
+    refuse 1 "pipe/scored\.bin: exists and is not a regular file" "score: scored.bin is a pipe" score --reward "$D/reward.bin" $R --out "$T/pipe"
+    check "the pipe is still there" [ -p "$T/pipe/scored.bin" ]
     mkdir -p "$T/linked"
     ln -s "$D/policy61.bin" "$T/linked/policy.bin"
     works "policy.bin is a link to a file" sft $M --data "$D/labels.bin" --out "$T/linked" --epochs 1
@@ -612,6 +619,10 @@ resume() {
     done
     edit "$D/ranked.bin" "$T/other.bin" u16 -2 3
     refuse 1 "begun with queries" "resume IP-2 with other queries" $A --resume "$T/ip" --data "$T/other.bin"
+    edit "$D/reward.bin" "$T/reward-other.bin" f32 1024 0.5
+    edit "$D/tokenizer.bin" "$T/tokenizer-other.bin" h 3 5
+    refuse 1 "begun with reward #" "resume IP-2 with another reward model" $A --resume "$T/ip" --reward "$T/reward-other.bin"
+    refuse 1 "begun with end-of-text 59, this is end-of-text 5;" "resume IP-2 with another end-of-text" $A --resume "$T/ip" --tokenizer "$T/tokenizer-other.bin"
     refuse 1 "--resume $T/none: no round-1" "resume IP-2 from nothing" $A --resume "$T/none"
     works "resume IP-2 by another name of its directory" $A --resume "$T/ip" --out "$T/ip/"
     # a fresh run over an older one: what is there after a kill must not pass for its own

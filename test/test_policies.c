@@ -665,7 +665,7 @@ static void test_settings(void) {
         {{"lr 1\nseed 3\n", "lr 1\nseed 32\n"}, "begun with seed 3, this is seed 32;"},
         {{"lr 12\nseed 3\n", "lr 1\nseed 4\n"}, "begun with lr 12, this is lr 1;"},
         {{"lr 1\n", "lr 1\ndraw 2\n"}, "begun with fewer settings, this is draw 2;"},
-        {{"lr 1\ndraw 2\n", "lr 1\n"}, "begun with draw 2, this is fewer settings;"},
+        {{"lr 1\ndraw 2\n", "lr 1\n"}, "begun with draw 2, this is with fewer settings;"},
         {{"", "lr 1\n"}, "begun with fewer settings, this is lr 1;"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)

@@ -480,7 +480,7 @@ static void test_beyond(void) {
     check(fits.V == 10 && fits.tokens[2] == 9, "token %d of a vocabulary of 10 is read", fits.tokens[2]);
     d.V = 9;
     ranked_write(path, &d);
-    check_dies("token 9 of a vocabulary of 9", read_ranked, path, "query 0: token 9, but its vocabulary has 9");
+    check_dies("token 9 of a vocabulary of 9", read_ranked, path, "query 0: token 9, but the header says a vocabulary of 9; make it again");
     unlink(path);
     ranked_free(&d);
     ranked_free(&fits);
