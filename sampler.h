@@ -18,7 +18,7 @@ The cache is a row of slots, one token's keys and values each, and a sequence is
 The query is computed once and named by all its sequences; a beam that forks copies its list, never the cache.
 Queries run in waves. How many run at once changes neither texts nor scores (a BLAS may round the scores differently).
 The backend selects: beams see k candidates per row, sampling a token per sequence. What a random number means does not
-depend on the backend: draws differ from another's only where the two round the logits differently.
+depend on the backend: draws differ from another's only where the two round logits, or exp, differently.
 */
 #ifndef SAMPLER_H
 #define SAMPLER_H

@@ -3,7 +3,8 @@ bench_cuda.cu: RRHF steps, sampling and beam search of GPT-2 124M on the GPU, an
 
   bash dev/bench/bench_cuda.sh       builds this, runs it, and PyTorch's step beside it
 
-Random weights and tokens: the time does not depend on them. The table lists every kernel of one step with its time,
+Random weights and tokens: the time hardly depends on them (but a frequent word's gradient in the embedding has more
+rows to add up than here). The table lists every kernel of one step with its time,
 the bytes or operations that it cannot do without, and their rate beside what the card was measured to reach: the copy
 of a large array, and a large matrix product. A kernel's time reaches from its start to that of the next, what is copied
 or set to zero between them included, and the last one's to the end of the step.

@@ -23,7 +23,7 @@ cap=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | gre
 arch=${ARCH:-sm_$cap}
 [ "$arch" = sm_ ] && { echo "bench_cuda.sh: no GPU found (nvidia-smi says nothing); nothing to measure" >&2; exit 1; }
 [ -x "$nvcc" ] || { echo "bench_cuda.sh: $nvcc: no CUDA compiler; install the CUDA toolkit or set NVCC" >&2; exit 1; }
-"$nvcc" -std=c++17 -O3 -arch="$arch" -Xlinker "-rpath,$(dirname "$nvcc")/../lib64" -Xcompiler -fopenmp \
+"$nvcc" -std=c++17 -O3 -arch="$arch" -Xlinker "-rpath,$(dirname "$nvcc")/../lib64:$(dirname "$nvcc")/../lib" -Xcompiler -fopenmp \
     "-DPRECISION_${PRECISION:-BF16}" $NVCC_EXTRA -o dev/bench/bench_cuda dev/bench/bench_cuda.cu -lcublasLt || exit 1
 
 compare() {
