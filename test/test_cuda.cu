@@ -671,7 +671,7 @@ static void test_layers(void) {
 // End to end: the contract, on the GPU and on the CPU
 
 // Optimizer steps: ten; emulated in bfloat16, where a step takes seconds, three.
-enum { STEPS = EMULATED && HALF ? 3 : 10 };
+enum { STEPS = 10 };
 // AdamW's, in training: the key bias has no gradient but for rounding, and 1e-8 would make whole steps of that.
 static const double eps = 1e-6;
 
