@@ -144,6 +144,13 @@ static inline int micro_batch_auto(const GPT2 *m, const Ranked *d, int batch) {
     return micro < 1 ? 1 : micro > batch ? batch : (int)micro;
 }
 
+static int evaluate_queries; // --micro-batch
+
+// Queries at once where a model is only evaluated.
+static inline int evaluate_micro(const GPT2 *m, const Ranked *d) {
+    return evaluate_queries ? min_int(evaluate_queries, d->Q) : micro_batch_auto(m, d, d->Q);
+}
+
 // ----------------------------------------------------------------------------
 // What a training run is told
 
@@ -247,7 +254,7 @@ static inline void room_values(GPT2 *m, StepRoom *s, const Ranked *d, const int 
 // value (R) of every response of the data set under a model: sum of log P, or the head's output. Processes share the
 // queries.
 static inline void evaluate_all(GPT2 *m, const Ranked *d, const char *label, double *value) {
-    int micro = micro_batch_auto(m, d, d->Q), begin, end;
+    int micro = evaluate_micro(m, d), begin, end;
     StepRoom s = step_room(m, d, micro);
     int *order = (int *)xalloc((size_t)d->Q, sizeof(int));
     Progress bar = progress_start(label, 0);

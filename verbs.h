@@ -48,7 +48,7 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(INT, channels, "256", 1, 65536, "s", "channels of such a model")                                                 \
     X(INT, context, "128", 2, 65536, "s", "longest sequence of such a model, in tokens")                               \
     X(INT, batch, "64", 1, 1000000, "srt", "queries per optimizer step")                                               \
-    X(INT, micro_batch, "0", 0, 1000000, "srt", "queries at once, 0 = as suits the machine; same result")              \
+    X(INT, micro_batch, "0", 0, 1000000, "srcte", "queries at once, 0 = as suits the machine; same result")            \
     X(INT, epochs, "3", 1, 1000000, "srt", "passes over the data")                                                     \
     X(INT, steps, "0", 0, 2147483647, "srt",                                                                           \
       "stop after this many optimizer steps; the schedule still spans --epochs")                                       \
@@ -239,6 +239,7 @@ static inline int options_parse(Options *o, int argc, char **argv) {
     }
     if (o->explain_given && strcmp(verb_names[verb], "train")) // which saves nothing then; others would
         die_usage("--explain %d: for the train verb only", o->explain);
+    evaluate_queries = o->micro_batch;
     if (o->dtype_given) backend_dtype_set(o->dtype ? "bf16" : "fp32");
     return verb;
 }
@@ -960,7 +961,7 @@ static inline int verb_score(const Options *o) {
     Ranked d = data_open(o, data, c, "score");
     int to_file = !m || o->out_given;
     if (to_file) make_dir(o->out);
-    if (judge) banner(judge, &d, "score", micro_batch_auto(judge, &d, d.Q), 0);
+    if (judge) banner(judge, &d, "score", evaluate_micro(judge, &d), 0);
     if (m) {
         double *p = (double *)xalloc((size_t)d.R, sizeof *p);
         policy_scores(m, &d, o->length_penalty, "score", p);
