@@ -8,11 +8,13 @@ cpu_layers.c: train_rrhf.c under other names, for test_cuda.cu. See cpu_layers.h
 #define gpt2_get_part cpu_gpt2_get_part
 #define gpt2_set_part cpu_gpt2_set_part
 #define gpt2_bytes cpu_gpt2_bytes
+#define gpt2_slot_bytes cpu_gpt2_slot_bytes
 #define gpt2_tokens cpu_gpt2_tokens
 #define gpt2_plan cpu_gpt2_plan
 #define gpt2_forward cpu_gpt2_forward
 #define gpt2_backward cpu_gpt2_backward
 #define gpt2_zero_grad cpu_gpt2_zero_grad
+#define gpt2_grad_sum cpu_gpt2_grad_sum
 #define gpt2_grad_norm cpu_gpt2_grad_norm
 #define gpt2_update cpu_gpt2_update
 #define gpt2_decode_plan cpu_gpt2_decode_plan
