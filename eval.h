@@ -1,6 +1,6 @@
 /*
-eval.h: what a policy is worth (paper, section 4 and appendix C). Every figure but distinct-n is a mean with its
-standard error, taken over queries, since the completions of one query are no independent samples.
+eval.h: what a policy is worth (paper, section 4 and appendix C). Every figure has its standard error, taken over
+queries, since the completions of one query are no independent samples.
 
   reward       of fresh completions of held-out queries
   best-of-n    the best among n completions of the starting policy: what RRHF tries to learn. All subsets of n among the
@@ -103,26 +103,41 @@ static inline Figure eval_accuracy(const Ranked *d, const float *score, const do
     return f;
 }
 
-static inline int compare_u32(const void *a, const void *b) {
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+static inline int compare_u64(const void *a, const void *b) {
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
     return x < y ? -1 : x > y;
 }
 
 // Different n-grams over all n-grams, n = 1 or 2, of each query's first k responses: the figure falls as texts are
-// added, so only equal numbers of texts compare.
-static inline double eval_distinct(const Ranked *d, int n, int k) {
-    uint32_t *gram = (uint32_t *)xalloc((size_t)d->n_tokens, sizeof *gram);
-    size_t grams = 0, different = 0;
-    for (int q = 0; q < d->Q; q++)
+// added, so only equal numbers of texts compare. It is no mean over queries; its standard error is the jackknife's:
+// with t_q the figure without query q, that squared is (Q - 1) / Q sum_q (t_q - mean t)^2.
+static inline Figure eval_distinct(const Ranked *d, int n, int k) {
+    uint64_t *gram = (uint64_t *)xalloc((size_t)d->n_tokens, sizeof *gram); // in the upper half, its query in the lower
+    double *without = (double *)xalloc((size_t)d->Q * 2, sizeof *without), *own = without + d->Q, all, different = 0;
+    size_t grams = 0;
+    for (int q = 0; q < d->Q; q++) {
+        without[q] = -(double)grams;
         for (int r = d->first[q]; r < d->first[q + 1] && r < d->first[q] + k; r++) {
             const uint16_t *y = d->tokens + d->resp_at[r];
             for (int t = n - 1; t < d->resp_len[r]; t++)
-                gram[grams++] = n == 1 ? y[t] : (uint32_t)y[t - 1] << 16 | y[t];
+                gram[grams++] = (n == 1 ? y[t] : (uint64_t)y[t - 1] << 16 | y[t]) << 32 | (uint32_t)q;
         }
-    qsort(gram, grams, sizeof *gram, compare_u32);
-    for (size_t i = 0; i < grams; i++) different += i == 0 || gram[i] != gram[i - 1];
+        without[q] += (double)grams; // n-grams of query q
+    }
+    qsort(gram, grams, sizeof *gram, compare_u64);
+    for (size_t i = 0, end; i < grams; i = end) {
+        for (end = i + 1; end < grams && gram[end] >> 32 == gram[i] >> 32;) end++;
+        different++;
+        if (gram[i] == gram[end - 1]) own[(uint32_t)gram[i]]++; // no other query has it
+    }
+    all = (double)grams;
+    for (int q = 0; q < d->Q; q++) without[q] = all > without[q] ? (different - own[q]) / (all - without[q]) : 0;
+    Figure f = figure_mean(without, d->Q);
+    f.mean = grams ? different / all : 0;
+    f.err *= d->Q - 1; // of a mean: sqrt(sum (t_q - mean t)^2 / (Q - 1) / Q)
     free(gram);
-    return grams ? (double)different / (double)grams : 0;
+    free(without);
+    return f;
 }
 
 #endif

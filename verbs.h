@@ -988,8 +988,7 @@ static inline int verb_score(const Options *o) {
 
 typedef struct {
     char name[32];
-    Figure reward, perplexity, accuracy, length, kl;
-    double distinct1, distinct2; // < 0: none
+    Figure reward, perplexity, accuracy, length, kl, distinct1, distinct2; // n = 0: none
 } EvalRow;
 
 enum { EVAL_ROWS = 16 }; // the start, best of 2, 4, .. 4096, the policy
@@ -1010,8 +1009,8 @@ static inline void eval_print(FILE *f, const EvalRow *rows, int n, const Options
         figure_print(f, rows[i].length, 1);
         figure_print(f, rows[i].kl, 2);
         figure_print(f, rows[i].accuracy, 3);
-        if (rows[i].distinct1 < 0) fprintf(f, "  -\n");
-        else fprintf(f, "  %.3f / %.3f\n", rows[i].distinct1, rows[i].distinct2);
+        if (!rows[i].distinct1.n) fprintf(f, "  -\n");
+        else fprintf(f, "  %.3f / %.3f\n", rows[i].distinct1.mean, rows[i].distinct2.mean);
     }
     fprintf(f, "%d held-out queries, %d completions each", queries, o->num_return);
     if (n > 1) fprintf(f, " (%d of the start)", o->start_return);
@@ -1024,13 +1023,11 @@ static inline void eval_csv(const char *dir, const EvalRow *rows, int n) {
     Out out = out_open(path_join(path, dir, "eval.csv"));
     out_printf(&out, EVAL_HEADER "\n");
     for (int i = 0; i < n; i++) {
-        const char *names[] = {"reward", "perplexity", "tokens", "kl", "accuracy"};
-        Figure f[] = {rows[i].reward, rows[i].perplexity, rows[i].length, rows[i].kl, rows[i].accuracy};
-        for (int j = 0; j < 5; j++)
+        const char *names[] = {"reward", "perplexity", "tokens", "kl", "accuracy", "distinct-1", "distinct-2"};
+        Figure f[] = {rows[i].reward, rows[i].perplexity, rows[i].length, rows[i].kl, rows[i].accuracy,
+                      rows[i].distinct1, rows[i].distinct2};
+        for (int j = 0; j < 7; j++)
             if (f[j].n) out_printf(&out, "%s,%s,%.6g,%.6g,%d\n", rows[i].name, names[j], f[j].mean, f[j].err, f[j].n);
-        if (rows[i].distinct1 >= 0)
-            out_printf(&out, "%s,distinct-1,%.6g,,\n%s,distinct-2,%.6g,,\n",
-                       rows[i].name, rows[i].distinct1, rows[i].name, rows[i].distinct2);
     }
     out_close(&out);
 }
@@ -1052,8 +1049,7 @@ static inline EvalRow eval_row(const char *name, const Ranked *d, const double *
     for (int r = 0; rho && r < d->R; r++) v[r] = pi[r] - rho[r];
     if (rho) row.kl = eval_mean(d, v, weight);
     row.perplexity = eval_perplexity(d, judge, weight);
-    row.distinct1 = best ? -1 : eval_distinct(d, 1, k); // best-of-n weighs completions: no set of texts to count
-    row.distinct2 = best ? -1 : eval_distinct(d, 2, k);
+    if (!best) row.distinct1 = eval_distinct(d, 1, k), row.distinct2 = eval_distinct(d, 2, k); // else no set of texts
     free(v);
     return row;
 }
@@ -1153,7 +1149,7 @@ static inline int eval_reward(const Options *o, GPT2 *m, const Ranked *d) {
     printf("reward model: accuracy %s on %d %s\n", cell, f.n, labels ? "labels" : "queries with pairs");
     EvalRow row = {0};
     strcpy(row.name, "reward model");
-    row.accuracy = f, row.distinct1 = -1;
+    row.accuracy = f;
     eval_csv(o->out, &row, 1);
     free(z);
     return 0;

@@ -99,7 +99,7 @@ static double csv_number(const Csv *c, int column, double least, const char *wha
     return v;
 }
 
-// One line's figure: mean, standard error and number of queries; distinct-1 and -2 have the mean only.
+// One line's figure: mean, standard error and number of queries; distinct-1 and -2 of older files have the mean only.
 static void read_cell(const Csv *c, Cell cell[FIGURES]) {
     int f = 0;
     while (f < FIGURES && strcmp(c->column[1], figure_names[f])) f++;

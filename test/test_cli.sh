@@ -1058,7 +1058,7 @@ END
 eval_row() { # DIR POLICY REWARD PERPLEXITY: appends its lines to DIR/eval/eval.csv
     mkdir -p "$1/eval"
     [ -e "$1/eval/eval.csv" ] || echo "policy,figure,mean,stderr,n" >"$1/eval/eval.csv"
-    printf '%s\n' "$2,reward,$3,0.01,100" "$2,perplexity,$4,0.25,100" "$2,tokens,40,0.5,100" "$2,distinct-1,0.1,," "$2,distinct-2,0.25,," >>"$1/eval/eval.csv"
+    printf '%s\n' "$2,reward,$3,0.01,100" "$2,perplexity,$4,0.25,100" "$2,tokens,40,0.5,100" "$2,distinct-1,0.1,0.01,100" "$2,distinct-2,0.25,," >>"$1/eval/eval.csv"
 }
 
 table_says() { # WHAT LINE FILE: this line is in it
@@ -1083,7 +1083,7 @@ tables() {
     v=$(sed -n 's/^| \([A-Za-z][^ ]*\) | [0-9].*/\1/p' "$O/table.md" | tr '\n' ' ')
     [ "$v" = "OP-128-KL SFT best-of-2 best-of-4 best-of-8 IP-2 " ] && ok "rows in the order of the arguments: $v" || bad "rows: $v"
     [ "$(grep -c 'one standard error' "$O/table.md")" -eq 1 ] && ok "table.md says what +- is" || bad "table.md does not say what +- is"
-    table_says "table.csv: a seed" "OP-128-KL,1,0.8,0.01,10,0.25,12.5,0.125,40,0.5,0.1,,0.25,,,,100" "$O/table.csv"
+    table_says "table.csv: a seed" "OP-128-KL,1,0.8,0.01,10,0.25,12.5,0.125,40,0.5,0.1,0.01,0.25,,,,100" "$O/table.csv"
     table_says "table.csv: the mean" "OP-128-KL,mean,0.85,0.05,12,2,12.5,0,40,0,0.1,0,0.25,0,,,2" "$O/table.csv"
     [ "$(grep -c . "$O/table.csv")" -eq 14 ] && ok "table.csv: a header, 7 seeds, 6 means" || bad "table.csv has $(grep -c . "$O/table.csv") lines"
     cp "$O/table.csv" "$T/table.csv"

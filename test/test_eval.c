@@ -62,7 +62,7 @@ static void test_row(void) {
     // residuals 6 - 2 * 2, 4 - 2 * 3: sqrt((4 + 4) * 2/1) / 5 = 0.8 bits, and d 2^x = 2^x ln 2 dx
     check_figure("perplexity", row.perplexity, 4, 4 * 0.8 * LN2, 2);
     row = eval_row("", &d, logp, pi, NULL, 2, 0, 1);
-    check(!strcmp(row.name, "best-of-2") && row.kl.n == 0 && row.distinct1 < 0,
+    check(!strcmp(row.name, "best-of-2") && row.kl.n == 0 && row.distinct1.n == 0,
           "row: %s has no KL and no distinct-n", row.name);
     // the better of two: of query 0 it is 3; of query 1's three pairs 4 2, 4 9, 2 9 it is 4, 9, 9
     check_figure("reward, best of 2", row.reward, (3 + 22.0 / 3) / 2, (22.0 / 3 - 3) / 2, 2);
@@ -97,13 +97,14 @@ static void test_distinct(void) {
         ranked_response(&d, y[r], len[r], 0, 0);
     }
     // 1 2 1 | 1 2 || 3 | 2 1: tokens 1 2 3 of eight; pairs 12 21 | 12 || 21, none of them across responses
-    double one = eval_distinct(&d, 1, 2), two = eval_distinct(&d, 2, 2);
-    check(one == 3.0 / 8 && two == 2.0 / 4, "distinct-1/2: %g / %g, by hand 0.375 / 0.5", one, two);
-    one = eval_distinct(&d, 1, 1), two = eval_distinct(&d, 2, 1); // each query's first: 1 2 1 || 3
-    check(one == 3.0 / 4 && two == 1, "distinct-1/2 of one response per query: %g / %g, by hand 0.75 / 1", one, two);
+    // without query 0: 3 of 3, 1 of 1; without query 1: 2 of 5 (the 3 goes), 2 of 3. Q = 2: half their difference
+    check_figure("distinct-1", eval_distinct(&d, 1, 2), 3.0 / 8, (1 - 2.0 / 5) / 2, 2);
+    check_figure("distinct-2", eval_distinct(&d, 2, 2), 2.0 / 4, (1 - 2.0 / 3) / 2, 2);
+    // each query's first, 1 2 1 || 3: without query 0 1 of 1, and no pair; without query 1 2 of 3, 2 of 2
+    check_figure("distinct-1 of one response per query", eval_distinct(&d, 1, 1), 3.0 / 4, (1 - 2.0 / 3) / 2, 2);
+    check_figure("distinct-2 of one response per query", eval_distinct(&d, 2, 1), 1, (1 - 0.0) / 2, 2);
     d.resp_len[0] = d.resp_len[1] = d.resp_len[3] = 1;
-    two = eval_distinct(&d, 2, 2);
-    check(two == 0, "distinct-2 of single tokens: %g", two);
+    check_figure("distinct-2 of single tokens", eval_distinct(&d, 2, 2), 0, 0, 2);
     ranked_free(&d);
 }
 
@@ -208,8 +209,8 @@ static void test_distinct_large(void) {
     Ranked d = {0};
     ranked_query(&d, y[0], 1);
     for (int r = 0; r < 3; r++) ranked_response(&d, y[r], 2, 0, 0);
-    double two = eval_distinct(&d, 2, 3), one = eval_distinct(&d, 1, 3);
-    check(two == 1 && one == 5.0 / 6, "distinct-1/2 of large ids: %g / %g, by hand 0.833333 / 1", one, two);
+    check_figure("distinct-1 of large ids", eval_distinct(&d, 1, 3), 5.0 / 6, 0, 1);
+    check_figure("distinct-2 of large ids", eval_distinct(&d, 2, 3), 1, 0, 1);
     ranked_free(&d);
 }
 
