@@ -113,16 +113,17 @@ static inline int compare_u64(const void *a, const void *b) {
 // with t_q the figure without query q, that squared is (Q - 1) / Q sum_q (t_q - mean t)^2.
 static inline Figure eval_distinct(const Ranked *d, int n, int k) {
     uint64_t *gram = (uint64_t *)xalloc((size_t)d->n_tokens, sizeof *gram); // in the upper half, its query in the lower
-    double *without = (double *)xalloc((size_t)d->Q * 2, sizeof *without), *own = without + d->Q, all, different = 0;
+    double *size = (double *)xalloc((size_t)d->Q * 3, sizeof *size), *own = size + d->Q, *without = own + d->Q; // (Q)
+    double different = 0;
     size_t grams = 0;
     for (int q = 0; q < d->Q; q++) {
-        without[q] = -(double)grams;
+        size_t before = grams;
         for (int r = d->first[q]; r < d->first[q + 1] && r < d->first[q] + k; r++) {
             const uint16_t *y = d->tokens + d->resp_at[r];
             for (int t = n - 1; t < d->resp_len[r]; t++)
                 gram[grams++] = (n == 1 ? y[t] : (uint64_t)y[t - 1] << 16 | y[t]) << 32 | (uint32_t)q;
         }
-        without[q] += (double)grams; // n-grams of query q
+        size[q] = (double)(grams - before);
     }
     qsort(gram, grams, sizeof *gram, compare_u64);
     for (size_t i = 0, end; i < grams; i = end) {
@@ -130,13 +131,15 @@ static inline Figure eval_distinct(const Ranked *d, int n, int k) {
         different++;
         if (gram[i] == gram[end - 1]) own[(uint32_t)gram[i]]++; // no other query has it
     }
-    all = (double)grams;
-    for (int q = 0; q < d->Q; q++) without[q] = all > without[q] ? (different - own[q]) / (all - without[q]) : 0;
+    for (int q = 0; q < d->Q; q++) {
+        double left = (double)grams - size[q];
+        without[q] = left > 0 ? (different - own[q]) / left : 0;
+    }
     Figure f = figure_mean(without, d->Q);
-    f.mean = grams ? different / all : 0;
+    f.mean = grams ? different / (double)grams : 0;
     f.err *= d->Q - 1; // of a mean: sqrt(sum (t_q - mean t)^2 / (Q - 1) / Q)
     free(gram);
-    free(without);
+    free(size);
     return f;
 }
 

@@ -243,7 +243,7 @@ int    gpt2_tokens(const GPT2 *m);               // how many tokens at once suit
 void   gpt2_plan(GPT2 *m, int N, int U);         // room for batches up to N tokens and U rows that are read
 // Policy: out (P) = log P(target). Reward model: out (R) = the head at each response's last token.
 void   gpt2_forward(GPT2 *m, const Batch *b, real *out);
-// From here to gpt2_update: parts of gpt2_step and gpt2_step_end, which the loop calls; alone only in the tests.
+// This, _grad_norm and _update are parts of gpt2_step and gpt2_step_end, which the loop calls; alone, for the tests.
 // c (R) = dL/dlogP of each of response i's tokens, or dL/dreward. Adds to the gradients; after gpt2_forward(b).
 void   gpt2_backward(GPT2 *m, const Batch *b, const real *c);
 void   gpt2_zero_grad(GPT2 *m);

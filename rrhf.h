@@ -118,7 +118,7 @@ static inline void batch_values(const Batch *b, int reward_model, const real *ou
 
 static inline int compare_int_down(const void *a, const void *b) { return *(const int *)b - *(const int *)a; }
 
-// Bounds on N, U, P and R of any `micro` queries: of each, the sum of its `micro` largest.
+// Bounds on N, U, P and R (model.h's letters) of any `micro` queries: of each, the sum of its `micro` largest.
 static inline void batch_bounds(const Ranked *d, int micro, int bound[4]) {
     size_t Q = (size_t)d->Q;
     int *N = (int *)xalloc(Q * 4, sizeof(int)), *U = N + Q, *P = U + Q, *R = P + Q; // each query's

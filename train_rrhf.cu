@@ -1536,8 +1536,10 @@ template <int W> __global__ void top_k_kernel(Candidate *top, double *lse, const
         uint64_t strip, at = found + block_before(mine, &strip, counts);
         found += strip;
         for (int i = 0; i < W; i++) {
-            uint64_t key = v + i < V ? top_key(a[i], v + i) : 0;
-            if (v + i < V && key >= bound && at++ < LISTED) near[at - 1] = key;
+            uint64_t key = top_key(a[i], v + i);
+            if (v + i >= V || key < bound) continue;
+            if (at < LISTED) near[at] = key;
+            at++;
         }
     }
     const uint64_t *list = found <= LISTED ? near : NULL;

@@ -1036,6 +1036,17 @@ static void test_drawing(void) {
     Beaming b = beaming(&o, c, NULL, 0), diverse = beaming(&o, c, &tokenizer, 1);
     check(with.eot == tokenizer.eot && without.eot == c.V - 1 && b.eot == c.V - 1 && diverse.eot == tokenizer.eot,
           "end-of-text: %d by the tokenizer, else %d, the last of %d", with.eot, without.eot, c.V);
+    Ranked d = data_open(&o, o.data, c, "sample");
+    GPT2 *m = load(in_dir("start.bin"));
+    options("score --micro-batch 3");
+    int three = evaluate_micro(m, &d);
+    options("score --micro-batch 1000000");
+    int all = evaluate_micro(m, &d);
+    options("score");
+    check(three == 3 && all == d.Q && evaluate_micro(m, &d) == micro_batch_auto(m, &d, d.Q),
+          "--micro-batch holds where a model only evaluates: %d of 3, %d of %d", three, all, d.Q);
+    ranked_free(&d);
+    gpt2_free(m);
     check(b.length_penalty == 1 && diverse.length_penalty == 1 && o.length_penalty == 0.25,
           "beams' scores are log P / n^%g whatever --length-penalty %g", b.length_penalty, o.length_penalty);
 }
