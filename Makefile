@@ -1,8 +1,7 @@
 # make train_rrhf     the CPU program       make train_rrhfcu   the same on an NVIDIA GPU
 # make test           every test            make dev/convert    to and from other formats
 # Optional libraries are used where they are found; the first line printed says which. Leave one out with NO_BLAS=1,
-# NO_ONEDNN=1, NO_OMP=1, NO_STB=1, NO_MPI=1. CFLAGS_EXTRA=-DGEMM_DEFAULT=GEMM_CBLAS multiplies by the BLAS even where the
-# built-in product is the default. make CC=clang CFLAGS_EXTRA='-Wall -Wextra' builds without a warning.
+# NO_ONEDNN=1, NO_OMP=1, NO_STB=1, NO_MPI=1. make CC=clang CFLAGS_EXTRA='-Wall -Wextra' builds without a warning.
 # NVCC_EXTRA='-I/elsewhere/include -L/elsewhere/lib' is given to nvcc, for a cuBLASLt that is not where the toolkit is.
 
 CC     = gcc
@@ -29,6 +28,9 @@ endif
 ifndef NO_BLAS # OpenBLAS, or another library with cblas.h, or the Mac's Accelerate
   BLAS := $(firstword $(foreach f,-lopenblas -lcblas -lblas,$(if $(call builds,cblas.h,$(f)),$(f))))
 endif
+# The program multiplies by the BLAS where the CPU has no AVX2; elsewhere the built-in product is as fast or faster
+# (dev/bench/README.md). make AVX2= takes the BLAS all the same. The tests have both.
+AVX2 := $(findstring __AVX2__,$(shell $(CC) $(NATIVE) -dM -E -x c /dev/null))
 ifndef NO_ONEDNN # for --dtype bf16
   ONEDNN := $(if $(call builds,dnnl.h,-ldnnl),-ldnnl)
 endif
@@ -42,10 +44,10 @@ ifndef NO_STB
   STB := $(firstword $(foreach d,/usr/include/stb /usr/local/include/stb /opt/homebrew/include .,$(if $(wildcard $(d)/stb_image_write.h),$(d))))
 endif
 
-OPTIONS = $(OMP) $(if $(BLAS),-DUSE_CBLAS) $(if $(ONEDNN),-DUSE_ONEDNN) $(if $(STB),-DHAVE_STB -I$(STB)) \
+OPTIONS = $(OMP) $(if $(BLAS),$(if $(AVX2),,-DUSE_CBLAS -DGEMM_DEFAULT=GEMM_CBLAS)) $(if $(ONEDNN),-DUSE_ONEDNN) $(if $(STB),-DHAVE_STB -I$(STB)) \
           $(if $(MPI),-DUSE_MPI $(filter -I%,$(MPI))) $(CFLAGS_EXTRA)
-LIBS = $(BLAS) $(ONEDNN) $(filter-out -I%,$(MPI)) $(LDLIBS)
-$(info found: $(if $(OMP),OpenMP,no OpenMP (one thread)), $(if $(BLAS),CBLAS $(BLAS),no CBLAS (built-in matrix product)), \
+LIBS = $(if $(AVX2),,$(BLAS)) $(ONEDNN) $(filter-out -I%,$(MPI)) $(LDLIBS)
+$(info found: $(if $(OMP),OpenMP,no OpenMP (one thread)), $(if $(BLAS),CBLAS $(BLAS)$(if $(AVX2), (for the tests: with AVX2 the built-in product is faster)),no CBLAS (built-in matrix product)), \
 $(if $(ONEDNN),oneDNN,no oneDNN (no --dtype bf16; Debian: libdnnl-dev)), \
 $(if $(STB),stb_image_write,no stb_image_write (no plots; Debian: libstb-dev)), \
 $(if $(MPI),MPI,no MPI (one process; Debian: libopenmpi-dev)))
@@ -64,7 +66,7 @@ dev/table: dev/table.c $(HEADERS)
 	$(CC) $(CFLAGS) $(if $(STB),-DHAVE_STB -I$(STB)) $(CFLAGS_EXTRA) -o $@ dev/table.c $(LDLIBS)
 
 # Tests: each is one program (or script) that prints a line per check and ends with "N passed, N failed".
-TEST_BUILD = $(CC) $(CFLAGS) -O2 $(OPTIONS) -DNO_MAIN -o $@ $< $(LIBS)
+TEST_BUILD = $(CC) $(CFLAGS) -O2 $(OPTIONS) $(if $(BLAS),-DUSE_CBLAS) -DNO_MAIN -o $@ $< $(LIBS) $(BLAS)
 TESTS = $(addprefix test/test_,tokenizer plot eval rrhf gradients model model_double model_vector16 model_vector64 reference sampler policies \
           $(if $(CJSON),convert))
 test/test_%: test/test_%.c train_rrhf.c test/test.h $(HEADERS)
@@ -96,7 +98,8 @@ dev/.precision-%: # a build in the other precision starts afresh
 CXX = g++
 EMULATED_TESTS = $(addprefix test/test_cuda_,fp32 bf16 races_fp32 races_bf16)
 PTX_TESTS = $(if $(and $(NVCC),$(shell command -v python3),$(filter x86_64,$(shell uname -m))),test/test_cuda_ptx_fp32 test/test_cuda_ptx_bf16)
-CUDA_TESTS = $(if $(shell command -v $(CXX)),$(EMULATED_TESTS) $(PTX_TESTS)) $(if $(and $(GPU),$(NVCC)),test/test_cuda_gpu_fp32 test/test_cuda_gpu_bf16)
+GPU_TESTS = $(if $(and $(GPU),$(NVCC)),test/test_cuda_gpu_fp32 $(if $(filter 7%,$(GPU)),,test/test_cuda_gpu_bf16)) # Turing has no bfloat16
+CUDA_TESTS = $(if $(shell command -v $(CXX)),$(EMULATED_TESTS) $(PTX_TESTS)) $(GPU_TESTS)
 CUDA_PARTS = test/test_cuda.cu test/cuda_emulation.h test/cpu_layers.h test/test.h train_rrhf.cu $(HEADERS)
 EMULATION = $(CXX) -x c++ -std=c++17 -O1 -g -fno-strict-aliasing -DCUDA_EMULATION -o $@
 EMULATED = $(EMULATION) test/test_cuda.cu -x none test/cpu_layers.o -lm
@@ -134,7 +137,7 @@ test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS) $(filter test
 
 # A build with another compiler or other options starts afresh, as after installing a library: the name of a file in dev/
 # is their checksum, and the file says which they are.
-BUILD := $(CC) $(CFLAGS) $(OPTIONS) $(LIBS)
+BUILD := $(CC) $(CFLAGS) $(OPTIONS) $(LIBS) $(BLAS)
 STAMP := dev/.options-$(shell echo '$(BUILD)' | cksum | tr -d ' ')
 train_rrhf train_rrhfcu dev/convert dev/imdb dev/table $(TESTS) $(CUDA_TESTS) test/cpu_layers.o test/train_emulated: $(STAMP)
 dev/.options-%:

@@ -129,12 +129,8 @@ static inline void axpy(real *restrict y, real a, const real *restrict x, int n)
 // (--dtype bf16) rounds A and B to bfloat16 and sums in float32. All but the definition stand near the end of the file.
 
 enum { GEMM_NAIVE, GEMM_PACKED, GEMM_CBLAS, GEMM_ONEDNN };
-#ifndef GEMM_DEFAULT // with AVX2 or more the built-in is as fast as OpenBLAS or faster (dev/bench/README.md)
-#if defined(USE_CBLAS) && !defined(__AVX2__)
-#define GEMM_DEFAULT GEMM_CBLAS
-#else
+#ifndef GEMM_DEFAULT // the Makefile takes the BLAS where the CPU has no AVX2
 #define GEMM_DEFAULT GEMM_PACKED
-#endif
 #endif
 static int gemm_kind = GEMM_DEFAULT;
 
@@ -561,17 +557,14 @@ static void gather_backward(real *dx, const real *dout, const int *row, int U, i
     X(fc,     S, N, 4 * c.C)
 // and of the rows that are read:
 #define SAVED_READ(X)                                                                    \
-    X(read,   1, U, c.C)          /* their residual stream */                           \
     X(lnf,    1, U, c.C)                                                                 \
     X(meanf,  1, U, 1)                                                                   \
     X(rstdf,  1, U, 1)                                                                   \
     X(logits, !c.reward, U, c.Vp) /* then their gradient */                              \
     X(lsef,   1, U, 1)
-// One block's at a time: cheap to compute again, so not saved. The backward adds one array, dgelu. Its other gradients
-// take the place of what is needed no longer; the residual stream's takes x's last slice.
+// One block's at a time: cheap to compute again, so not saved. The outputs of layernorms and attention, and the other
+// gradients, take turns in the rooms of gelu and dgelu; the residual stream's gradient takes x's last slice.
 #define BLOCK_ROOM(X)                                                                    \
-    X(ln,     1, N, c.C)                                                                 \
-    X(att,    1, N, c.C)                                                                 \
     X(lse,    1, N, c.NH)                                                                \
     X(gelu,   1, N, 4 * c.C)                                                             \
     X(dgelu,  !!training, N, 4 * c.C)
@@ -779,15 +772,16 @@ static void block_forward(GPT2 *m, const Batch *b, int l) {
     Params w = block_params(m->c, m->w, l, 1);
     Block s = block_saved(m, l);
     int N = b->N, C = m->c.C, NH = m->c.NH;
-    layernorm_forward(m->ln, s.mean1, s.rstd1, s.x, w.ln1w, w.ln1b, N, C);
+    real *ln = m->gelu, *att = m->gelu; // each is used before the next is written
+    layernorm_forward(ln, s.mean1, s.rstd1, s.x, w.ln1w, w.ln1b, N, C);
     stage(STAGE_QKV);
-    matmul_forward(s.qkv, m->ln, w.qkvw, w.qkvb, NULL, N, C, 3 * C);
-    attention_forward(m->att, m->lse, s.qkv, b, C, NH);
+    matmul_forward(s.qkv, ln, w.qkvw, w.qkvb, NULL, N, C, 3 * C);
+    attention_forward(att, m->lse, s.qkv, b, C, NH);
     stage(STAGE_ATTPROJ);
-    matmul_forward(s.mid, m->att, w.attprojw, w.attprojb, s.x, N, C, C);
-    layernorm_forward(m->ln, s.mean2, s.rstd2, s.mid, w.ln2w, w.ln2b, N, C);
+    matmul_forward(s.mid, att, w.attprojw, w.attprojb, s.x, N, C, C);
+    layernorm_forward(ln, s.mean2, s.rstd2, s.mid, w.ln2w, w.ln2b, N, C);
     stage(STAGE_FC);
-    matmul_forward(s.fc, m->ln, w.fcw, w.fcb, NULL, N, C, 4 * C);
+    matmul_forward(s.fc, ln, w.fcw, w.fcb, NULL, N, C, 4 * C);
     gelu_forward(m->gelu, s.fc, N, 4 * C);
     stage(STAGE_FCPROJ);
     matmul_forward(s.next, m->gelu, w.fcprojw, w.fcprojb, s.mid, N, 4 * C, C);
@@ -816,22 +810,22 @@ static void block_backward(GPT2 *m, real *dx, const Batch *b, int l, Update *u) 
     Params w = block_params(m->c, m->w, l, 1), d = block_params(m->c, m->dw, l, m->grads != NULL);
     Block s = block_saved(m, l);
     int N = b->N, C = m->c.C, NH = m->c.NH;
-    real *dln = m->att, *datt = m->ln, *dqkv = m->gelu; // each where something is not needed at that time
+    real *ln = m->gelu, *att = ln, *dln = ln + (size_t)N * (size_t)C, *datt = dln, *dqkv = m->dgelu;
     gelu_forward(m->gelu, s.fc, N, 4 * C);
     stage(STAGE_DFCPROJ);
     linear_backward(m, u, m->dgelu, d.fcprojw, d.fcprojb, dx, m->gelu, w.fcprojw, N, 4 * C, C);
     gelu_backward(m->dgelu, s.fc, N, 4 * C);
-    layernorm_forward(m->ln, s.mean2, s.rstd2, s.mid, w.ln2w, w.ln2b, N, C);
+    layernorm_forward(ln, s.mean2, s.rstd2, s.mid, w.ln2w, w.ln2b, N, C);
     stage(STAGE_DFC);
-    linear_backward(m, u, dln, d.fcw, d.fcb, m->dgelu, m->ln, w.fcw, N, C, 4 * C);
+    linear_backward(m, u, dln, d.fcw, d.fcb, m->dgelu, ln, w.fcw, N, C, 4 * C);
     layernorm_backward(dx, d.ln2w, d.ln2b, dln, s.mid, w.ln2w, s.mean2, s.rstd2, N, C);
-    attention_forward(m->att, m->lse, s.qkv, b, C, NH);
+    attention_forward(att, m->lse, s.qkv, b, C, NH);
     stage(STAGE_DATTPROJ);
-    linear_backward(m, u, datt, d.attprojw, d.attprojb, dx, m->att, w.attprojw, N, C, C);
-    attention_backward(dqkv, datt, m->att, m->lse, s.qkv, b, C, NH);
-    layernorm_forward(m->ln, s.mean1, s.rstd1, s.x, w.ln1w, w.ln1b, N, C);
+    linear_backward(m, u, datt, d.attprojw, d.attprojb, dx, att, w.attprojw, N, C, C);
+    attention_backward(dqkv, datt, att, m->lse, s.qkv, b, C, NH);
+    layernorm_forward(ln, s.mean1, s.rstd1, s.x, w.ln1w, w.ln1b, N, C);
     stage(STAGE_DQKV);
-    linear_backward(m, u, dln, d.qkvw, d.qkvb, dqkv, m->ln, w.qkvw, N, C, 3 * C);
+    linear_backward(m, u, dln, d.qkvw, d.qkvb, dqkv, ln, w.qkvw, N, C, 3 * C);
     layernorm_backward(dx, d.ln1w, d.ln1b, dln, s.x, w.ln1w, s.mean1, s.rstd1, N, C);
 }
 
@@ -842,8 +836,8 @@ void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
     gpt2_plan(m, b->N, U);
     embedding_forward(m->x, b->token, b->pos, m->w.wte, m->w.wpe, b->N, c.C);
     for (int l = 0; l < c.L; l++) block_forward(m, b, l);
-    gather_forward(m->read, block_saved(m, c.L).x, rows, U, c.C);
-    layernorm_forward(m->lnf, m->meanf, m->rstdf, m->read, m->w.lnfw, m->w.lnfb, U, c.C);
+    gather_forward(m->gelu, block_saved(m, c.L).x, rows, U, c.C);
+    layernorm_forward(m->lnf, m->meanf, m->rstdf, m->gelu, m->w.lnfw, m->w.lnfb, U, c.C);
     if (c.reward) head_forward(out, m->lnf, m->w.rewardw, m->w.rewardb, U, c.C);
     else classifier_forward(out, m->logits, m->lsef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
     stage(STAGE_LOSS);
@@ -948,11 +942,13 @@ static void backward(GPT2 *m, const Batch *batch, const real *coef, Update *u) {
     gradient_room(m, !u);
     grad_beta = !m->fresh;
     if (m->fresh) grads_zero(m, 1);
-    real *dx = block_saved(m, c.L).x, *dread = m->gelu, *dlnf = m->ln; // U <= N
+    real *dx = block_saved(m, c.L).x, *dlnf = m->dgelu; // U <= N
+    real *read = m->gelu, *dread = read + (size_t)U * (size_t)c.C;
     if (c.reward) head_backward(dlnf, m->dw.rewardw, m->dw.rewardb, coef, m->lnf, m->w.rewardw, U, c.C);
     else classifier_backward(dlnf, u ? NULL : m->dw.wte, m->logits, m->lsef, coef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
+    gather_forward(read, block_saved(m, c.L).x, rows, U, c.C); // again
     memset(dread, 0, (size_t)U * (size_t)c.C * sizeof(real));
-    layernorm_backward(dread, m->dw.lnfw, m->dw.lnfb, dlnf, m->read, m->w.lnfw, m->meanf, m->rstdf, U, c.C);
+    layernorm_backward(dread, m->dw.lnfw, m->dw.lnfb, dlnf, read, m->w.lnfw, m->meanf, m->rstdf, U, c.C);
     gather_backward(dx, dread, rows, U, b->N, c.C);
     for (int l = c.L - 1; l >= 0; l--) block_backward(m, dx, b, l, u);
     if (u) {
@@ -1281,31 +1277,24 @@ static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak
 static void gemm_forward(int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb, real beta, real *c,
                          size_t ldc) {
     int tiles = (N + TILE_M - 1) / TILE_M;
-    real *all = room(ROOM_A, (size_t)min_int(MC, (M + NR - 1) / NR * NR) * (size_t)K);
-    for (int m0 = 0; m0 < M; m0 += MC) {
-        int mc = min_int(MC, M - m0), panels = (mc + NR - 1) / NR;
-        int parts = min_int(panels, (8 * n_threads + tiles - 1) / tiles); // few tiles: share the panels out as well
-        size_t full = (size_t)panels * NR; // all: (full,kt) for each KT terms
-        PARALLEL_FOR2
-        for (int k0 = 0; k0 < K; k0 += KT)
-            for (int p = 0; p < panels; p++) {
-                int kt = min_int(KT, K - k0), m = p * NR;
-                const real *from = a + (size_t)(m0 + m) * lda + k0;
-                gemm_pack(all + full * k0 + (size_t)m * kt, from, lda, 1, min_int(NR, mc - m), NR, kt);
-            }
-        PARALLEL_TILES
-        for (int t = 0; t < tiles; t++)
-            for (int part = 0; part < parts; part++)
-                for (int k0 = 0; k0 < K; k0 += KT)
-                    for (int p = panels * part / parts; p < panels * (part + 1) / parts; p++) {
-                        int kt = min_int(KT, K - k0), m = min_int(NR, mc - p * NR);
-                        const real *panel = all + full * k0 + (size_t)p * NR * kt;
-                        real *to = c + (size_t)(m0 + p * NR) * ldc;
+    real *all = room(ROOM_A, (size_t)min_int(MC, (M + NR - 1) / NR * NR) * (size_t)min_int(K, KT));
+    for (int m0 = 0; m0 < M; m0 += MC)
+        for (int k0 = 0; k0 < K; k0 += KT) {
+            int mc = min_int(MC, M - m0), kt = min_int(KT, K - k0), panels = (mc + NR - 1) / NR;
+            int parts = min_int(panels, (8 * n_threads + tiles - 1) / tiles); // few tiles: share the panels out as well
+            PARALLEL_FOR
+            for (int p = 0; p < panels; p++)
+                gemm_pack(all + (size_t)p * NR * kt, a + (size_t)(m0 + p * NR) * lda + k0, lda, 1,
+                          min_int(NR, mc - p * NR), NR, kt);
+            PARALLEL_TILES
+            for (int t = 0; t < tiles; t++)
+                for (int part = 0; part < parts; part++)
+                    for (int p = panels * part / parts; p < panels * (part + 1) / parts; p++)
                         for (int n = t * TILE_M; n < min_int((t + 1) * TILE_M, N); n += MR)
-                            gemm_tile(kt, b + n * ldb + k0, ldb, 1, panel, to + n, 1, ldc, min_int(MR, N - n), m,
-                                      beta != 0 || k0 > 0);
-                    }
-    }
+                            gemm_tile(kt, b + n * ldb + k0, ldb, 1, all + (size_t)p * NR * kt,
+                                      c + (size_t)(m0 + p * NR) * ldc + n, 1, ldc, min_int(MR, N - n),
+                                      min_int(NR, mc - p * NR), beta != 0 || k0 > 0);
+        }
 }
 
 static void gemm_small(int M, int N, int K, const real *a, size_t am, size_t ak, const real *b, size_t bk, size_t bn,

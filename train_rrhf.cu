@@ -463,14 +463,14 @@ static int gemm_algo(const GemmKey *key) { // its place in gemm_algos
 }
 
 // Would this algorithm leave the last terms of a sum over K out? On Hopper cuBLASLt 12.8 and 13.1 do, silently, where
-// K is split among s, blocks of b terms divide evenly among the s, and fewer than s terms are left over: measured for
+// K is split among s, each would get whole blocks of b terms, and less than a term for each is left over: measured for
 // b = 64 in github.com/facebookexperimental/triton/pull/2767. K is the number of tokens in every weight's gradient.
 static int drops_terms(const cublasLtMatmulAlgo_t *algo, int K) {
     int32_t s = 1;
     size_t written;
     CHECK_BLAS(cublasLtMatmulAlgoConfigGetAttribute(algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &s, sizeof s, &written));
     for (int b = 16; b <= 256 && s > 1; b *= 2)
-        if (K % b && K / b % s == 0 && K % b < s) return 1;
+        if (K % s && K / s % b == 0) return 1;
     return 0;
 }
 
@@ -569,13 +569,14 @@ static int gemm_rows(int n, int ld) { return n < GEMM_SPAN / ld ? n : GEMM_SPAN 
 
 // ----------------------------------------------------------------------------
 // Layers, forward and backward. Arguments: outputs, inputs, what the forward saved, sizes.
-// Sums over rows are formed in two stages: blocks write partial sums to part (PARTS, 4C at most), one kernel adds them.
+// Sums over rows are formed in two stages: blocks write partial sums to part (PARTS, 6C at most), one kernel adds them.
 
 enum { PARTS = 128 };
 
-// dst[i] += sum over p of part[p][i]; columns from n1 on go to dst2. part (parts, n). A block owns 32 columns, a lane
-// one of them, a warp every eighth part. Bytes: 4 per partial sum.
-__global__ void add_partials_kernel(float *dst, float *dst2, const float *part, int parts, int n, int n1) {
+// dst[i] += sum over p of part[p][i]; columns from n1 on go to dst2, from n2 on to dst3 (NULL: nowhere).
+// part (parts, n). A block owns 32 columns, a lane one of them, a warp every eighth part. Bytes: 4 per partial sum.
+__global__ void add_partials_kernel(float *dst, float *dst2, float *dst3, const float *part, int parts, int n, int n1,
+                                    int n2) {
     __shared__ float room[WARPS][32];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, i = blockIdx.x * 32 + lane;
     float sum = 0;
@@ -585,7 +586,8 @@ __global__ void add_partials_kernel(float *dst, float *dst2, const float *part, 
     if (warp || i >= n) return;
     for (int w = 1; w < WARPS; w++) sum += room[w][lane];
     if (i < n1) dst[i] += sum;
-    else dst2[i - n1] += sum;
+    else if (i < n2) dst2[i - n1] += sum;
+    else if (dst3) dst3[i - n2] += sum;
 }
 
 // Embedding: out[n] = wte[token[n]] + wpe[pos[n]].   out (N,C), wte (Vp,C), wpe (T,C), all float
@@ -681,7 +683,7 @@ template <int W> __global__ void layernorm_forward_kernel(elem *out, float *mean
     if (lane == 0 && rstd) rstd[n] = rs;
 }
 
-enum { SHARED_MAX = 48 << 10, CHANNELS_MAX = 4096 }; // bytes of shared memory that need no opting in; what fits there
+enum { SHARED_MAX = 48 << 10 }; // bytes of shared memory that need no opting in
 
 static void layernorm_forward(elem *out, float *mean, float *rstd, float *sum, const float *x, const elem *add,
                               const int *row, const float *w, const float *b, int N, int C) {
@@ -694,83 +696,81 @@ static void layernorm_forward(elem *out, float *mean, float *rstd, float *sum, c
 // dw += sum_N dout xhat, db += sum_N dout. Adds to dx: the residual stream carries a gradient past the layer.
 // half (N,C), if wanted, gets dx as elem, for the matrix products. row (N): rows n of x and dout belong to row row[n]
 // of dx.
-// A block owns `span` rows, eight at a time: first a warp owns a row and forms its two means, then a thread owns
-// channels and adds up their dw and db, in shared memory (2C). Rows are few for so large a device: a thread asks for
-// AHEAD of them before it needs the first, which the compiler may not do on its own past the stores to dx.
+// dbias (C), if wanted: += sum_N dx as it leaves, the gradient of the bias of the product whose output was added to x.
+// A block owns `span` rows, LN_ROWS at a time, a thread W channels, which it keeps in registers: all is read once.
 // Bytes: 2 (dout) + 4 (x) + 8 (dx) + 2 (half) per element.
-template <int W> __global__ void layernorm_backward_kernel(float *dx, elem *half, float *part, const elem *dout,
-                                                           const float *x, const int *row, const float *w,
-                                                           const float *mean, const float *rstd, int N, int C,
-                                                           int span) {
-    SHARED(float, total); // (2,C): dw, db
-    __shared__ float mean_g[WARPS], mean_gx[WARPS];
-    const int AHEAD = 4;
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, end = min((int)(blockIdx.x + 1) * span, N);
-    float weight[W], dw[W], db[W], g[AHEAD][W], a[AHEAD][W], d[AHEAD][W];
-    for (int i = threadIdx.x; i < 2 * C; i += BLOCK) total[i] = 0;
-    for (int n0 = blockIdx.x * span; n0 < end; n0 += WARPS) {
-        int n = n0 + warp;
-        float sum = 0, sumx = 0;
-        for (int i = lane * W; n < end && i < C; i += 32 * W) {
-            load<W>(g[0], dout + (size_t)n * C + i);
-            load<W>(a[0], x + (size_t)n * C + i);
-            load<W>(weight, w + i);
+enum { LN_ROWS = 4, CHANNELS_MAX = 2048 };
+template <int W> __global__ void __launch_bounds__(CHANNELS_MAX / 4) layernorm_backward_kernel(
+        float *dx, elem *half, float *part, const elem *dout, const float *x, const int *row, const float *w,
+        const float *mean, const float *rstd, int N, int C, int span) {
+    const int ROWS = LN_ROWS;
+    __shared__ float room[2][2 * ROWS][32]; // in turns: one barrier a round
+    int warp = threadIdx.x / 32, warps = blockDim.x / 32, i = threadIdx.x * W, own = i < C, turn = 0;
+    int end = min((int)(blockIdx.x + 1) * span, N);
+    float weight[W] = {}, dw[W] = {}, db[W] = {}, bias[W] = {}, g[ROWS][W] = {}, a[ROWS][W] = {}, d[ROWS][W] = {};
+    if (own) load<W>(weight, w + i);
+    for (int n0 = blockIdx.x * span; n0 < end; n0 += ROWS, turn ^= 1) {
+        float s[2 * ROWS], rs[ROWS];
+        size_t to[ROWS];
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) { // past the end: the last row once more
+            size_t n = (size_t)min(n0 + r, end - 1);
+            to[r] = (row ? (size_t)row[n] : n) * C + i;
+            rs[r] = rstd[n];
+            if (!own) continue;
+            load<W>(g[r], dout + n * C + i);
+            load<W>(a[r], x + n * C + i);
+            load<W>(d[r], dx + to[r]);
+        }
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            float mu = mean[min(n0 + r, end - 1)];
+            s[2 * r] = s[2 * r + 1] = 0;
             for (int k = 0; k < W; k++) {
-                sum += g[0][k] * weight[k];
-                sumx += g[0][k] * weight[k] * (a[0][k] - mean[n]);
+                a[r][k] = (a[r][k] - mu) * rs[r];
+                s[2 * r] += g[r][k] * weight[k];
+                s[2 * r + 1] += g[r][k] * weight[k] * a[r][k];
             }
         }
-        sum = warp_sum(sum), sumx = warp_sum(sumx);
-        if (lane == 0 && n < end) {
-            mean_g[warp] = sum / C;
-            mean_gx[warp] = sumx * rstd[n] / C;
+#pragma unroll
+        for (int k = 0; k < 2 * ROWS; k++) {
+            s[k] = warp_sum(s[k]);
+            if (threadIdx.x % 32 == 0) room[turn][k][warp] = s[k];
         }
         __syncthreads();
-        for (int i = threadIdx.x * W; i < C; i += BLOCK * W) {
-            load<W>(weight, w + i);
-            load<W>(dw, total + i);
-            load<W>(db, total + C + i);
-            for (int r0 = 0; r0 < WARPS && n0 + r0 < end; r0 += AHEAD) {
 #pragma unroll
-                for (int r = 0; r < AHEAD; r++) { // past the end: the last row once more
-                    size_t from = (size_t)min(n0 + r0 + r, end - 1), to = row ? (size_t)row[from] : from;
-                    load<W>(g[r], dout + from * C + i);
-                    load<W>(a[r], x + from * C + i);
-                    load<W>(d[r], dx + to * C + i);
-                }
+        for (int k = 0; k < 2 * ROWS; k++) {
+            s[k] = 0;
+            for (int j = 0; j < warps; j++) s[k] += room[turn][k][j];
+            s[k] /= C;
+        }
 #pragma unroll
-                for (int r = 0; r < AHEAD; r++) {
-                    if (n0 + r0 + r >= end) continue;
-                    size_t from = (size_t)(n0 + r0 + r), to = row ? (size_t)row[from] : from;
-                    float mu = mean[from], rs = rstd[from];
-                    for (int k = 0; k < W; k++) {
-                        float xhat = (a[r][k] - mu) * rs;
-                        d[r][k] += rs * (g[r][k] * weight[k] - mean_g[r0 + r] - xhat * mean_gx[r0 + r]);
-                        dw[k] += g[r][k] * xhat;
-                        db[k] += g[r][k];
-                    }
-                    store<W>(dx + to * C + i, d[r]);
-                    if (half) store<W>(half + to * C + i, d[r]);
-                }
+        for (int r = 0; r < ROWS; r++) {
+            if (!own || n0 + r >= end) continue;
+            for (int k = 0; k < W; k++) {
+                d[r][k] += rs[r] * (g[r][k] * weight[k] - s[2 * r] - a[r][k] * s[2 * r + 1]);
+                dw[k] += g[r][k] * a[r][k];
+                db[k] += g[r][k];
+                bias[k] += d[r][k];
             }
-            store<W>(total + i, dw);
-            store<W>(total + C + i, db);
+            store<W>(dx + to[r], d[r]);
+            if (half) store<W>(half + to[r], d[r]);
         }
-        __syncthreads();
     }
-    for (int i = threadIdx.x * W; i < 2 * C; i += BLOCK * W) {
-        load<W>(dw, total + i);
-        store<W>(part + (size_t)blockIdx.x * 2 * C + i, dw);
-    }
+    if (!own) return;
+    store<W>(part + (size_t)blockIdx.x * 3 * C + i, dw);
+    store<W>(part + ((size_t)blockIdx.x * 3 + 1) * C + i, db);
+    store<W>(part + ((size_t)blockIdx.x * 3 + 2) * C + i, bias);
 }
 
-static void layernorm_backward(float *dx, elem *half, float *dw, float *db, float *part, const elem *dout,
-                               const float *x, const int *row, const float *w, const float *mean, const float *rstd,
-                               int N, int C) {
-    int span = div_up((size_t)N, 2 * PARTS * WARPS) * WARPS, blocks = div_up((size_t)N, (size_t)span);
-    LAUNCH_WIDE(C % 4 == 0, 4, layernorm_backward_kernel, blocks, BLOCK, 2 * C * sizeof(float), dx, half, part, dout, x,
-                row, w, mean, rstd, N, C, span);
-    LAUNCH(add_partials_kernel, div_up(2 * (size_t)C, 32), BLOCK, 0, dw, db, part, blocks, 2 * C, C);
+static void layernorm_backward(float *dx, elem *half, float *dw, float *db, float *dbias, float *part,
+                               const elem *dout, const float *x, const int *row, const float *w, const float *mean,
+                               const float *rstd, int N, int C) {
+    int span = div_up((size_t)N, 2 * PARTS * LN_ROWS) * LN_ROWS, blocks = div_up((size_t)N, (size_t)span);
+    int wide = C % 4 == 0, threads = div_up((size_t)C, wide ? 128 : 32) * 32;
+    LAUNCH_WIDE(wide, 4, layernorm_backward_kernel, blocks, threads, 0, dx, half, part, dout, x, row, w, mean, rstd, N,
+                C, span);
+    LAUNCH(add_partials_kernel, div_up(3 * (size_t)C, 32), BLOCK, 0, dw, db, dbias, part, blocks, 3 * C, C, 2 * C);
 }
 
 // Matmul with bias: out = x W^T + bias.   out (N,OC), x (N,C), W (OC,C), bias (OC), all elem
@@ -819,7 +819,7 @@ static void bias_backward(float *dbias, float *part, elem *dout, const elem *x, 
     int wide = OC % 8 == 0, span = div_up((size_t)N, PARTS * WARPS) * WARPS, spans = div_up((size_t)N, (size_t)span);
     LAUNCH_WIDE(wide, 8, bias_backward_kernel, dim3(div_up((size_t)OC, wide ? 256 : 32), spans), BLOCK, 0, part, dout,
                 x, N, OC, span);
-    LAUNCH(add_partials_kernel, div_up((size_t)OC, 32), BLOCK, 0, dbias, dbias, part, spans, OC, OC);
+    LAUNCH(add_partials_kernel, div_up((size_t)OC, 32), BLOCK, 0, dbias, dbias, dbias, part, spans, OC, OC, OC);
 }
 
 // dx = dout W, dW += dout^T x, dbias += sum_N dout.   dx, dout elem; dW, dbias float. dbias NULL: gelu_backward did it
@@ -1342,12 +1342,12 @@ template <int W> __global__ void classifier_backward_kernel(float *logits, const
 #pragma unroll
         for (int r = 0; r < AHEAD; r++) {
             int v = v0 + (r * BLOCK + threadIdx.x) * W;
-            if (v < Vp) load<W>(a[r], z + v);
+            if (v < Vp && sum != 0) load<W>(a[r], z + v); // of a response in its place nothing is needed
         }
 #pragma unroll
         for (int r = 0; r < AHEAD; r++) {
             int v = v0 + (r * BLOCK + threadIdx.x) * W;
-            for (int k = 0; k < W; k++) a[r][k] = -sum * expf(a[r][k] - l);
+            for (int k = 0; k < W; k++) a[r][k] = sum != 0 ? -sum * expf(a[r][k] - l) : 0;
             if (v + W > V) for (int k = 0; k < W; k++) if (v + k >= V) a[r][k] = 0;
         }
         __syncthreads();
@@ -1457,21 +1457,24 @@ __global__ void query_loss_kernel(float *coef, QueryEnd *end, double *value, dou
 
 // Adds a micro-batch's losses to the step's, in the order of its queries. One thread.
 __global__ void add_losses_kernel(StepEnd *end, const QueryEnd *query, Queries b, int Q, double scale) {
-    for (int g = 0; threadIdx.x == 0 && g < Q; g++) {
-        end->loss.loss += query[g].loss.loss * scale;
-        end->loss.rank += query[g].loss.rank * scale;
-        end->loss.ft += query[g].loss.ft * scale;
-        if (query[g].bad && !end->bad)
-            end->query = b.query[g] + 1, end->bad = query[g].bad, end->value = query[g].value;
+    StepEnd e = *end;
+    if (threadIdx.x) return;
+    for (int g = 0; g < Q; g++) {
+        e.loss.loss += query[g].loss.loss * scale;
+        e.loss.rank += query[g].loss.rank * scale;
+        e.loss.ft += query[g].loss.ft * scale;
+        if (query[g].bad && !e.bad) e.query = b.query[g] + 1, e.bad = query[g].bad, e.value = query[g].value;
     }
+    *end = e;
 }
 
 // The gradient's norm from its partial sums, and what the update multiplies it by: 0 = leave everything alone. One
-// thread.
+// warp.
 __global__ void step_end_kernel(StepEnd *end, const double *part, int parts, double clip) {
     double sum = 0;
+    for (int i = threadIdx.x; i < parts; i += 32) sum += part[i];
+    sum = warp_sum(sum);
     if (threadIdx.x) return;
-    for (int i = 0; i < parts; i++) sum += part[i];
     end->norm = sqrt(sum);
     end->scale = !isfinite(end->norm) || end->bad ? 0 : (float)clip_scale(end->norm, clip);
 }
@@ -1708,7 +1711,7 @@ template <int STEP> static void draw_tokens(int *token, float *z, uint64_t *tota
     X(float, coef,   1, N, 1)          /* c_i */                                                \
     X(double, values, 3, N, 1)         /* what the loss sees of each response, p_i, dL/dvalue */ \
     X(QueryEnd, ends, 1, N, 1)         /* each query's losses */                                \
-    X(float, part,   1, PARTS, 4 * c.C)
+    X(float, part,   1, PARTS, 6 * c.C)
 
 #define X(name, layers, rows, cols, kind) elem *name;
 typedef struct { GPT2_PARAMS(X) } Weights; // the parameters as elem, for the matrix products
@@ -1794,10 +1797,11 @@ enum { STATIC_SHARED = 1024 }; // bytes, more than the attention kernels declare
 // Kernels that need more shared memory than a block gets unasked. Sizes that this path cannot hold are refused here.
 static void shared_memory(Config c) {
     int hs = c.C / c.NH, limit = (int)device.prop.sharedMemPerBlockOptin;
+    int most = c.C % 4 ? CHANNELS_MAX / 4 : CHANNELS_MAX; // see layernorm_backward_kernel
     size_t room = attention_shared(hs);
-    if (c.C > CHANNELS_MAX || hs > HEAD_MAX || room + STATIC_SHARED > (size_t)limit)
+    if (c.C > most || hs > HEAD_MAX || room + STATIC_SHARED > (size_t)limit)
         die("GPU: %d channels in heads of %d: up to %d, in heads up to %d and as %s's shared memory allows (%zu of %d "
-            "bytes); ./train_rrhf does it on the CPU", c.C, hs, CHANNELS_MAX, HEAD_MAX, device.prop.name, room, limit);
+            "bytes); ./train_rrhf does it on the CPU", c.C, hs, most, HEAD_MAX, device.prop.name, room, limit);
     // For all models: one with smaller heads, built later, must not take away what this one needs.
 #define MORE_(kernel) \
     CHECK_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit - STATIC_SHARED));
@@ -2073,14 +2077,15 @@ static void block_backward(GPT2 *m, int N, int l) {
     int C = m->c.C, NH = m->c.NH;
     float *dx = m->dx, *part = m->part;
     elem *half = HALF ? m->half : NULL, *dc = m->dc, *dqkv = m->d3c, *dfc = m->d4c;
-    matmul_backward(dfc, d.fcprojw, d.fcprojb, part, m->half, s.gelu, h.fcprojw, N, 4 * C, C);
+    matmul_backward(dfc, d.fcprojw, NULL, part, m->half, s.gelu, h.fcprojw, N, 4 * C, C);
     gelu_backward(dfc, d.fcb, part, s.fc, N, 4 * C);
     matmul_backward(dc, d.fcw, NULL, part, dfc, s.ln2, h.fcw, N, C, 4 * C);
-    layernorm_backward(dx, half, d.ln2w, d.ln2b, part, dc, s.mid, NULL, w.ln2w, s.mean2, s.rstd2, N, C);
-    matmul_backward(dc, d.attprojw, d.attprojb, part, m->half, s.att, h.attprojw, N, C, C);
+    layernorm_backward(dx, half, d.ln2w, d.ln2b, d.attprojb, part, dc, s.mid, NULL, w.ln2w, s.mean2, s.rstd2, N, C);
+    matmul_backward(dc, d.attprojw, NULL, part, m->half, s.att, h.attprojw, N, C, C);
     attention_backward(dqkv, m->delta, dc, s.att, s.lse, s.qkv, m->tiles, m->n_tiles, C, NH);
     matmul_backward(dc, d.qkvw, d.qkvb, part, dqkv, s.ln1, h.qkvw, N, C, 3 * C);
-    layernorm_backward(dx, half, d.ln1w, d.ln1b, part, dc, s.x, NULL, w.ln1w, s.mean1, s.rstd1, N, C);
+    float *before = l ? block_params(m->c, m->dw, l - 1, 1).fcprojb : NULL;
+    layernorm_backward(dx, half, d.ln1w, d.ln1b, before, part, dc, s.x, NULL, w.ln1w, s.mean1, s.rstd1, N, C);
 }
 
 // Of the batch that was sent; leaves the outputs in m->out.
@@ -2115,7 +2120,8 @@ static void backward(GPT2 *m, const Batch *b) {
     // Rows that are not read have no gradient.
     CHECK_CUDA(cudaMemsetAsync(m->dx, 0, NC * sizeof(float), device.stream));
     if (HALF) CHECK_CUDA(cudaMemsetAsync(m->half, 0, NC * sizeof(elem), device.stream));
-    layernorm_backward(m->dx, HALF ? m->half : NULL, m->dw.lnfw, m->dw.lnfb, m->part, m->dlnf, m->read, m->rows,
+    layernorm_backward(m->dx, HALF ? m->half : NULL, m->dw.lnfw, m->dw.lnfb,
+                       block_params(c, m->dw, c.L - 1, 1).fcprojb, m->part, m->dlnf, m->read, m->rows,
                        m->w.lnfw, m->meanf, m->rstdf, U, c.C);
     for (int l = c.L - 1; l >= 0; l--) block_backward(m, b->N, l);
     embedding_backward(m->dw.wte, m->dw.wpe, m->dx, m->by_token, m->by_pos, c.C);

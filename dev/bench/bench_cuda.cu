@@ -125,7 +125,7 @@ static Work work(const char *name, Config c, const Batch *b, double seen) {
         {"embedding_backward_kernel", {8 * NC, 0}},
         {"layernorm_forward_kernel", {(8 + 2 * e) * (2 * L * NC + UC), 0}},
         {"layernorm_backward_kernel", {(12 + e + (HALF ? e : 0)) * (2 * L * NC + UC), 0}},
-        {"bias_backward_kernel", {17 * L * NC * e, 0}}, // 12 of them GELU's backward
+        {"bias_backward_kernel", {15 * L * NC * e, 0}}, // 12 of them GELU's backward
         {"attention_forward_kernel", {4 * L * NC * e, 4 * L * C * seen}},
         {"attention_backward_q_kernel", {6 * L * NC * e, 6 * L * C * seen}},
         {"attention_backward_kv_kernel", {6 * L * NC * e, 8 * L * C * seen}},
