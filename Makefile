@@ -101,6 +101,7 @@ PTX_TESTS = $(if $(and $(NVCC),$(shell command -v python3),$(filter x86_64,$(she
 GPU_TESTS = $(if $(and $(GPU),$(NVCC)),test/test_cuda_gpu_fp32 $(if $(filter 7%,$(GPU)),,test/test_cuda_gpu_bf16)) # Turing has no bfloat16
 CUDA_TESTS = $(if $(shell command -v $(CXX)),$(EMULATED_TESTS) $(PTX_TESTS)) $(GPU_TESTS)
 CUDA_PARTS = test/test_cuda.cu test/cuda_emulation.h test/cpu_layers.h test/test.h train_rrhf.cu $(HEADERS)
+OF_TARGET = -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) # as its name says
 EMULATION = $(CXX) -x c++ -std=c++17 -O1 -g -fno-strict-aliasing -DCUDA_EMULATION -o $@
 EMULATED = $(EMULATION) test/test_cuda.cu -x none test/cpu_layers.o -lm
 test/cpu_layers.o: test/cpu_layers.c test/cpu_layers.h train_rrhf.c $(HEADERS)
@@ -110,16 +111,16 @@ test/test_cuda_fp32: test/cpu_layers.o $(CUDA_PARTS)
 test/test_cuda_bf16: test/cpu_layers.o $(CUDA_PARTS)
 	$(EMULATED) -DPRECISION_BF16 -fsanitize=address,undefined
 test/test_cuda_races_%: test/cpu_layers.o $(CUDA_PARTS)
-	$(EMULATED) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) -fsanitize=thread
+	$(EMULATED) $(OF_TARGET) -fsanitize=thread
 test/kernels_%.h: test/ptx.py train_rrhf.cu $(HEADERS) # what nvcc makes of the kernels, as C++
-	$(NVCC) -std=c++17 -O3 -ptx -arch=compute_90 $(NVCC_EXTRA) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) -o $@.ptx train_rrhf.cu \
+	$(NVCC) -std=c++17 -O3 -ptx -arch=compute_90 $(NVCC_EXTRA) $(OF_TARGET) -o $@.ptx train_rrhf.cu \
 	    && python3 test/ptx.py < $@.ptx > $@.new || echo '#define PTX_NONE "nvcc or test/ptx.py gave up (rm $@; make $@ says why)"' > $@.new
 	@mv $@.new $@; rm -f $@.ptx
 .PRECIOUS: test/kernels_%.h
 test/test_cuda_ptx_%: test/kernels_%.h test/cpu_layers.o $(CUDA_PARTS)
-	$(EMULATED) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) '-DEMULATION_PTX="kernels_$*.h"' -g0 -march=native -ffp-contract=off -no-pie -rdynamic -ldl
+	$(EMULATED) $(OF_TARGET) '-DEMULATION_PTX="kernels_$*.h"' -g0 -march=native -ffp-contract=off -no-pie -rdynamic -ldl
 test/test_cuda_gpu_%: test/cpu_layers.o $(CUDA_PARTS)
-	$(GPU_BUILD) -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) -o $@ test/test_cuda.cu test/cpu_layers.o -lcublasLt
+	$(GPU_BUILD) $(OF_TARGET) -o $@ test/test_cuda.cu test/cpu_layers.o -lcublasLt
 
 # Several processes: the CPU program, and the GPU's on the emulation.
 WORLD = $(if $(and $(MPI),$(shell command -v mpirun)),./train_rrhf $(if $(shell command -v $(CXX)),test/train_emulated))

@@ -29,31 +29,37 @@ enum Source { SOURCE_DATA, SOURCE_SAMPLE, SOURCE_BEAM, SOURCE_DIVERSE }; // who 
 // ----------------------------------------------------------------------------
 // The data set in memory
 
+// X(type, name, elements)
+#define RANKED_ARRAYS(X)                                                                             \
+    X(int, query_len, Q)                                                                             \
+    X(int64_t, query_at, Q)       /* where its tokens start */                                       \
+    X(int, first, Q + 1)          /* query q owns responses first[q] .. first[q+1]-1 */              \
+    X(int, resp_len, R)                                                                              \
+    X(int64_t, resp_at, R)        /* where its tokens start */                                       \
+    X(float, score, R)                                                                               \
+    X(int, source, R)             /* SOURCE_DATA or another */                                       \
+    X(uint16_t, tokens, n_tokens)
+
 typedef struct {
     int Q, R;              // queries, responses
     int64_t n_tokens;
     int V;                 // vocabulary the tokens come from; 0 = not known (a token stream)
-    int *query_len;        // (Q)
-    int64_t *query_at;     // (Q)   where its tokens start
-    int *first;            // (Q+1) query q owns responses first[q] .. first[q+1]-1
-    int *resp_len;         // (R)
-    int64_t *resp_at;      // (R)   where its tokens start
-    float *score;          // (R)
-    int *source;           // (R)   SOURCE_DATA or another
-    uint16_t *tokens;      // (n_tokens)
-    size_t cap[8];         // capacities of the eight arrays above, for appending
+#define X(type, name, n) type *name; size_t name##_cap; // its capacity, for appending
+    RANKED_ARRAYS(X)
+#undef X
 } Ranked;
 
 static inline void ranked_free(Ranked *d) {
-    free(d->query_len); free(d->query_at); free(d->first); free(d->resp_len);
-    free(d->resp_at); free(d->score); free(d->source); free(d->tokens);
+#define X(type, name, n) free(d->name);
+    RANKED_ARRAYS(X)
+#undef X
     memset(d, 0, sizeof *d);
 }
 
 // Appends tokens; returns where they start.
 static inline int64_t ranked_append(Ranked *d, const uint16_t *tokens, int n) {
     int64_t at = d->n_tokens;
-    XGROW(d->tokens, d->cap[7], (size_t)(at + n));
+    XGROW(d->tokens, d->tokens_cap, (size_t)(at + n));
     if (n) memcpy(d->tokens + at, tokens, (size_t)n * sizeof(uint16_t));
     d->n_tokens += n;
     return at;
@@ -62,9 +68,9 @@ static inline int64_t ranked_append(Ranked *d, const uint16_t *tokens, int n) {
 // Appends a query; its responses follow with ranked_response.
 static inline void ranked_query(Ranked *d, const uint16_t *tokens, int n) {
     size_t q = (size_t)d->Q;
-    XGROW(d->query_len, d->cap[0], q + 1);
-    XGROW(d->query_at, d->cap[1], q + 1);
-    XGROW(d->first, d->cap[2], q + 2);
+    XGROW(d->query_len, d->query_len_cap, q + 1);
+    XGROW(d->query_at, d->query_at_cap, q + 1);
+    XGROW(d->first, d->first_cap, q + 2);
     d->query_len[q] = n;
     d->query_at[q] = ranked_append(d, tokens, n);
     d->first[q] = d->first[q + 1] = d->R;
@@ -74,10 +80,10 @@ static inline void ranked_query(Ranked *d, const uint16_t *tokens, int n) {
 // Appends a response to the last query.
 static inline void ranked_response(Ranked *d, const uint16_t *tokens, int n, float score, int source) {
     size_t r = (size_t)d->R;
-    XGROW(d->resp_len, d->cap[3], r + 1);
-    XGROW(d->resp_at, d->cap[4], r + 1);
-    XGROW(d->score, d->cap[5], r + 1);
-    XGROW(d->source, d->cap[6], r + 1);
+    XGROW(d->resp_len, d->resp_len_cap, r + 1);
+    XGROW(d->resp_at, d->resp_at_cap, r + 1);
+    XGROW(d->score, d->score_cap, r + 1);
+    XGROW(d->source, d->source_cap, r + 1);
     d->resp_len[r] = n;
     d->resp_at[r] = ranked_append(d, tokens, n);
     d->score[r] = score;
@@ -94,23 +100,20 @@ static inline void ranked_gather(Ranked *d) {
     for (int from = 0; from < world_size; from++) {
         Ranked part = *d;
         world_give(&part, sizeof part, from); // of another process the pointers mean nothing
-        void **array[8] = {(void **)&part.query_len, (void **)&part.query_at, (void **)&part.first,
-                           (void **)&part.resp_len, (void **)&part.resp_at, (void **)&part.score,
-                           (void **)&part.source, (void **)&part.tokens};
-        size_t Q = (size_t)part.Q, R = (size_t)part.R, n[8] = {Q, Q, Q + 1, R, R, R, R, (size_t)part.n_tokens};
-        size_t size[8] = {sizeof(int), sizeof(int64_t), sizeof(int), sizeof(int), sizeof(int64_t), sizeof(float),
-                          sizeof(int), sizeof(uint16_t)};
+        size_t Q = (size_t)part.Q, R = (size_t)part.R, n_tokens = (size_t)part.n_tokens;
+        if (!Q) continue;
         if (from == world_rank) part = *d;
-        for (int i = 0; i < 8 && Q; i++) {
-            if (from != world_rank) *array[i] = xalloc(n[i], size[i]);
-            world_give(*array[i], n[i] * size[i], from);
-        }
+#define X(type, name, n)                                                                    \
+        if (from != world_rank) part.name = (type *)xalloc(n, sizeof(type));                \
+        world_give(part.name, (n) * sizeof(type), from);
+        RANKED_ARRAYS(X)
+#undef X
         for (int q = 0; q < part.Q; q++) {
             ranked_query(&all, part.tokens + part.query_at[q], part.query_len[q]);
             for (int r = part.first[q]; r < part.first[q + 1]; r++)
                 ranked_response(&all, part.tokens + part.resp_at[r], part.resp_len[r], part.score[r], part.source[r]);
         }
-        if (from != world_rank && Q) ranked_free(&part);
+        if (from != world_rank) ranked_free(&part);
     }
     ranked_free(d);
     *d = all;

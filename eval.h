@@ -16,8 +16,12 @@ queries, since the completions of one query are no independent samples.
 #include "util.h"        // defines: xalloc
 #include "dataloader.h"  // defines: Ranked
 
-typedef struct { double mean, err; int n; } Figure; // err: one standard error
+typedef struct { double mean, err; int n; } Figure; // err: one standard error; n = 0: there is no such figure
 
+// A policy's figures, and their names in eval.csv
+enum { REWARD, PERPLEXITY, KL, TOKENS, DISTINCT_1, DISTINCT_2, ACCURACY, FIGURES };
+static const char *const figure_names[FIGURES] = {"reward", "perplexity", "kl", "tokens", "distinct-1", "distinct-2",
+                                                  "accuracy"};
 #define EVAL_HEADER "policy,figure,mean,stderr,n"   // of eval.csv
 #define REWARD_HEADER "step,reward,stderr,queries"  // of reward.csv, the reward's curve during training
 

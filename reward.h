@@ -69,13 +69,19 @@ static inline BOTH Loss pairwise_loss(const Objective *o, int k, const double *z
     return l;
 }
 
+// Has any query two responses of different scores?
+static inline int ranked_has_pairs(const Ranked *d) {
+    for (int q = 0; q < d->Q; q++)
+        for (int r = d->first[q]; r < d->first[q + 1]; r++)
+            if (d->score[r] != d->score[d->first[q]]) return 1;
+    return 0;
+}
+
 // 1: labels, 0: preferences. Dies when the data are neither.
 static inline int reward_data_is_labels(const Ranked *d, const char *path) {
-    int pairs = 0;
     if (d->R > d->Q) {
-        for (int q = 0; q < d->Q; q++)
-            for (int r = d->first[q] + 1; r < d->first[q + 1]; r++) pairs += d->score[r] != d->score[d->first[q]];
-        if (!pairs) die("%s: every query's responses have equal scores; a reward model needs differences", path);
+        if (!ranked_has_pairs(d))
+            die("%s: every query's responses have equal scores; a reward model needs differences", path);
         return 0;
     }
     for (int r = 0; r < d->R; r++)

@@ -135,9 +135,10 @@ static inline void batch_bounds(const Ranked *d, int micro, int bound[4]) {
     free(N);
 }
 
-// --micro-batch 0: as many queries as keep a micro-batch at about the tokens that suit the machine.
-static inline int micro_batch_auto(const GPT2 *m, const Ranked *d, int batch) {
-    int64_t tokens = 0;
+// --micro-batch 0: as many queries as keep a micro-batch at about the tokens that suit the machine. more: tokens that
+// each query is still to be given.
+static inline int micro_batch_auto(const GPT2 *m, const Ranked *d, int batch, int more) {
+    int64_t tokens = (int64_t)more * d->Q;
     for (int q = 0; q < d->Q; q++) tokens += d->query_len[q];
     for (int r = 0; r < d->R; r++) tokens += d->resp_len[r];
     int64_t micro = gpt2_tokens(m) * (int64_t)d->Q / (tokens ? tokens : 1);
@@ -148,13 +149,14 @@ static int evaluate_queries; // --micro-batch
 
 // Queries at once where a model is only evaluated.
 static inline int evaluate_micro(const GPT2 *m, const Ranked *d) {
-    return evaluate_queries ? min_int(evaluate_queries, d->Q) : micro_batch_auto(m, d, d->Q);
+    return evaluate_queries ? min_int(evaluate_queries, d->Q) : micro_batch_auto(m, d, d->Q, 0);
 }
 
 // ----------------------------------------------------------------------------
 // What a training run is told
 
 enum Schedule { SCHEDULE_LINEAR, SCHEDULE_COSINE, SCHEDULE_CONSTANT }; // in the order of --schedule's choices
+static const char *const schedule_names[] = {"linear", "cosine", "constant"};
 
 typedef struct {
     const char *label, *out, *resume;        // label for the progress line; resume may be NULL
@@ -173,6 +175,7 @@ typedef struct {
     // that is visited twice comes twice. step: how many are done.
     int refresh;                             // k, 0 = the data's own responses
     Ranked (*answer)(void *context, const Ranked *d, const int *queries, int n, int step);
+    int answer_tokens;                       // that it adds to a query, at most
     char drawing[512];                       // how responses are drawn: more of the settings
     char settings[2048];                     // what a resumed run must share, a setting a line (train_settings)
 } Train;
@@ -460,21 +463,20 @@ static inline uint64_t gpt2_hash(GPT2 *m) {
 static inline void train_settings(Train *t, GPT2 *m, const Ranked *d) {
     Config c = gpt2_config(m);
     const Objective *o = &t->objective;
-    if (t->micro_batch < 1) t->micro_batch = micro_batch_auto(m, d, t->batch);
+    if (t->micro_batch < 1) t->micro_batch = micro_batch_auto(m, d, t->batch, t->answer_tokens);
     if (t->micro_batch > t->batch) t->micro_batch = t->batch;
-    char processes[32] = "";
-    if (world_size > 1) snprintf(processes, sizeof processes, "processes %d\n", world_size);
     snprintf(t->settings, sizeof t->settings,
              "model T%d V%d L%d NH%d C%d reward%d\nstart #%016" PRIx64 "\ndtype %s\n"
              "data %d queries %d responses #%016" PRIx64 "\n"
              "seed %" PRIu64 "\nbatch %d\nmicro-batch %d\nepochs %d\nshuffle %d\n"
-             "lr %.9g\nschedule %d\nwarmup %.9g\nbeta1 %.9g\nbeta2 %.9g\neps %.9g\nweight-decay %.9g\ngrad-clip %.9g\n"
-             "rank-weight %.9g\nft-weight %.9g\nft-reduction %s\nlength-penalty %.9g\nmargin %.9g\nrefresh %d\n%s%s",
+             "lr %.9g\nschedule %s\nwarmup %.9g\nbeta1 %.9g\nbeta2 %.9g\neps %.9g\nweight-decay %.9g\ngrad-clip %.9g\n"
+             "rank-weight %.9g\nft-weight %.9g\nft-reduction %s\nlength-penalty %.9g\nmargin %.9g\n"
+             "refresh %d\nprocesses %d\n%s",
              c.T, c.V, c.L, c.NH, c.C, c.reward, gpt2_hash(m), backend_dtype(),
              d->Q, d->R, ranked_hash(d), t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
-             t->adam.lr, (int)t->schedule, t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps, t->adam.weight_decay,
-             t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum", o->length_penalty, o->margin,
-             t->refresh, processes, t->drawing);
+             t->adam.lr, schedule_names[t->schedule], t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps,
+             t->adam.weight_decay, t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum",
+             o->length_penalty, o->margin, t->refresh, world_size, t->drawing);
 }
 
 // Dies where the run in t->resume was begun with other settings, and names the first that differs.
@@ -488,14 +490,6 @@ static inline void settings_check(const Train *t, const char *settings) {
     if (!*here) here = "with fewer settings";
     die("--resume %s: it was begun with %.*s, this is %.*s; give the same options, or start without --resume",
         t->resume, (int)strcspn(there, "\n"), there, (int)strcspn(here, "\n"), here);
-}
-
-// settings.txt marks a run that has finished.
-static inline void settings_write(const Train *t) {
-    char path[RRHF_PATH_MAX];
-    Out out = out_open(path_join(path, t->out, "settings.txt"));
-    out_write(&out, t->settings, strlen(t->settings));
-    out_close(&out);
 }
 
 // ----------------------------------------------------------------------------
@@ -531,7 +525,7 @@ static inline void state_write(GPT2 *m, const Train *t, const Log *log, const Wi
 }
 
 // Reads state.bin of t->resume into m, log and w.
-static inline void train_load(GPT2 *m, const Train *t, Log *log, Window *w) {
+static inline void state_read(GPT2 *m, const Train *t, Log *log, Window *w) {
     char path[RRHF_PATH_MAX], settings[sizeof t->settings];
     int32_t h[256];
     size_t n = gpt2_count(gpt2_config(m));
@@ -574,23 +568,14 @@ static inline void train_load(GPT2 *m, const Train *t, Log *log, Window *w) {
 // ----------------------------------------------------------------------------
 // The loop
 
-// policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as
-// large, is not. A run killed in between resumes from the previous state.bin and writes both again.
-static inline void train_write(GPT2 *m, const Train *t, const Log *log, const Window *w) {
-    char path[RRHF_PATH_MAX];
-    gpt2_save(m, path_join(path, t->out, "policy.bin"));
-    log_write(t, log);
-    state_write(m, t, log, w);
-}
-
 // Call when all that a run leaves is there, its plots and samples too: a finished one leaves its settings and no state.
 static inline void train_done(const Train *t, const Ranked *d, const Log *log) {
     char path[RRHF_PATH_MAX];
     if (log->n < train_steps(t, d)) return;
-    if (!world_rank) {
-        settings_write(t);
-        unlink(path_join(path, t->out, "state.bin"));
-    }
+    Out out = out_open(path_join(path, t->out, "settings.txt"));
+    out_write(&out, t->settings, strlen(t->settings));
+    out_close(&out);
+    if (!world_rank) unlink(path_join(path, t->out, "state.bin"));
     world_wait();
 }
 
@@ -605,18 +590,23 @@ static inline void weights_check(GPT2 *m) {
             "one kind", others, world_size);
 }
 
+// policy.bin and log.csv come first: where the disk is full, the result is there and only the state, three times as
+// large, is not. A run killed in between resumes from the previous state.bin and writes both again.
 static inline void train_save(GPT2 *m, const Train *t, const Log *log, const Window *w) {
+    char path[RRHF_PATH_MAX];
     if (world_size > 1) weights_check(m);
-    if (!world_rank) train_write(m, t, log, w);
+    if (!world_rank) {
+        gpt2_save(m, path_join(path, t->out, "policy.bin"));
+        log_write(t, log);
+        state_write(m, t, log, w);
+    }
     world_wait(); // until the files are there
 }
 
-// Has the run in t->resume finished? Then the loop has nothing to do. Call it before the loop, while m is the start: it
-// fills t->settings.
-static inline int train_finished(GPT2 *m, const Ranked *d, Train *t) {
+// Has the run in t->resume finished? Then the loop has nothing to do. After train_settings.
+static inline int train_finished(const Train *t, const Ranked *d) {
     char path[RRHF_PATH_MAX], settings[sizeof t->settings];
     int total = train_steps(t, d);
-    train_settings(t, m, d);
     if (!t->resume || access(path_join(path, t->resume, "settings.txt"), F_OK)) return 0;
     In in = in_open(path);
     if (in.size >= (int64_t)sizeof settings)
@@ -633,15 +623,15 @@ static inline int train_finished(GPT2 *m, const Ranked *d, Train *t) {
     return 1;
 }
 
-// Trains m on d and leaves policy.bin, log.csv and state.bin in t->out; train_finished comes before, train_done later.
-// Returns 0, or 1 when Ctrl-C stopped it.
-static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
+// Trains m on d and leaves policy.bin, log.csv and state.bin in t->out; train_settings and train_finished come before,
+// train_done later. Returns 0, or 1 when Ctrl-C stopped it.
+static inline int train_loop(GPT2 *m, const Ranked *d, const Train *t, Log *log) {
     int total = train_steps(t, d), step = 0, epoch = -1, stop = 0;
     int end = t->steps ? min_int(t->steps, total) : total;
     char path[RRHF_PATH_MAX];
     Window w = {0};
     if (t->resume) {
-        train_load(m, t, log, &w);
+        state_read(m, t, log, &w);
         step = log->n;
         if (step < end) fprintf(stderr, "%-8s going on from step %d of %d\n", t->label, step, total);
         else fprintf(stderr, "%-8s nothing to do: %s stands at step %d of %d\n", t->label, t->resume, step, total);
@@ -649,7 +639,8 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     }
     if (!world_rank) unlink(path_join(path, t->out, "settings.txt")); // an earlier run's
     StepRoom s = step_room(m, w.d.Q ? &w.d : d, t->micro_batch);
-    int *order = (int *)xalloc((size_t)d->Q, sizeof(int)), begun = step;
+    int *order = (int *)xalloc((size_t)d->Q, sizeof(int));
+    int begun = step;
     interrupted = 0;
     signal(SIGINT, on_interrupt);
     Progress bar = progress_start(t->label, step);
@@ -682,6 +673,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, Train *t, Log *log) {
     if (t->profile && step > begun) backend_profile(step > begun + 1 ? step - begun - 1 : 1);
     train_save(m, t, log, &w);
     signal(SIGINT, SIG_DFL); // a first Ctrl-C waits for the files
+    if (!stop) stop = stop_asked(); // during the last step or the saving: what comes after is stopped
     free(order);
     free(w.index);
     ranked_free(&w.d);

@@ -4,7 +4,7 @@ sampler.h: sampling policies over a key/value cache. Sees logits, or the largest
   Ranked sample(GPT2 *m, const Ranked *queries, Sampling s, int keep_own, const char *label)
   Ranked beam_search(GPT2 *m, const Ranked *queries, Beaming b, int keep_own, const char *label)
 
-Both return the same queries, each with its own responses (keep_own, scores 0) followed by s.num_return new ones. A
+Both return the same queries, each with its own responses (keep_own, scores 0) followed by num_return new ones. A
 response ends with the end-of-text token, which it keeps, or after max_new_tokens. label: of the progress line, or "".
 
 sample        temperature, top-k, top-p; scores 0. Each completion draws from a random stream of its own: that of the
@@ -184,16 +184,16 @@ static inline int compare_continuations(const void *a, const void *b) { // by su
 // What a decode gave of each row: its k largest logits and its log sum exp.
 typedef struct { const Candidate *top; const double *lse; int k; } Rows;
 
-// The `want` best continuations of n beams, best first; returns how many there are (n k may be fewer). sum (n) is the
-// beams' own, row (n) their rows. Each of the n_chosen tokens in chosen costs `penalty` as often as it is there. It
+// The `want` best continuations of n beams, best first; returns how many there are (n k may be fewer). beam (n): what
+// each is so far, row (n): its row. Each of the n_chosen tokens in chosen costs `penalty` as often as it is there. It
 // lowers at most n_chosen tokens, so the best `want` after it are among the best want + n_chosen before it: rows.k must
 // be that many, or V. all (n rows.k)
-static inline int beam_continuations(Continuation *all, int want, Rows rows, const double *sum, const int *row, int n,
-                                     const int *chosen, int n_chosen, double penalty) {
+static inline int beam_continuations(Continuation *all, int want, Rows rows, const Continuation *beam, const int *row,
+                                     int n, const int *chosen, int n_chosen, double penalty) {
     int found = 0;
     for (int b = 0; b < n; b++) {
         const Candidate *top = rows.top + (size_t)row[b] * (size_t)rows.k;
-        double base = sum[b] - rows.lse[row[b]];
+        double base = beam[b].sum - rows.lse[row[b]];
         for (int i = 0; i < rows.k; i++) {
             Continuation *c = &all[found++];
             c->sum = base + top[i].logit;
@@ -210,8 +210,7 @@ typedef struct { double score; int len; uint16_t *text; } Hypothesis; // text (m
 
 typedef struct {
     int live, done;          // beams now, at most size: 1 at the start; done = 1: its hypotheses are final
-    double *sum;             // (size) each beam's log P so far, penalties included
-    int *parent, *token;     // (size) the beam that it continues, and with what
+    Continuation *beam;      // (size) each beam: the continuation that made it
     int n;                   // hypotheses
     Hypothesis *hyp;         // (size), oldest first
 } Group;
@@ -454,8 +453,7 @@ typedef struct {
     Beaming b;
     int size;               // beams of a group
     Group *group;           // (queries, num_beam_groups)
-    double *sum;            // (S) the groups' arrays
-    int *parent, *token;
+    Continuation *beam;     // (S) the groups' arrays
     Hypothesis *hyp;
     uint16_t *text;         // (S, max_new_tokens) the hypotheses' texts
     int want, k;            // continuations that a group looks at; tokens of a row that can be among them
@@ -472,9 +470,7 @@ static inline Beams beams_make(int n, int V, Beaming b) {
     s.size = b.num_beams / G;
     s.want = 2 * s.size; // each beam ends at most once: at least `size` of them go on
     s.group = (Group *)xalloc((size_t)n * (size_t)G, sizeof(Group));
-    s.sum = (double *)xalloc(S, sizeof(double));
-    s.parent = (int *)xalloc(S, sizeof(int));
-    s.token = (int *)xalloc(S, sizeof(int));
+    s.beam = (Continuation *)xalloc(S, sizeof(Continuation));
     s.hyp = (Hypothesis *)xalloc(S, sizeof(Hypothesis));
     s.text = (uint16_t *)xalloc(S * (size_t)b.max_new_tokens, sizeof(uint16_t));
     s.k = s.want + b.num_beams - s.size; // earlier groups have chosen as many as the other groups have beams
@@ -483,9 +479,7 @@ static inline Beams beams_make(int n, int V, Beaming b) {
     s.all = (Continuation *)xalloc(threads * s.all_size, sizeof(Continuation));
     s.chosen = (int *)xalloc(threads * (size_t)b.num_beams, sizeof(int));
     for (int i = 0; i < n * G; i++) {
-        s.group[i].sum = s.sum + i * s.size;
-        s.group[i].parent = s.parent + i * s.size;
-        s.group[i].token = s.token + i * s.size;
+        s.group[i].beam = s.beam + i * s.size;
         s.group[i].hyp = s.hyp + i * s.size;
     }
     for (size_t i = 0; i < S; i++) s.hyp[i].text = s.text + i * (size_t)b.max_new_tokens;
@@ -493,23 +487,19 @@ static inline Beams beams_make(int n, int V, Beaming b) {
 }
 
 static inline void beams_free(Beams *s) {
-    free(s->group); free(s->sum); free(s->parent); free(s->token); free(s->hyp); free(s->text); free(s->all);
-    free(s->chosen);
+    free(s->group); free(s->beam); free(s->hyp); free(s->text); free(s->all); free(s->chosen);
 }
 
 // One group's step. s0: its first sequence; start: where responses start in the list; len: a response's length now.
 static inline void group_step(const Beams *s, Group *g, const Wave *w, Rows rows, int s0, int start, int len,
                               const int *chosen, int n_chosen) {
     Continuation *all = s->all + thread_index() * s->all_size;
-    int next = 0, n = beam_continuations(all, s->want, rows, g->sum, w->from + s0, g->live, chosen, n_chosen,
+    int next = 0, n = beam_continuations(all, s->want, rows, g->beam, w->from + s0, g->live, chosen, n_chosen,
                                          s->b.diversity_penalty);
     for (int rank = 0; rank < n && next < s->size; rank++) {
         Continuation c = all[rank];
-        if (c.token != s->b.eot) {
-            g->sum[next] = c.sum;
-            g->parent[next] = c.beam;
-            g->token[next++] = c.token;
-        } else if (rank < s->size) {
+        if (c.token != s->b.eot) g->beam[next++] = c;
+        else if (rank < s->size) {
             uint16_t *text = group_keep(g, s->size, beam_score(c.sum, len, s->b.length_penalty), len);
             if (text) text[wave_text(w, s0 + c.beam, start, text)] = (uint16_t)c.token;
         }
@@ -527,7 +517,7 @@ static inline void query_step(const Beams *s, const Wave *w, Rows rows, int j, i
         Group *g = &s->group[j * G + i];
         int idle = g->done;
         if (!idle) group_step(s, g, w, rows, j * K + i * s->size, start, len, chosen, n_chosen);
-        for (int b = 0; b < (idle ? s->size : g->live); b++) chosen[n_chosen++] = idle ? s->b.eot : g->token[b];
+        for (int b = 0; b < (idle ? s->size : g->live); b++) chosen[n_chosen++] = idle ? s->b.eot : g->beam[b].token;
     }
 }
 
@@ -536,7 +526,7 @@ static inline void beams_fork(Beams *s, Wave *w, const Ranked *d, int q0, int n,
     int G = s->b.num_beam_groups, last = len == s->b.max_new_tokens;
     for (int i = 0; i < n * G; i++)
         for (int b = 0; !s->group[i].done && b < s->group[i].live; b++) {
-            int child = i * s->size + b, parent = i * s->size + s->group[i].parent[b];
+            int child = i * s->size + b, parent = i * s->size + s->group[i].beam[b].beam;
             size_t had = (size_t)(d->query_len[q0 + i / G] + len - 1);
             memcpy(w->spare + child * w->stride, w->d.list + parent * w->stride, had * sizeof(int));
         }
@@ -548,10 +538,11 @@ static inline void beams_fork(Beams *s, Wave *w, const Ranked *d, int q0, int n,
         Group *g = &s->group[i];
         for (int b = 0; !g->done && b < g->live; b++) {
             int child = i * s->size + b, start = d->query_len[q0 + i / G];
+            Continuation c = g->beam[b];
             w->list_len[child] = start + len - 1;
-            wave_append(w, child, g->token[b]);
+            wave_append(w, child, c.token);
             if (!last) wave_feed(w, child, 1);
-            uint16_t *text = last ? group_keep(g, s->size, beam_score(g->sum[b], len, s->b.length_penalty), len) : NULL;
+            uint16_t *text = last ? group_keep(g, s->size, beam_score(c.sum, len, s->b.length_penalty), len) : NULL;
             if (text) wave_text(w, child, start, text);
         }
     }
@@ -563,7 +554,7 @@ static inline void beam_wave(Beams *s, Wave *w, GPT2 *m, const Ranked *d, int q0
     for (int i = 0; i < n * s->b.num_beam_groups; i++) {
         s->group[i].live = 1; // all beams of a group would start the same
         s->group[i].done = s->group[i].n = 0;
-        s->group[i].sum[0] = 0;
+        s->group[i].beam[0].sum = 0;
     }
     for (int len = 1;; len++) {
         Rows rows = {NULL, NULL, s->k};

@@ -31,7 +31,7 @@ A Tokenizer remembers words it has seen, so threads need one each.
 #ifndef TOKENIZER_H
 #define TOKENIZER_H
 
-#include "util.h"        // defines: die, In, Out, xalloc, XGROW, VOCABULARY_MAX
+#include "util.h"        // defines: die, In, Out, xalloc, XGROW, hash64, VOCABULARY_MAX
 #include "dev/unicode.h" // defines: unicode_letters, unicode_numbers, unicode_spaces, UNICODE_END
 
 enum { TOKENIZER_MAGIC = 20240328, TOKENIZER_VERSION = 2, TOKEN_BYTES_MAX = 255 };
@@ -84,15 +84,9 @@ static inline void tokenizer_free(Tokenizer *t) {
     memset(t, 0, sizeof *t);
 }
 
-static inline uint32_t bytes_hash(const char *s, size_t n) { // FNV-1a, its high bits folded into the low ones
-    uint64_t h = 0xCBF29CE484222325ull;
-    for (size_t i = 0; i < n; i++) h = (h ^ (uint8_t)s[i]) * 0x100000001B3ull;
-    return (uint32_t)(h ^ (h >> 32));
-}
-
 // The slot of these bytes: the one that holds them, or the free one where they belong.
 static inline int32_t *tokenizer_slot(const Tokenizer *t, const char *s, size_t n) {
-    uint32_t i = bytes_hash(s, n) & t->mask;
+    uint32_t i = (uint32_t)hash64(HASH64, s, n) & t->mask;
     for (;; i = (i + 1) & t->mask) {
         int32_t id = t->table[i];
         if (id < 0) return &t->table[i];
@@ -330,7 +324,7 @@ static inline size_t tokenizer_encode(Tokenizer *t, const char *text, size_t n, 
         const char *s = text + i;
         size_t len = end - i, first = out->n;
         XGROW(out->id, out->cap, first + len); // a token is at least a byte
-        CachedWord *w = len <= WORD_BYTES ? &t->cache[bytes_hash(s, len) % CACHE_WORDS] : NULL;
+        CachedWord *w = len <= WORD_BYTES ? &t->cache[hash64(HASH64, s, len) % CACHE_WORDS] : NULL;
         if (w && w->len == len && memcmp(w->bytes, s, len) == 0) {
             memcpy(out->id + first, w->id, w->n * sizeof(uint16_t));
             out->n += w->n;
@@ -355,7 +349,7 @@ static inline const char *tokenizer_decode(const Tokenizer *t, int id, int *len)
     return t->bytes + t->at[id];
 }
 
-// The bytes of n tokens and a terminating zero, to be freed; *len (if wanted) is their number without it.
+// The bytes of n tokens and a terminating zero, to be freed; *len is their number without it.
 static inline char *tokenizer_text(const Tokenizer *t, const uint16_t *ids, size_t n, size_t *len) {
     char *text = NULL;
     size_t cap = 0, at = 0;
@@ -368,7 +362,7 @@ static inline char *tokenizer_text(const Tokenizer *t, const uint16_t *ids, size
         at += (size_t)k;
     }
     text[at] = 0;
-    if (len) *len = at;
+    *len = at;
     return text;
 }
 
@@ -403,7 +397,7 @@ static inline Words words_collect(const Tokenizer *t, const char *text, size_t n
     w.count = (int64_t *)xalloc(all, sizeof(int64_t));
     for (size_t i = 0, end; i < n; i = end) {
         end = word_end(t, text, n, i);
-        size_t h = bytes_hash(text + i, end - i) & mask, k;
+        size_t h = hash64(HASH64, text + i, end - i) & mask, k;
         while ((k = slots[h]) && (w.len[k - 1] != end - i || memcmp(w.text[k - 1], text + i, end - i)))
             h = (h + 1) & mask;
         if (!k) {

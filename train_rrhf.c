@@ -742,21 +742,23 @@ void gpt2_plan(GPT2 *m, int N, int U) {
 #undef X
 }
 
-// Block l's slices of what is saved; next: the residual stream after it. Without a backward to follow, two slices of x
-// take turns.
+// The residual stream before block l, or with l = L at the end. Without a backward to follow, two slices take turns.
+static real *residual(const GPT2 *m, int l) {
+    return m->x + (size_t)(m->training ? l : l & 1) * (size_t)m->N * (size_t)m->c.C;
+}
+
+// Block l's slices of what is saved; next: the residual stream after it.
 #define X(name, layers, rows, cols) real *name;
 typedef struct { SAVED(X) real *next; } Block;
 #undef X
 static Block block_saved(const GPT2 *m, int l) {
     Config c = m->c;
     size_t N = (size_t)m->N, slice = m->training ? (size_t)l : 0;
-    size_t next = m->training ? (size_t)l + 1 : (size_t)(l + 1) & 1;
     Block s;
 #define X(name, layers, rows, cols) s.name = m->name + slice * (rows) * (size_t)(cols);
     SAVED(X)
 #undef X
-    if (!m->training) s.x = m->x + ((size_t)l & 1) * N * (size_t)c.C;
-    s.next = m->x + next * N * (size_t)c.C;
+    s.x = residual(m, l), s.next = residual(m, l + 1);
     return s;
 }
 
@@ -836,7 +838,7 @@ void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
     gpt2_plan(m, b->N, U);
     embedding_forward(m->x, b->token, b->pos, m->w.wte, m->w.wpe, b->N, c.C);
     for (int l = 0; l < c.L; l++) block_forward(m, b, l);
-    gather_forward(m->gelu, block_saved(m, c.L).x, rows, U, c.C);
+    gather_forward(m->gelu, residual(m, c.L), rows, U, c.C);
     layernorm_forward(m->lnf, m->meanf, m->rstdf, m->gelu, m->w.lnfw, m->w.lnfb, U, c.C);
     if (c.reward) head_forward(out, m->lnf, m->w.rewardw, m->w.rewardb, U, c.C);
     else classifier_forward(out, m->logits, m->lsef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
@@ -942,11 +944,11 @@ static void backward(GPT2 *m, const Batch *batch, const real *coef, Update *u) {
     gradient_room(m, !u);
     grad_beta = !m->fresh;
     if (m->fresh) grads_zero(m, 1);
-    real *dx = block_saved(m, c.L).x, *dlnf = m->dgelu; // U <= N
+    real *dx = residual(m, c.L), *dlnf = m->dgelu; // U <= N
     real *read = m->gelu, *dread = read + (size_t)U * (size_t)c.C;
     if (c.reward) head_backward(dlnf, m->dw.rewardw, m->dw.rewardb, coef, m->lnf, m->w.rewardw, U, c.C);
     else classifier_backward(dlnf, u ? NULL : m->dw.wte, m->logits, m->lsef, coef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
-    gather_forward(read, block_saved(m, c.L).x, rows, U, c.C); // again
+    gather_forward(read, residual(m, c.L), rows, U, c.C); // again
     memset(dread, 0, (size_t)U * (size_t)c.C * sizeof(real));
     layernorm_backward(dread, m->dw.lnfw, m->dw.lnfb, dlnf, read, m->w.lnfw, m->meanf, m->rstdf, U, c.C);
     gather_backward(dx, dread, rows, U, b->N, c.C);
@@ -1013,7 +1015,6 @@ static const real *decode_logits(GPT2 *m, const Decode *d) {
         gelu_forward(fc, fc, n, 4 * C);
         matmul_forward(x, fc, b.fcprojw, b.fcprojb, x, n, 4 * C, C);
     }
-    if (!d->n_rows) return NULL;
     gather_forward(att, x, d->row, d->n_rows, C);
     layernorm_forward(norm, mean, mean + m->dec_n, att, w.lnfw, w.lnfb, d->n_rows, C);
     gemm(0, 1, d->n_rows, c.V, C, norm, (size_t)C, w.wte, (size_t)C, 0, m->dec_logits, (size_t)c.V);

@@ -53,6 +53,7 @@ enum { EXIT_WORK = 1, EXIT_USAGE = 2 };
 // The temporary file that is open for writing, if one is: removed if the program dies before it is renamed.
 static char out_tmp[RRHF_PATH_MAX];
 
+__attribute__((noreturn))
 static inline void die_with(int code, const char *fmt, va_list ap) {
     char said[2 * RRHF_PATH_MAX];
     vsnprintf(said, sizeof said, fmt, ap);
@@ -74,8 +75,6 @@ static void die(const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
     die_with(EXIT_WORK, fmt, ap);
-    va_end(ap);
-    abort(); // not reached: tells the compiler so
 }
 
 // The command line is wrong.
@@ -84,8 +83,6 @@ static void die_usage(const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
     die_with(EXIT_USAGE, fmt, ap);
-    va_end(ap);
-    abort();
 }
 
 // ----------------------------------------------------------------------------
@@ -148,7 +145,7 @@ static inline void in_read(In *in, void *dst, int64_t bytes, const char *what) {
         die("%s: truncated: %s needs %" PRId64 " bytes at offset %" PRId64 ", the file ends %" PRId64
             " bytes after it; fetch or make the file again", in->path, what, bytes, in->at, in_left(in));
     if (bytes && fread(dst, 1, (size_t)bytes, in->f) != (size_t)bytes)
-        die("%s: cannot read %s: %s", in->path, what, errno ? strerror(errno) : "unexpected end of file");
+        die("%s: cannot read %s: %s", in->path, what, ferror(in->f) ? strerror(errno) : "unexpected end of file");
     in->at += bytes;
 }
 
@@ -186,7 +183,7 @@ typedef struct { FILE *f; char path[RRHF_PATH_MAX]; } Out;
 static inline void out_check(const char *path) {
     struct stat st;
     if (!stat(path, &st) && !S_ISREG(st.st_mode))
-        die("%s: exists and is not a regular file; choose another name or --out", path);
+        die("%s: exists and is not a regular file; choose another name", path);
 }
 
 static inline Out out_open(const char *path) {
@@ -207,7 +204,7 @@ static inline Out out_open(const char *path) {
     if (ours && !ftruncate(fd, 0)) out.f = fdopen(fd, "wb");
     if (out.f) return out;
     *out_tmp = 0; // not ours to remove
-    if (fd >= 0 && !ours) die("%s: another run is writing here; choose another --out", path);
+    if (fd >= 0 && !ours) die("%s: another run is writing here; write elsewhere", path);
     die("%s: cannot write: %s; check the folder and its permissions", path, strerror(errno));
 }
 
@@ -257,13 +254,13 @@ static inline void make_dir(const char *dir) {
         char c = *s;
         *s = 0;
         if (mkdir(p, 0777) && errno != EEXIST)
-            die("%s: cannot make the directory: %s; choose another --out", p, strerror(errno));
+            die("%s: cannot make the directory: %s; write elsewhere", p, strerror(errno));
         *s = c;
         if (!c) break;
     }
     struct stat st;
-    if (stat(dir, &st) || !S_ISDIR(st.st_mode)) die("%s: exists and is not a directory; choose another --out", dir);
-    if (access(dir, W_OK | X_OK)) die("%s: cannot write there: %s; choose another --out", dir, strerror(errno));
+    if (stat(dir, &st) || !S_ISDIR(st.st_mode)) die("%s: exists and is not a directory; write elsewhere", dir);
+    if (access(dir, W_OK | X_OK)) die("%s: cannot write there: %s; write elsewhere", dir, strerror(errno));
 }
 
 // ----------------------------------------------------------------------------
@@ -347,9 +344,9 @@ static inline Progress progress_start(const char *label, int64_t first) {
 // Call after each unit of work: `done` of `total`, and anything worth seeing beside it. Without a label it is silent.
 __attribute__((format(printf, 4, 5)))
 static inline void progress(Progress *p, int64_t done, int64_t total, const char *fmt, ...) {
+    if (!*p->label) return;
     int tty = isatty(2), last = done >= total;
     double t = now_s();
-    if (!*p->label) return;
     if (!last && t - p->shown < (tty ? 0.2 : 10.0)) return;
     p->shown = t;
     double left = done > p->first ? (t - p->start) / (double)(done - p->first) * (double)(total - done) : 0;

@@ -273,6 +273,7 @@ static inline Ranked data_open(const Options *o, const char *path, Config c, con
 
 // The tokenizer, if one was given. It must suit a model's vocabulary V, 0 = there is no model.
 static inline Tokenizer *tokenizer_open(const Options *o, int V) {
+    if (!o->tokenizer && o->stop.n) die_usage("--stop: needs --tokenizer");
     if (!o->tokenizer) return NULL;
     Tokenizer *t = (Tokenizer *)xalloc(1, sizeof *t);
     *t = tokenizer_read(o->tokenizer);
@@ -311,8 +312,19 @@ static inline Beaming beaming(const Options *o, Config c, const Tokenizer *t, in
     return b;
 }
 
+// Better known before the work than within it: queries of d and completions, or their judge's reading of both, must fit
+// into m's context. m NULL: a program, which takes texts of any length.
+static inline void completions_fit(const Options *o, const Ranked *d, const GPT2 *m, const char *option,
+                                   const char *path) {
+    int longest = longest_query(d), T = m ? gpt2_config(m).T : INT32_MAX;
+    if (longest > T - o->max_new_tokens)
+        die("%s %s: context %d, but queries have up to %d tokens and completions %d; lower --max-new-tokens, or cut "
+            "with --max-query-tokens", option, path, T, longest, o->max_new_tokens);
+}
+
 // The paper's Tables 1 and 10, and S. rounds > 0: IP-n; refresh > 0: OP-k; own: with the data's own responses.
 enum DrawBy { DRAW_DIVERSE, DRAW_BEAM, DRAW_SAMPLE, DRAW_NOTHING }; // the first three in the order of --draw's choices
+static const char *const draw_names[] = {"diverse", "beam", "sample"};
 typedef struct { enum DrawBy by; int own, rounds, refresh; } Policy;
 
 static inline Policy policy_parse(const Options *o, const char *name) {
@@ -328,29 +340,32 @@ static inline Policy policy_parse(const Options *o, const char *name) {
     if (n < 1 || n > 1000000 || *end || (strncmp(name, "IP", 2) && strncmp(name, "OP", 2)))
         die_usage("--policy '%s': expected one of P, S, SP, B, BP, D, DP, IP-n, OP-k (n, k whole numbers from 1)",
                   name);
-    *(name[0] == 'I' ? &p.rounds : &p.refresh) = (int)n;
+    if (name[0] == 'I') p.rounds = (int)n;
+    else p.refresh = (int)n;
     return p;
 }
 
 // Cuts every new response before the first stop text; a first token that holds one stays, since none may be empty.
+// End-of-text is no text, though a stop text may be part of how it is spelled.
 static inline void stop_cut(const Options *o, const Tokenizer *t, Ranked *d) {
     if (!o->stop.n) return;
-    if (!t) die_usage("--stop: needs --tokenizer");
     for (int r = 0; r < d->R; r++) {
+        if (d->source[r] == SOURCE_DATA) continue;
         const uint16_t *y = d->tokens + d->resp_at[r];
+        int all = d->resp_len[r] - (y[d->resp_len[r] - 1] == t->eot);
         size_t size;
-        char *text = tokenizer_text(t, y, (size_t)d->resp_len[r], &size), *cut = NULL;
+        char *text = tokenizer_text(t, y, (size_t)all, &size), *cut = NULL;
         for (int i = 0; i < o->stop.n; i++) { // no strstr: a zero byte may come before
             char *at = (char *)memmem(text, size, o->stop.text[i], strlen(o->stop.text[i]));
             if (at && (!cut || at < cut)) cut = at;
         }
         int64_t bytes = 0;
         int len = 0, n = 0;
-        for (; cut && n < d->resp_len[r]; n++) { // the tokens that end before the cut
+        for (; cut && n < all; n++) { // the tokens that end before the cut
             tokenizer_decode(t, y[n], &len);
             if ((bytes += len) > cut - text) break;
         }
-        if (cut && d->source[r] != SOURCE_DATA) d->resp_len[r] = n ? n : 1;
+        if (cut) d->resp_len[r] = n ? n : 1;
         free(text);
     }
 }
@@ -409,14 +424,15 @@ static inline void machine_say(void) {
 }
 
 // The model and the data, and the memory for batches of `micro` queries, 0 = none said. training: as gpt2_bytes has it.
-static inline void banner(GPT2 *m, const Ranked *d, const char *verb, int micro, int training) {
+static inline void banner(GPT2 *m, const Ranked *d, const char *verb, int micro, int training, int more) {
     Config c = gpt2_config(m);
     char memory[32] = "";
     if (micro) {
         int bound[4];
         batch_bounds(d, micro, bound);
+        more *= min_int(micro, d->Q);
         snprintf(memory, sizeof memory, "; %.0f MiB",
-                 (double)gpt2_bytes(c, training, bound[0], c.reward ? bound[3] : bound[1]) / 1048576);
+                 (double)gpt2_bytes(c, training, bound[0] + more, c.reward ? bound[3] : bound[1] + more) / 1048576);
     }
     machine_say();
     fprintf(stderr, "%-8s %s: %d layers, %d channels, %d heads, context %d, vocabulary %d, %.1fM parameters; "
@@ -430,6 +446,7 @@ static inline void banner(GPT2 *m, const Ranked *d, const char *verb, int micro,
 static inline Train train_options(const Options *o, const char *label) {
     Train t = {0};
     t.label = label;
+    if (o->resume && access(o->resume, F_OK)) die("--resume %s: %s", o->resume, strerror(errno));
     t.resume = o->resume;
     t.out = o->resume && !o->out_given ? o->resume : o->out;
     t.seed = (uint64_t)o->seed;
@@ -447,11 +464,13 @@ static inline Train train_options(const Options *o, const char *label) {
 }
 
 // The reward's curve during training: mean reward of one fresh completion of each held-out query.
+typedef struct { double step, mean, err; } CurvePoint; // err: one standard error
+
 typedef struct {
     Ranked data;         // the held-out queries
     Sampling sampling;
     int every, last;     // a point every so many steps, and at the last
-    double *point;       // (n, 3): step, mean, standard error
+    CurvePoint *point;   // (n)
     int n;
     size_t cap;
     const char *out;
@@ -473,7 +492,7 @@ static inline void curve_write(const Curve *c) {
     Out out = out_open(path_join(path, c->out, "reward.csv"));
     out_printf(&out, REWARD_HEADER "\n");
     for (int i = 0; i < c->n; i++)
-        out_printf(&out, "%.0f,%.6g,%.6g,%d\n", c->point[3 * i], c->point[3 * i + 1], c->point[3 * i + 2], c->data.Q);
+        out_printf(&out, "%.0f,%.6g,%.6g,%d\n", c->point[i].step, c->point[i].mean, c->point[i].err, c->data.Q);
     out_close(&out);
 }
 
@@ -481,13 +500,13 @@ static inline void curve_write(const Curve *c) {
 static inline void curve_read(Curve *c, const char *dir) {
     char path[RRHF_PATH_MAX], line[256];
     FILE *f = fopen(path_join(path, dir, "reward.csv"), "r");
-    double v[3];
+    CurvePoint p;
     while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "%lf,%lf,%lf", v, v + 1, v + 2) == 3) {
-            XGROW(c->point, c->cap, (size_t)(3 * c->n + 3));
-            memcpy(c->point + 3 * c->n++, v, sizeof v);
+        if (sscanf(line, "%lf,%lf,%lf", &p.step, &p.mean, &p.err) == 3) {
+            XGROW(c->point, c->cap, (size_t)c->n + 1);
+            c->point[c->n++] = p;
         }
-    int end = c->n ? (int)c->point[3 * c->n - 3] : 0;
+    int end = c->n ? (int)c->point[c->n - 1].step : 0;
     if (end % c->every && end != c->last) c->n--; // where --steps ended it
     if (f) fclose(f);
 }
@@ -501,10 +520,10 @@ static inline void curve_point(void *trainee, int step) {
     double *value = (double *)xalloc((size_t)d.R, sizeof *value);
     for (int r = 0; r < d.R; r++) value[r] = d.score[r];
     Figure f = figure_mean(value, d.R); // one response per query
-    XGROW(c->point, c->cap, (size_t)(3 * c->n + 3));
-    while (c->n && c->point[3 * c->n - 3] >= step) c->n--; // a resumed run comes by again
-    double *p = c->point + 3 * c->n++;
-    p[0] = step, p[1] = f.mean, p[2] = f.err;
+    CurvePoint p = {(double)step, f.mean, f.err};
+    while (c->n && c->point[c->n - 1].step >= step) c->n--; // a resumed run comes by again
+    XGROW(c->point, c->cap, (size_t)c->n + 1);
+    c->point[c->n++] = p;
     curve_write(c);
     free(value);
     ranked_free(&d);
@@ -520,10 +539,8 @@ static inline int curves_draw(const Train *t, const Log *log, const Curve *curve
         const LogRow *r = &log->row[i];
         x[i] = r->step, rank[i] = reward_model ? 0 : r->rank_loss, ft[i] = reward_model ? r->loss : r->ft_loss;
     }
-    for (int i = 0; i < points; i++) {
-        const double *p = curve->point + 3 * i;
-        cx[i] = p[0], cy[i] = p[1], ce[i] = p[2];
-    }
+    for (int i = 0; i < points; i++)
+        cx[i] = curve->point[i].step, cy[i] = curve->point[i].mean, ce[i] = curve->point[i].err;
     int window = n / 15 > 1 ? n / 15 : 1, has_rank = 0;
     plot_smooth(rank_s, rank, n, window);
     plot_smooth(ft_s, ft, n, window);
@@ -595,12 +612,12 @@ static inline int resumable_exit(const Options *o, const Train *t, int stopped) 
 // within it.
 static inline void make_out(const char *dir) {
     static const char *const names[] = {"policy.bin", "log.csv", "state.bin", "settings.txt", "curves.png",
-                                        "samples.txt", "reward.csv"};
+                                        "samples.txt", "reward.csv", "scored.bin"};
     static int locked;
     char path[RRHF_PATH_MAX];
     make_dir(dir);
     if (!locked++ && !world_rank && flock(open(dir, O_RDONLY | O_CLOEXEC), LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
-        die("%s: another run is writing here; choose another --out", dir);
+        die("%s: another run is writing here; write elsewhere", dir);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) out_check(path_join(path, dir, names[i]));
 }
 
@@ -618,8 +635,9 @@ static inline int train_plain(const Options *o, GPT2 *m, Ranked *d, Train *t) {
     int stopped = 0;
     make_out(t->out);
     replaced_note(t, "policy.bin", "--model", o->model);
-    if (!train_finished(m, d, t)) {
-        banner(m, d, t->label, t->micro_batch, step_at_once(t, t->batch) ? 1 : 2);
+    train_settings(t, m, d);
+    if (!train_finished(t, d)) {
+        banner(m, d, t->label, t->micro_batch, step_at_once(t, t->batch) ? 1 : 2, 0);
         stopped = train_loop(m, d, t, &log);
         curves_draw(t, &log, NULL, gpt2_config(m).reward);
         train_done(t, d, &log);
@@ -630,29 +648,31 @@ static inline int train_plain(const Options *o, GPT2 *m, Ranked *d, Train *t) {
     return resumable_exit(o, t, stopped);
 }
 
+// A policy of random weights, for the vocabulary of the tokenizer or of the data.
+static inline GPT2 *model_random(const Options *o) {
+    Config c = {0};
+    c.T = o->context, c.L = o->layers, c.NH = o->heads, c.C = o->channels;
+    if (c.C % c.NH) die_usage("--channels %d: expected a multiple of --heads %d", c.C, c.NH);
+    if (o->tokenizer) {
+        Tokenizer t = tokenizer_read(o->tokenizer);
+        c.V = t.V;
+        tokenizer_free(&t);
+    } else if (data_magic(o->data) == RANKED_MAGIC) {
+        Ranked d = ranked_read(o->data);
+        c.V = d.V;
+        ranked_free(&d);
+    } else die_usage("--tokenizer: needed to size a new model's vocabulary; or give --model");
+    c.Vp = vocabulary_padded(c.V);
+    float *params = (float *)xalloc(gpt2_count(c), sizeof *params);
+    gpt2_random(c, (uint64_t)o->seed, params);
+    GPT2 *m = gpt2_build(c, params, 1);
+    free(params);
+    return m;
+}
+
 static inline int verb_sft(const Options *o) {
     need(o->data, "--data", "sft");
-    GPT2 *m;
-    if (o->model) m = model_open(o->model, "--model", 1);
-    else {
-        Config c = {0};
-        c.T = o->context, c.L = o->layers, c.NH = o->heads, c.C = o->channels;
-        if (c.C % c.NH) die_usage("--channels %d: expected a multiple of --heads %d", c.C, c.NH);
-        if (o->tokenizer) {
-            Tokenizer t = tokenizer_read(o->tokenizer);
-            c.V = t.V;
-            tokenizer_free(&t);
-        } else if (data_magic(o->data) == RANKED_MAGIC) {
-            Ranked d = ranked_read(o->data);
-            c.V = d.V;
-            ranked_free(&d);
-        } else die_usage("--tokenizer: needed to size a new model's vocabulary; or give --model");
-        c.Vp = vocabulary_padded(c.V);
-        float *params = (float *)xalloc(gpt2_count(c), sizeof *params);
-        gpt2_random(c, (uint64_t)o->seed, params);
-        m = gpt2_build(c, params, 1);
-        free(params);
-    }
+    GPT2 *m = o->model ? model_open(o->model, "--model", 1) : model_random(o);
     Ranked d = data_open(o, o->data, gpt2_config(m), "sft");
     for (int q = 0; q < d.Q; q++)
         if (d.first[q + 1] - d.first[q] != 1)
@@ -776,13 +796,14 @@ static inline int train_run(Trainee *a, Train *t, const Ranked *d) {
     Ranked before, after;
     const Ranked *shown = o->eval_data ? &a->held : &a->d;
     make_out(t->out);
-    if (train_finished(a->m, d, t)) return 0;
+    train_settings(t, a->m, d);
+    if (train_finished(t, d)) return 0;
     if (o->eval_data && a->rm) {
         *curve = curve_open(a, t, d);
         if (t->resume) curve_read(curve, t->resume);
         t->after = curve_point;
     }
-    banner(a->m, d, "train", t->micro_batch, step_at_once(t, t->batch) ? 1 : 2);
+    banner(a->m, d, "train", t->micro_batch, step_at_once(t, t->batch) ? 1 : 2, t->answer_tokens);
     if (a->tok) before = samples_take(o, a->m, shown, a->tok, a->rm);
     int stopped = train_loop(a->m, d, t, &log);
     if (a->tok) {
@@ -840,8 +861,14 @@ static inline int train_rounds(Trainee *a, const Train *t) {
     for (int i = 1; !t->resume; i++) { // an earlier run's rounds must not pass for this one's
         snprintf(name, sizeof name, "round-%d", i);
         if (!exists_in(t->out, name)) break;
-        for (int k = 0; k < 3; k++) unlink(path_join(path, path_join(dir, t->out, name), marks[k]));
+        path_join(dir, t->out, name);
+        if (same_path(path_join(path, dir, "policy.bin"), a->o->model))
+            die("--model %s: this run would remove it first; choose another --out, or go on with --resume", path);
+        for (int k = 0; k < 3; k++) unlink(path_join(path, dir, marks[k]));
     }
+    snprintf(name, sizeof name, "round-%d", a->policy.rounds + 1);
+    if (t->resume && exists_in(t->resume, name))
+        die("--policy IP-%d: --resume %s has a %s already; ask for more rounds", a->policy.rounds, t->resume, name);
     for (int i = 1; i <= a->policy.rounds; i++) {
         Train round = *t;
         snprintf(name, sizeof name, "round-%d", i);
@@ -862,10 +889,10 @@ static inline void drawing_settings(const Trainee *a, char *text, size_t size) {
     uint64_t stops = HASH64;
     if (a->policy.by == DRAW_NOTHING) return;
     for (int i = 0; i < o->stop.n; i++) stops = hash64(stops, o->stop.text[i], strlen(o->stop.text[i]) + 1);
-    snprintf(text, size, "draw %d\nown %d\nqueries #%016" PRIx64 "\nnum-return %d\nnum-beams %d\nnum-beam-groups %d\n"
+    snprintf(text, size, "draw %s\nown %d\nqueries #%016" PRIx64 "\nnum-return %d\nnum-beams %d\nnum-beam-groups %d\n"
              "diversity-penalty %.9g\ntemperature %.9g\ntop-k %d\ntop-p %.9g\nmax-new-tokens %d\nkl-coef %.9g\n"
              "stop #%016" PRIx64 "\nend-of-text %d\nreward #%016" PRIx64 "\n",
-             (int)a->policy.by, a->policy.own, ranked_hash(&a->d), o->num_return, o->num_beams, o->num_beam_groups,
+             draw_names[a->policy.by], a->policy.own, ranked_hash(&a->d), o->num_return, o->num_beams, o->num_beam_groups,
              o->diversity_penalty, o->temperature, o->top_k, o->top_p, o->max_new_tokens, o->kl_coef, stops,
              end_of_text(gpt2_config(a->m), a->tok), a->reward.model ? gpt2_hash(a->reward.model) : 0);
 }
@@ -878,7 +905,7 @@ static inline int verb_train(const Options *o) {
     Config c = gpt2_config(a.m);
     a.d = data_open(o, need(o->data, "--data", "train"), c, "train");
     a.tok = tokenizer_open(o, c.V);
-    if (o->explain_given && (a.policy.rounds || a.policy.refresh || a.policy.by != DRAW_NOTHING))
+    if (o->explain_given && a.policy.by != DRAW_NOTHING)
         die_usage("--explain %d: shows the data's own responses (--policy P); make others with sample and score",
                   o->explain);
     if (o->explain_given) return explain(o, a.m, &a.d, a.tok);
@@ -896,8 +923,15 @@ static inline int verb_train(const Options *o) {
     if (o->kl_coef > 0) a.start = model_open(o->model, "--model", 0);
     if (o->eval_data && !o->reward) fprintf(stderr, "note: --eval-data without --reward: no reward's curve\n");
     if (o->eval_data) a.held = data_open(o, o->eval_data, c, "train");
+    const Ranked *asked[2] = {a.policy.by != DRAW_NOTHING ? &a.d : NULL, a.rm && a.held.Q ? &a.held : NULL};
+    for (int i = 0; i < 2; i++)
+        if (asked[i]) {
+            completions_fit(o, asked[i], a.m, "--model", o->model);
+            completions_fit(o, asked[i], a.reward.model, "--reward", o->reward);
+        }
     drawing_settings(&a, t.drawing, sizeof t.drawing);
     t.refresh = a.policy.refresh, t.answer = online_answer, t.context = &a;
+    if (t.refresh) t.answer_tokens = o->num_return * o->max_new_tokens;
     // IP-n: rounds, each a train_round. OP-k, whose responses the loop asks for, and P train on the data as they are.
     // Every other policy: one train_round.
     int stopped = a.policy.rounds ? train_rounds(&a, &t)
@@ -924,9 +958,10 @@ static inline int verb_sample(const Options *o) {
     if (p.by == DRAW_NOTHING || p.rounds || p.refresh)
         die_usage("--policy %s: sample takes S, SP, B, BP, D or DP", o->policy);
     make_dir(o->out);
-    banner(m, &d, "sample", 0, 0);
+    out_check(path_join(path, o->out, "sampled.bin"));
+    banner(m, &d, "sample", 0, 0, 0);
     Ranked out = policy_draw(o, p, m, &d, tok, (uint64_t)o->seed, "sample");
-    ranked_write(path_join(path, o->out, "sampled.bin"), &out);
+    ranked_write(path, &out);
     printf("%s\n", path);
     if (tok) {
         Ranked shown = ranked_head(&out, SHOWN);
@@ -950,18 +985,20 @@ static inline int verb_score(const Options *o) {
     const char *data = need(o->data, "--data", "score");
     Reward reward = {0};
     Config c = {0};
-    if (reward_is_command(o->reward)) need(o->tokenizer, "--tokenizer", "--reward cmd:");
-    if (!o->reward) need(o->model, "--model (or --reward)", "score");
+    GPT2 *m = NULL;
     Tokenizer *tok = reward_is_command(o->reward) ? tokenizer_open(o, 0) : NULL;
-    GPT2 *m = o->reward ? NULL : model_open(o->model, "--model", 0);
     if (o->reward) reward = reward_open(o->reward, tok, 0);
+    else m = model_open(need(o->model, "--model (or --reward)", "score"), "--model", 0);
     GPT2 *judge = m ? m : reward.model; // NULL: a command, which takes a text of any length
     if (judge) c = gpt2_config(judge);
     else c.T = 1 << 20, c.V = tok->V;
     Ranked d = data_open(o, data, c, "score");
     int to_file = !m || o->out_given;
-    if (to_file) make_dir(o->out);
-    if (judge) banner(judge, &d, "score", evaluate_micro(judge, &d), 0);
+    if (to_file) {
+        make_dir(o->out);
+        out_check(path_join(path, o->out, "scored.bin"));
+    }
+    if (judge) banner(judge, &d, "score", evaluate_micro(judge, &d), 0, 0);
     if (m) {
         double *p = (double *)xalloc((size_t)d.R, sizeof *p);
         policy_scores(m, &d, o->length_penalty, "score", p);
@@ -974,7 +1011,7 @@ static inline int verb_score(const Options *o) {
     } else reward_score(&reward, &d, "score");
     reward_close(&reward);
     if (to_file) {
-        ranked_write(path_join(path, o->out, "scored.bin"), &d);
+        ranked_write(path, &d);
         if (!m) printf("%s\n", path);
     }
     ranked_free(&d);
@@ -986,10 +1023,7 @@ static inline int verb_score(const Options *o) {
 // ----------------------------------------------------------------------------
 // eval
 
-typedef struct {
-    char name[32];
-    Figure reward, perplexity, accuracy, length, kl, distinct1, distinct2; // n = 0: none
-} EvalRow;
+typedef struct { char name[32]; Figure figure[FIGURES]; } EvalRow;
 
 enum { EVAL_ROWS = 16 }; // the start, best of 2, 4, .. 4096, the policy
 
@@ -1003,14 +1037,15 @@ static inline void eval_print(FILE *f, const EvalRow *rows, int n, const Options
     fprintf(f, "\n%-10s  %-17s  %-17s  %-17s  %-17s  %-17s  %s\n", "policy", "reward", "perplexity", "tokens",
             "KL to start", "accuracy of p_i", "distinct-1/2");
     for (int i = 0; i < n; i++) {
+        const Figure *v = rows[i].figure;
         fprintf(f, "%-10s", rows[i].name);
-        figure_print(f, rows[i].reward, 3);
-        figure_print(f, rows[i].perplexity, 2);
-        figure_print(f, rows[i].length, 1);
-        figure_print(f, rows[i].kl, 2);
-        figure_print(f, rows[i].accuracy, 3);
-        if (!rows[i].distinct1.n) fprintf(f, "  -\n");
-        else fprintf(f, "  %.3f / %.3f\n", rows[i].distinct1.mean, rows[i].distinct2.mean);
+        figure_print(f, v[REWARD], 3);
+        figure_print(f, v[PERPLEXITY], 2);
+        figure_print(f, v[TOKENS], 1);
+        figure_print(f, v[KL], 2);
+        figure_print(f, v[ACCURACY], 3);
+        if (!v[DISTINCT_1].n) fprintf(f, "  -\n");
+        else fprintf(f, "  %.3f / %.3f\n", v[DISTINCT_1].mean, v[DISTINCT_2].mean);
     }
     fprintf(f, "%d held-out queries, %d completions each", queries, o->num_return);
     if (n > 1) fprintf(f, " (%d of the start)", o->start_return);
@@ -1022,13 +1057,11 @@ static inline void eval_csv(const char *dir, const EvalRow *rows, int n) {
     char path[RRHF_PATH_MAX];
     Out out = out_open(path_join(path, dir, "eval.csv"));
     out_printf(&out, EVAL_HEADER "\n");
-    for (int i = 0; i < n; i++) {
-        const char *names[] = {"reward", "perplexity", "tokens", "kl", "accuracy", "distinct-1", "distinct-2"};
-        Figure f[] = {rows[i].reward, rows[i].perplexity, rows[i].length, rows[i].kl, rows[i].accuracy,
-                      rows[i].distinct1, rows[i].distinct2};
-        for (int j = 0; j < 7; j++)
-            if (f[j].n) out_printf(&out, "%s,%s,%.6g,%.6g,%d\n", rows[i].name, names[j], f[j].mean, f[j].err, f[j].n);
-    }
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < FIGURES; j++) {
+            Figure f = rows[i].figure[j];
+            if (f.n) out_printf(&out, "%s,%s,%.6g,%.6g,%d\n", rows[i].name, figure_names[j], f.mean, f.err, f.n);
+        }
     out_close(&out);
 }
 
@@ -1038,18 +1071,19 @@ static inline void eval_csv(const char *dir, const EvalRow *rows, int n) {
 static inline EvalRow eval_row(const char *name, const Ranked *d, const double *judge, const double *pi,
                                const double *rho, int best, int k, int has_reward) {
     EvalRow row = {0};
+    Figure *f = row.figure;
     if (best) snprintf(row.name, sizeof row.name, "best-of-%d", best);
     else snprintf(row.name, sizeof row.name, "%s", name);
     double *v = (double *)xalloc((size_t)d->R * 2, sizeof *v), *weight = v + d->R;
     eval_weights(d, best, weight);
     for (int r = 0; r < d->R; r++) v[r] = d->score[r];
-    if (has_reward) row.reward = eval_mean(d, v, weight);
+    if (has_reward) f[REWARD] = eval_mean(d, v, weight);
     for (int r = 0; r < d->R; r++) v[r] = d->resp_len[r];
-    row.length = eval_mean(d, v, weight);
+    f[TOKENS] = eval_mean(d, v, weight);
     for (int r = 0; rho && r < d->R; r++) v[r] = pi[r] - rho[r];
-    if (rho) row.kl = eval_mean(d, v, weight);
-    row.perplexity = eval_perplexity(d, judge, weight);
-    if (!best) row.distinct1 = eval_distinct(d, 1, k), row.distinct2 = eval_distinct(d, 2, k); // else no set of texts
+    if (rho) f[KL] = eval_mean(d, v, weight);
+    f[PERPLEXITY] = eval_perplexity(d, judge, weight);
+    if (!best) f[DISTINCT_1] = eval_distinct(d, 1, k), f[DISTINCT_2] = eval_distinct(d, 2, k); // else no set of texts
     free(v);
     return row;
 }
@@ -1068,12 +1102,10 @@ static inline GPT2 *eval_open(const Options *o, const char *path, const char *op
     GPT2 *m = path ? model_open(path, option, 0) : NULL;
     if (!m) return NULL;
     char texts[256];
-    int longest = longest_query(d), V = gpt2_config(m).V, T = gpt2_config(m).T;
+    int V = gpt2_config(m).V, T = gpt2_config(m).T;
     if (V != c.V)
         die("%s %s: vocabulary %d, the policy has %d; give one with the policy's tokenizer", option, path, V, c.V);
-    if (longest > T - o->max_new_tokens)
-        die("%s %s: context %d, but queries have up to %d tokens and completions %d; lower --max-new-tokens, or cut "
-            "with --max-query-tokens", option, path, T, longest, o->max_new_tokens);
+    completions_fit(o, d, m, option, path);
     snprintf(texts, sizeof texts, "the texts for %s %.200s", option, path);
     ranked_check(d, texts, V, T);
     return m;
@@ -1091,9 +1123,11 @@ static inline int eval_policy(const Options *o, GPT2 *m, const Ranked *data) {
     Reward reward, *rm = NULL;
     GPT2 *ref = eval_open(o, o->reference, "--reference", c, data),
          *judge = eval_open(o, o->perplexity, "--perplexity", c, data);
+    completions_fit(o, data, m, "--model", o->model);
     if (o->reward) reward = reward_open(o->reward, tok, c.V), rm = &reward;
+    if (rm) completions_fit(o, data, reward.model, "--reward", o->reward);
     EvalRow rows[EVAL_ROWS];
-    int n = 0, pairs = 0, k = o->num_return, with_start = ref && o->start_return;
+    int n = 0, k = o->num_return, with_start = ref && o->start_return;
     Ranked start = {0};
     Sampling s = sampling(o, c, tok);
     Ranked fresh = completions(o, m, data, s, tok, rm, "policy");
@@ -1109,13 +1143,10 @@ static inline int eval_policy(const Options *o, GPT2 *m, const Ranked *data) {
     }
     double *pi = eval_logp(m, &fresh), *rho = eval_logp(ref, &fresh), *judged_logp = eval_logp(judge, &fresh);
     rows[n++] = eval_row(o->names[1], &fresh, judge ? judged_logp : ref ? rho : pi, pi, rho, 0, k, rm != NULL);
-    for (int q = 0; q < data->Q; q++)
-        for (int r = data->first[q]; r < data->first[q + 1]; r++)
-            pairs |= data->score[r] != data->score[data->first[q]];
     // pairs given, or made by the reward
-    const Ranked *ordered = pairs ? data : rm ? (with_start ? &start : &fresh) : NULL;
-    if (ordered) rows[n - 1].accuracy = eval_pairs(m, ordered, o->length_penalty);
-    if (ordered && with_start) rows[0].accuracy = eval_pairs(ref, ordered, o->length_penalty);
+    const Ranked *ordered = ranked_has_pairs(data) ? data : rm ? (with_start ? &start : &fresh) : NULL;
+    if (ordered) rows[n - 1].figure[ACCURACY] = eval_pairs(m, ordered, o->length_penalty);
+    if (ordered && with_start) rows[0].figure[ACCURACY] = eval_pairs(ref, ordered, o->length_penalty);
     eval_csv(o->out, rows, n);
     eval_print(stdout, rows, n, o, data->Q);
     if (tok) {
@@ -1149,18 +1180,20 @@ static inline int eval_reward(const Options *o, GPT2 *m, const Ranked *d) {
     printf("reward model: accuracy %s on %d %s\n", cell, f.n, labels ? "labels" : "queries with pairs");
     EvalRow row = {0};
     strcpy(row.name, "reward model");
-    row.accuracy = f;
+    row.figure[ACCURACY] = f;
     eval_csv(o->out, &row, 1);
     free(z);
     return 0;
 }
 
 static inline int verb_eval(const Options *o) {
+    char path[RRHF_PATH_MAX];
     Checkpoint f = checkpoint_open(need(o->model, "--model", "eval"));
     GPT2 *m = checkpoint_model(&f, f.c, 0);
     Config c = f.c;
     Ranked d = data_open(o, need(o->data, "--data", "eval"), c, "eval"), head = ranked_head(&d, o->eval_queries);
     make_dir(o->out);
+    out_check(path_join(path, o->out, "eval.csv"));
     machine_say();
     int rc = c.reward ? eval_reward(o, m, &head) : eval_policy(o, m, &head);
     ranked_free(&d);

@@ -108,11 +108,12 @@ find_tokenizer() {
     echo out/gpt2_tokenizer.bin
 }
 
-step() { # result command...: runs the command unless its result is there
+step() { # result command...: runs the command unless its result is there; a result named done only says that it ran
     local result=$1; shift
     if [ -e "$result" ]; then echo "have     $result" >&2; return; fi
     echo "\$ $*" >&2
     "$@" || exit $?
+    [[ $result != */done ]] || touch "$result"
 }
 
 make -s "${program##*./}" dev/imdb ${table:+dev/table} >&2
@@ -129,9 +130,8 @@ resume() { if [ -f "$1/state.bin" ] || [ -f "$1/settings.txt" ] || [ -d "$1/roun
 {
 from=$out/sft/policy.bin start=()
 if [ "$size" = gpt2 ]; then from=$(find_model) start=(--model "$from"); fi
-step "$out/sft/done" $program sft "${start[@]}" --data "$out/stream.bin" $tok $sft --out "$out/sft" $(resume "$out/sft"); touch "$out/sft/done"
+step "$out/sft/done" $program sft "${start[@]}" --data "$out/stream.bin" $tok $sft --out "$out/sft" $(resume "$out/sft")
 step "$out/reward/done" $program reward --model "$from" --data "$out/labels.bin" $judge --out "$out/reward" $(resume "$out/reward")
-touch "$out/reward/done"
 }
 
 # shellcheck disable=SC2046,SC2086
@@ -144,10 +144,9 @@ row() {
     mkdir -p "$dir"
     if [ "$name" = SFT ]; then model=$out/sft/policy.bin start=8; fi
     ( # a subshell, since a step that fails ends it
-        if [ "$name" != SFT ] && [ ! -e "$dir/done" ]; then
+        if [ "$name" != SFT ]; then
             step "$dir/done" $program train --model "$out/sft/policy.bin" --data "$out/queries.bin" $tok --reward "$out/reward/policy.bin" \
                 "$@" $ask $short --eval-data "$out/queries_test.bin" --draw sample $one --seed "$seed" --out "$dir" $(resume "$dir")
-            touch "$dir/done"
         fi
         step "$dir/eval/eval.csv" $program eval --model "$model" --reference "$out/sft/policy.bin" --start-return $start \
             --reward "$out/reward/policy.bin" --data "$out/pairs/scored.bin" --num-return 2 $tok $ask $one --out "$dir/eval"
@@ -186,7 +185,7 @@ step "$out/sampled/sampled.bin" $program sample --model "$out/sft/policy.bin" --
     --num-return 4 $ask --out "$out/sampled"
 step "$out/scored/scored.bin" $program score --reward "$out/reward/policy.bin" --data "$out/sampled/sampled.bin" --out "$out/scored"
 step "$out/rrhf/done" $program train --model "$out/sft/policy.bin" --data "$out/scored/scored.bin" $tok \
-    $rrhf --reward "$out/reward/policy.bin" --eval-data "$out/queries_test.bin" $ask --out "$out/rrhf" $(resume "$out/rrhf"); touch "$out/rrhf/done"
+    $rrhf --reward "$out/reward/policy.bin" --eval-data "$out/queries_test.bin" $ask --out "$out/rrhf" $(resume "$out/rrhf")
 evaluate() { "$@" > "$out/table.tmp" && mv "$out/table.tmp" "$out/table.txt"; }
 step "$out/table.txt" evaluate $program eval --model "$out/rrhf/policy.bin" --reference "$out/sft/policy.bin" \
     --reward "$out/reward/policy.bin" --data "$out/queries_test.bin" $tok --num-return 4 $ask --out "$out/eval"

@@ -130,15 +130,14 @@ static inline void story_show(const char *path) {
 }
 
 static inline int verb_demo(const Options *user) {
-    char dir[RRHF_PATH_MAX], path[RRHF_PATH_MAX + 64], line[STORY_LINE];
+    const char *dir = user->out;
+    char path[RRHF_PATH_MAX], line[STORY_LINE];
     double start = now_s();
-    snprintf(dir, sizeof dir, "%s", user->out);
     if (strlen(dir) > 200 || strchr(dir, ' '))
         die_usage("--out '%.60s': the demo takes a short name without spaces", dir);
     make_out(dir);
     fprintf(stderr, "The RRHF story on made-up reviews: pretrain, train a reward, sample, score, align, evaluate.\n");
-    snprintf(path, sizeof path, "%s/tokenizer.bin", dir);
-    story_tokenizer(path);
+    story_tokenizer(path_join(path, dir, "tokenizer.bin"));
     world_wait();
     Tokenizer t = tokenizer_read(path);
     story_data(&t, dir, "train", 0, STORY_TRAIN, STORY_QUERIES);
@@ -174,9 +173,8 @@ static inline int verb_demo(const Options *user) {
         return EXIT_WORK;
     }
     if (world_rank) return 0;
-    snprintf(path, sizeof path, "%s/eval/samples.txt", dir);
     printf("\nThe first three held-out queries, a completion each from before and after RRHF (reward in brackets):\n");
-    story_show(path);
+    story_show(path_join(path, dir, "eval/samples.txt"));
     printf("\n");
     if (PLOT_BUILT_IN) printf("%s/curves.png  ", dir);
     printf("%s/log.csv  %s/samples.txt  %s/policy.bin   (%.0f s)\n", dir, dir, dir, now_s() - start);

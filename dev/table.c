@@ -15,18 +15,14 @@ Writes to OUT_DIR
 Rows come in the order of the arguments. A missing or damaged file ends the program, with its name and line.
 */
 #include "../util.h"     // defines: die, Out; first, for _GNU_SOURCE
-#include "../eval.h"     // defines: EVAL_HEADER, REWARD_HEADER
+#include "../eval.h"     // defines: Figure, figure_names, EVAL_HEADER, REWARD_HEADER
 #include "plot.h"        // defines: plot_png
 #include <ctype.h>       // defines: isdigit
 
-enum { REWARD, PERPLEXITY, KL, TOKENS, DISTINCT_1, DISTINCT_2, ACCURACY, FIGURES };
-static const char *const figure_names[FIGURES] = {"reward", "perplexity", "kl", "tokens", "distinct-1", "distinct-2",
-                                                  "accuracy"};
-
-typedef struct { double mean, err; int n; } Cell; // n: queries or seeds behind it, 0 = no such figure; err NaN = none
+// n of a Figure here: queries or seeds behind it; its err is NaN where there is none.
 typedef struct { double *step, *reward; int n; size_t cap[2]; } Curve;
-typedef struct { const char *seed; Cell cell[FIGURES]; Curve curve; } Seed;
-typedef struct { char *name; Seed *seed; int n; size_t cap; Cell mean[FIGURES]; Curve curve; } Row;
+typedef struct { const char *seed; Figure cell[FIGURES]; Curve curve; } Seed;
+typedef struct { char *name; Seed *seed; int n; size_t cap; Figure mean[FIGURES]; Curve curve; } Row;
 typedef struct { Row *row; int n; size_t cap; } Table;
 
 static char *copy(const char *s, size_t n) {
@@ -100,14 +96,14 @@ static double csv_number(const Csv *c, int column, double least, const char *wha
 }
 
 // One line's figure: mean, standard error and number of queries; distinct-1 and -2 of older files have the mean only.
-static void read_cell(const Csv *c, Cell cell[FIGURES]) {
+static void read_cell(const Csv *c, Figure cell[FIGURES]) {
     int f = 0;
     while (f < FIGURES && strcmp(c->column[1], figure_names[f])) f++;
     if (f == FIGURES)
         die("%s:%d: figure '%.80s', expected reward, perplexity, ...; write it again with this version's eval",
             c->path, c->number, c->column[1]);
     if (cell[f].n) die("%s:%d: %s of %s a second time", c->path, c->number, c->column[1], c->column[0]);
-    Cell v = {csv_number(c, 2, -INFINITY, "mean"), NAN, 1};
+    Figure v = {csv_number(c, 2, -INFINITY, "mean"), NAN, 1};
     if (*c->column[3] || *c->column[4]) {
         v.err = csv_number(c, 3, 0, "standard error");
         v.n = (int)csv_number(c, 4, 1, "number of queries");
@@ -186,8 +182,8 @@ static void row_read(Table *t, const char *dir) {
 }
 
 // Over seeds: the mean and its standard error; of one seed, what eval said over queries.
-static Cell cell_mean(const Row *row, int f) {
-    Cell m = row->seed[0].cell[f];
+static Figure cell_mean(const Row *row, int f) {
+    Figure m = row->seed[0].cell[f];
     double sum = 0, var = 0;
     for (int i = 0; i < row->n; i++) {
         if (!row->seed[i].cell[f].n != !m.n)
@@ -239,7 +235,7 @@ static void curve_mean(Row *row) {
 // ----------------------------------------------------------------------------
 // Writing
 
-static void md_cell(Out *out, Cell c, int digits) {
+static void md_cell(Out *out, Figure c, int digits) {
     if (!c.n) out_printf(out, " - |");
     else if (isnan(c.err)) out_printf(out, " %.*f |", digits, c.mean);
     else out_printf(out, " %.*f ± %.*f |", digits, c.mean, digits, c.err);
@@ -271,7 +267,7 @@ static void write_md(const Table *t, const char *dir) {
     out_close(&out);
 }
 
-static void csv_row(Out *out, const char *name, const char *seed, const Cell cell[FIGURES]) {
+static void csv_row(Out *out, const char *name, const char *seed, const Figure cell[FIGURES]) {
     out_printf(out, "%s,%s", name, seed);
     for (int f = 0; f < FIGURES; f++) {
         if (cell[f].n) out_printf(out, ",%.6g", cell[f].mean);
@@ -306,7 +302,7 @@ static int write_png(const Table *t, const char *dir) {
     const char **label = (const char **)xalloc((size_t)t->n, sizeof *label);
     for (int i = 0; i < t->n; i++) {
         const Row *r = &t->row[i];
-        const Cell *x = &r->mean[PERPLEXITY], *y = &r->mean[REWARD];
+        const Figure *x = &r->mean[PERPLEXITY], *y = &r->mean[REWARD];
         int color = r->curve.n ? curves % COLORS : GREY;
         label[i] = r->name;
         point[i] = plot_series(NULL, &x->mean, &y->mean, x->n && y->n, PLOT_POINTS, color);

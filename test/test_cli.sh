@@ -263,7 +263,7 @@ bad_input() {
     for v in sft reward train "train --policy SP" "train --policy IP-2"; do
         n="$R --reward $D/reward.bin"
         case $v in sft) n="--data $D/labels.bin" ;; reward) n=$R ;; esac
-        refuse 1 "taken/policy\.bin: exists and is not a regular file" "$v: policy.bin is a directory" $v $M $n --out "$T/taken" --epochs 1
+        refuse 1 "taken/policy\.bin: exists and is not a regular file" "$v: policy.bin is a directory" $v $M $n --out "$T/taken" --epochs 1 --max-new-tokens 4
         grep -q "1/" "$T/err" && bad "$v: found after the work: $(tail -n 2 "$T/err")" || ok "$v: before any work"
     done
     mkdir -p "$T/pipe"
@@ -275,6 +275,7 @@ bad_input() {
     ln -s "$D/policy61.bin" "$T/linked/policy.bin"
     works "policy.bin is a link to a file" sft $M --data "$D/labels.bin" --out "$T/linked" --epochs 1
     refuse 1 "sampled\.bin" "sampled.bin is a directory" sample $M $R --out "$T/taken2" --max-new-tokens 4
+    grep -q "^sample *[0-9]*/" "$T/err" && bad "sample: found after the work" || ok "sample: before any work"
     mkdir -p "$T/readonly"
     chmod 555 "$T/readonly"
     if as_user true 2>/dev/null && ! as_user touch "$T/readonly/x" 2>/dev/null; then
@@ -290,10 +291,10 @@ bad_input() {
         mkdir -p "$T/busy"
         echo "half of it" >"$T/busy/policy.bin.tmp"
         (flock -x 9; run train $M $R --epochs 1 --out "$T/busy") 9<"$T/busy/policy.bin.tmp"
-        refused $? 1 "busy/policy\.bin: another run is writing here; choose another --out" "two runs into one --out"
+        refused $? 1 "busy/policy\.bin: another run is writing here; write elsewhere" "two runs into one --out"
         [ "$(cat "$T/busy/policy.bin.tmp")" = "half of it" ] && ok "the other's file is unharmed" || bad "the other's file was changed"
         (flock -x 9; run train $M $R --epochs 1 --out "$T/busy") 9<"$T/busy"
-        refused $? 1 "busy: another run is writing here; choose another --out" "a run begun beside another in its --out"
+        refused $? 1 "busy: another run is writing here; write elsewhere" "a run begun beside another in its --out"
         works "its lock goes with it" train $M $R --epochs 1 --out "$T/busy"
     else note "skipped: two runs into one --out (no flock)"; fi
     [ "$(cat "$T/file")" = "a file" ] && ok "the file in the way is unharmed" || bad "the file in the way was changed"
@@ -343,14 +344,25 @@ bad_input() {
     [ -z "$(ls "$T/nan")" ] && ok "nothing is left of them" || bad "they left $(ls "$T/nan")"
 
     # models that do not suit each other or the data
-    edit "$D/policy.bin" "$T/short.bin" h 2 1 cut $((1024 + 4 * 64 * 16))
-    dd if="$D/policy.bin" of="$T/short.bin" bs=1 skip=$((1024 + 4 * (64 + 24) * 16 - 4 * 16)) seek=$((1024 + 4 * 64 * 16)) conv=notrunc 2>"$T/said"
-    refuse 1 "stream\.bin: a token stream, but the model's context is 1" "a stream for a model of context 1" sft --model "$T/short.bin" --data "$D/stream.bin" --out "$O"
+    for v in policy reward; do # a context of 1
+        edit "$D/$v.bin" "$T/short-$v.bin" h 2 1 cut $((1024 + 4 * 64 * 16))
+        dd if="$D/$v.bin" of="$T/short-$v.bin" bs=1 skip=$((1024 + 4 * (64 + 24) * 16 - 4 * 16)) seek=$((1024 + 4 * 64 * 16)) conv=notrunc 2>"$T/said"
+    done
+    refuse 1 "stream\.bin: a token stream, but the model's context is 1" "a stream for a model of context 1" sft --model "$T/short-policy.bin" --data "$D/stream.bin" --out "$O"
     edit "$D/reward.bin" "$T/other.bin" h 3 61
     refuse 1 "--reward $T/other\.bin: vocabulary 61, the policy has 60" "train, a reward model of another vocabulary" train $M $R --policy S --reward "$T/other.bin" --max-new-tokens 4 --out "$O"
     refuse 1 "--reward $T/other\.bin: vocabulary 61, the policy has 60" "eval, a reward model of another vocabulary" eval $M $R --reward "$T/other.bin" --max-new-tokens 4 --out "$O"
     for v in perplexity reference; do
-        refuse 1 "--$v $T/short\.bin: context 1, but queries have up to [0-9]* tokens and completions 4" "eval, a shorter --$v" eval $M $R --$v "$T/short.bin" --max-new-tokens 4 --out "$O"
+        refuse 1 "--$v $T/short-policy\.bin: context 1, but queries have up to [0-9]* tokens and completions 4" "eval, a shorter --$v" eval $M $R --$v "$T/short-policy.bin" --max-new-tokens 4 --out "$O"
+    done
+    n="--reward $T/short-reward\.bin: context 1, but queries have up to [0-9]* tokens and completions 4"
+    refuse 1 "$n" "eval, a shorter reward model" eval $M $R --reward "$T/short-reward.bin" --max-new-tokens 4 --out "$O"
+    for v in S OP-4 IP-2 "P --eval-data $D/held.bin"; do # before anything is drawn
+        refuse 1 "$n" "train, a shorter reward model, policy $v" train $M $R --policy $v --reward "$T/short-reward.bin" --max-new-tokens 4 --out "$O"
+        refuse 1 "--model $D/policy\.bin: context 24, but queries have up to [0-9]* tokens and completions 24" "train, completions too long, policy $v" train $M $R --policy $v --reward "$D/reward.bin" --max-new-tokens 24 --out "$O"
+    done
+    for v in sample eval "train --policy S --reward $D/reward.bin"; do
+        refuse 2 "--stop: needs --tokenizer" "$v --stop without --tokenizer" $v $M $R --stop a --max-new-tokens 4 --out "$O"
     done
 
     # a run that will replace what it begins with says so
@@ -623,7 +635,12 @@ resume() {
     edit "$D/tokenizer.bin" "$T/tokenizer-other.bin" h 3 5
     refuse 1 "begun with reward #" "resume IP-2 with another reward model" $A --resume "$T/ip" --reward "$T/reward-other.bin"
     refuse 1 "begun with end-of-text 59, this is end-of-text 5;" "resume IP-2 with another end-of-text" $A --resume "$T/ip" --tokenizer "$T/tokenizer-other.bin"
-    refuse 1 "--resume $T/none: no round-1" "resume IP-2 from nothing" $A --resume "$T/none"
+    refuse 1 "--resume $T/none: No such file" "resume IP-2 from nothing" $A --resume "$T/none"
+    [ ! -e "$T/none" ] && ok "nothing was made of it" || bad "resuming from nothing made $T/none"
+    refuse 1 "--resume $T/part: no round-1" "resume IP-2 from a run without rounds" $A --resume "$T/part"
+    refuse 1 "--policy IP-1: .* has a round-2 already" "resume IP-2 as IP-1" ${A/IP-2/IP-1} --resume "$T/ip"
+    refuse 1 "--model $T/ip/round-1/policy\.bin: this run would remove it first" "IP-2 from a model that it replaces" $A --model "$T/ip/round-1/policy.bin" --out "$T/ip"
+    [ -s "$T/ip/round-1/policy.bin" ] && ok "that model is still there" || bad "that model is gone"
     works "resume IP-2 by another name of its directory" $A --resume "$T/ip" --out "$T/ip/"
     # a fresh run over an older one: what is there after a kill must not pass for its own
     cp -r "$T/whole" "$T/over"
@@ -631,6 +648,18 @@ resume() {
     works "resumed" $A --lr 2e-3 --resume "$T/over"
     works "the same, uninterrupted" $A --lr 2e-3 --out "$T/over2"
     check "IP-2 over an older one: the new rate's policy.bin" same "$T/over/policy.bin" "$T/over2/policy.bin"
+
+    # Ctrl-C while the last step of round 1 is evaluated: round 2 does not begin
+    v="$A --tokenizer $D/tokenizer.bin --eval-data $D/held.bin --eval-every 1000"
+    printf '#!/bin/sh\nwhile read -r line; do\n  if [ ! -e %s ] && [ "$(grep -c , %s 2>/dev/null)" = 2 ]; then : >%s; kill -INT $PPID; sleep 0.2; fi\n  echo 1\ndone\n' \
+        "$T/sent" "$T/last/round-1/reward.csv" "$T/sent" >"$T/last.sh"
+    chmod +x "$T/last.sh"
+    works "IP-2 with a command for a reward" $v --reward "cmd:exec $T/never.sh" --out "$T/last2"
+    run $v --reward "cmd:exec $T/last.sh" --out "$T/last"
+    rc=$?
+    [ $rc -eq 1 ] && [ -e "$T/sent" ] && [ -e "$T/last/round-1/settings.txt" ] && [ ! -e "$T/last/round-2" ] && ok "Ctrl-C in the last step of round 1: exit code 1, no round 2" || bad "Ctrl-C in the last step of round 1: exit code $rc, $(ls "$T/last" | tr '\n' ' ')"
+    works "Ctrl-C in the last step of round 1: resumed" $v --reward "cmd:exec $T/never.sh" --resume "$T/last"
+    check "its policy.bin is the uninterrupted run's" same "$T/last/policy.bin" "$T/last2/policy.bin"
 
     # SP: the scored responses go elsewhere with the state
     v="${A/IP-2/SP}"

@@ -54,23 +54,23 @@ static void test_row(void) {
     for (int r = 0; r < 5; r++) logp[r] = judge[r] * LN2;
     EvalRow row = eval_row("some", &d, logp, pi, rho, 0, 9, 1);
     check(!strcmp(row.name, "some"), "row: its name is %s", row.name);
-    check_figure("reward", row.reward, 3.5, 1.5, 2);    // (1 + 3) / 2 = 2 and (4 + 2 + 9) / 3 = 5
-    check_figure("mean length", row.length, 2.5, 0.5, 2); // (1 + 3) / 2 = 2 and (2 + 4 + 3) / 3 = 3
+    check_figure("reward", row.figure[REWARD], 3.5, 1.5, 2);    // (1 + 3) / 2 = 2 and (4 + 2 + 9) / 3 = 5
+    check_figure("mean length", row.figure[TOKENS], 2.5, 0.5, 2); // (1 + 3) / 2 = 2 and (2 + 4 + 3) / 3 = 3
     // pi - rho: 2 2.5 | 0.5 -0.5 3, so 2.25 and 1: the policy finds its own completions likelier than the start does
-    check_figure("KL", row.kl, 1.625, 0.625, 2);
+    check_figure("KL", row.figure[KL], 1.625, 0.625, 2);
     // bits per query: (3 + 9) / 2 = 6 on 2 tokens, (3 + 4 + 5) / 3 = 4 on 3: 10 / 5 = 2 bits a token, 2^2;
     // residuals 6 - 2 * 2, 4 - 2 * 3: sqrt((4 + 4) * 2/1) / 5 = 0.8 bits, and d 2^x = 2^x ln 2 dx
-    check_figure("perplexity", row.perplexity, 4, 4 * 0.8 * LN2, 2);
+    check_figure("perplexity", row.figure[PERPLEXITY], 4, 4 * 0.8 * LN2, 2);
     row = eval_row("", &d, logp, pi, NULL, 2, 0, 1);
-    check(!strcmp(row.name, "best-of-2") && row.kl.n == 0 && row.distinct1.n == 0,
+    check(!strcmp(row.name, "best-of-2") && row.figure[KL].n == 0 && row.figure[DISTINCT_1].n == 0,
           "row: %s has no KL and no distinct-n", row.name);
     // the better of two: of query 0 it is 3; of query 1's three pairs 4 2, 4 9, 2 9 it is 4, 9, 9
-    check_figure("reward, best of 2", row.reward, (3 + 22.0 / 3) / 2, (22.0 / 3 - 3) / 2, 2);
+    check_figure("reward, best of 2", row.figure[REWARD], (3 + 22.0 / 3) / 2, (22.0 / 3 - 3) / 2, 2);
     // lengths: of query 0 3; of query 1 one third 2 (score 4), two thirds 3 (score 9)
-    check_figure("mean length, best of 2", row.length, (3 + 8.0 / 3) / 2, (3 - 8.0 / 3) / 2, 2);
+    check_figure("mean length, best of 2", row.figure[TOKENS], (3 + 8.0 / 3) / 2, (3 - 8.0 / 3) / 2, 2);
     // bits and tokens: 9 on 3; (3 + 2 * 5) / 3 = 13/3 on 8/3: the ratio m = (40/3) / (17/3) = 40/17
     double m = 40.0 / 17, e0 = 9 - m * 3, e1 = 13.0 / 3 - m * 8 / 3, bits = sqrt((e0 * e0 + e1 * e1) * 2) / (17.0 / 3);
-    check_figure("perplexity, best of 2", row.perplexity, pow(2, m), pow(2, m) * LN2 * bits, 2);
+    check_figure("perplexity, best of 2", row.figure[PERPLEXITY], pow(2, m), pow(2, m) * LN2 * bits, 2);
     ranked_free(&d);
 }
 

@@ -666,7 +666,7 @@ static void test_parts(void) {
     snprintf(t.settings, sizeof t.settings, "some\n");
     Window none = {0};
     state_write(m, &t, &log, &none);
-    train_load(back, &t, &read, &none);
+    state_read(back, &t, &read, &none);
     for (int i = 0; i < 3; i++) {
         gpt2_get(m, part[i], want);
         gpt2_get(back, part[i], got);

@@ -301,6 +301,7 @@ static void test_stop(void) {
         {"inside the first token", "E", "a", "xE|a|b", "xE"},
         {"at the very end", "END", "a", "a|b|END", "a|b"},
         {"before end-of-text", "END", "a", "a|b|END|$", "a|b"},
+        {"part of how end-of-text is spelled", "xt", "a", "a|b|$", "a|b|$"},
         {"not there", "END", "a", "a|b|E|N|$", "a|b|E|N|$"},
         {"a false start", "END", "a", "E|E|EN|END|a", "E|E|EN"},
         {"twice: the first counts", "END", "a", "a|END|b|END", "a"},
@@ -1043,8 +1044,12 @@ static void test_drawing(void) {
     options("score --micro-batch 1000000");
     int all = evaluate_micro(m, &d);
     options("score");
-    check(three == 3 && all == d.Q && evaluate_micro(m, &d) == micro_batch_auto(m, &d, d.Q),
+    check(three == 3 && all == d.Q && evaluate_micro(m, &d) == micro_batch_auto(m, &d, d.Q, 0),
           "--micro-batch holds where a model only evaluates: %d of 3, %d of %d", three, all, d.Q);
+    int fewer = micro_batch_auto(m, &d, 1 << 20, 40), more = micro_batch_auto(m, &d, 1 << 20, 0);
+    int64_t tokens = d.n_tokens + 40 * d.Q, room = (int64_t)gpt2_tokens(m) * d.Q;
+    check(fewer < more && fewer * tokens <= room && (fewer + 1) * tokens > room,
+          "--micro-batch 0 counts what OP-k will draw: %d queries instead of %d", fewer, more);
     ranked_free(&d);
     gpt2_free(m);
     check(b.length_penalty == 1 && diverse.length_penalty == 1 && o.length_penalty == 0.25,

@@ -394,7 +394,7 @@ static void test_lock(void) {
     out_printf(&out, "whole\n");
     fflush(out.f);
     check_dies("a file that another run is writing", write_there, path,
-               "file: another run is writing here; choose another --out");
+               "file: another run is writing here; write elsewhere");
     check(!access(tmp, F_OK), "and the other's .tmp stays");
     out_close(&out);
     struct stat st;

@@ -184,13 +184,14 @@ static void test_diversity(void) {
     float logp[3] = {logf(0.5f), logf(0.3f), logf(0.2f)};
     for (int i = 0; i < 3; i++) {
         int chosen[4], row = 0, wrong = 0;
-        double sum = -2, error = 0; // what the beam has so far is added
+        double error = 0;
+        Continuation beam = {-2, 0, 0}; // what the beam has so far is added
         Candidate top[3];
         Continuation all[3];
         double lse = log_sum_exp(logp, 3);
         Rows rows = {top, &lse, top_k_candidates(top, logp, 3, 0)};
         for (int g = 0; g < 4; g++) {
-            int n = beam_continuations(all, 2, rows, &sum, &row, 1, chosen, g, penalty[i]);
+            int n = beam_continuations(all, 2, rows, &beam, &row, 1, chosen, g, penalty[i]);
             wrong += n != 2 || all[0].token != want[i][g] || all[0].sum < all[1].sum;
             error = worse(error, fabs(all[0].sum + 2 - score[i][g]));
             chosen[g] = all[0].token;
@@ -207,29 +208,29 @@ static void test_continuations(void) {
     int wrong = 0;
     for (int trial = 0; trial < TRIALS; trial++) {
         float logits[MAX * V];
-        double sum[MAX], lse[MAX];
+        double lse[MAX];
         int row[MAX], chosen[2 * MAX], beams = 1 + rng_below(&g, MAX), n_chosen = rng_below(&g, 2 * MAX);
         int want = 2 * beams;
         double penalty = rng_uniform(&g) * 2;
         int k = want + n_chosen < V ? want + n_chosen : V;
         Candidate top[MAX * V];
-        Continuation got[MAX * V], all[MAX * V];
+        Continuation beam[MAX] = {{0}}, got[MAX * V], all[MAX * V];
         for (int i = 0; i < MAX * V; i++) logits[i] = (float)rng_normal(&g);
         for (int i = 0; i < MAX; i++) {
             top_k_candidates(top + i * k, logits + i * V, V, k);
             lse[i] = log_sum_exp(logits + i * V, V);
         }
-        for (int b = 0; b < beams; b++) sum[b] = -3 * rng_uniform(&g), row[b] = rng_below(&g, MAX);
+        for (int b = 0; b < beams; b++) beam[b].sum = -3 * rng_uniform(&g), row[b] = rng_below(&g, MAX);
         for (int i = 0; i < n_chosen; i++) chosen[i] = rng_below(&g, 5);
         for (int b = 0; b < beams; b++)
             for (int v = 0; v < V; v++) {
-                Continuation c = {sum[b] - lse[row[b]] + logits[row[b] * V + v], b, v};
+                Continuation c = {beam[b].sum - lse[row[b]] + logits[row[b] * V + v], b, v};
                 for (int i = 0; i < n_chosen; i++) c.sum -= chosen[i] == v ? penalty : 0;
                 all[b * V + v] = c;
             }
         qsort(all, (size_t)(beams * V), sizeof *all, compare_continuations);
         Rows rows = {top, lse, k};
-        int n = beam_continuations(got, want, rows, sum, row, beams, chosen, n_chosen, penalty);
+        int n = beam_continuations(got, want, rows, beam, row, beams, chosen, n_chosen, penalty);
         for (int i = 0; i < want; i++) // beams with the same row and token can tie
             wrong += n != want || (got[i].token != all[i].token && fabs(got[i].sum - all[i].sum) > 1e-12);
     }
