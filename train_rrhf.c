@@ -262,12 +262,12 @@ static void matmul_forward(real *out, const real *x, const real *w, const real *
 
 static real grad_beta = 1; // 0 in a step's first backward: products then overwrite gradients, and nobody need zero them
 
-// dx = dout W, dW += dout^T x, dbias += sum_N dout. (The residual's gradient is dout itself.) dw may be NULL: then the
-// caller forms it (linear_backward).
+// dx = dout W, dW += dout^T x, dbias += sum_N dout. (The residual's gradient is dout itself.) dx and dw may be NULL:
+// then the caller forms them.
 static void matmul_backward(real *dx, real *dw, real *dbias, const real *dout, const real *x, const real *w,
                             int N, int C, int OC) {
     enum { SPAN = 64 };
-    gemm(0, 0, N, C, OC, dout, (size_t)OC, w, (size_t)C, 0, dx, (size_t)C);
+    if (dx) gemm(0, 0, N, C, OC, dout, (size_t)OC, w, (size_t)C, 0, dx, (size_t)C);
     if (dw) gemm(1, 0, OC, C, N, dout, (size_t)OC, x, (size_t)C, grad_beta, dw, (size_t)C);
     PARALLEL_FOR
     for (int o = 0; o < OC; o += SPAN)
@@ -297,15 +297,15 @@ static RowBlock attention_rows(const Batch *b, int n, int end) {
     return r;
 }
 
-// Room for two (rows,m) blocks of every task; a task is one head of one query's rows.
-static real *attention_room(const Batch *b, int NH, size_t *block) {
+// Room for two (rows,m) blocks of every thread.
+static real *attention_room(const Batch *b, size_t *block) {
     int most = 0;
     for (int n = 0; n < b->N; n++) {
         int seen = b->a1[n] - b->a0[n] + n + 1 - b->b0[n];
         most = seen > most ? seen : most;
     }
     *block = (size_t)min_int(b->N, BLOCK_ROWS) * (size_t)most;
-    return room(ROOM_ATTENTION, (size_t)b->Q * (size_t)NH * *block * 2);
+    return room(ROOM_ATTENTION, (size_t)thread_count() * *block * 2);
 }
 
 // out (N,C), lse (N,NH), qkv (N,3C)
@@ -314,11 +314,11 @@ static void attention_forward(real *out, real *lse, const real *qkv, const Batch
     size_t C3 = 3 * (size_t)C, size;
     real scale = 1 / sqrt_real((real)hs), *all;
     stage(STAGE_ATTENTION);
-    all = attention_room(b, NH, &size);
+    all = attention_room(b, &size);
     PARALLEL_FOR2
     for (int g = 0; g < b->Q; g++)
         for (int h = 0; h < NH; h++) {
-            real *S = all + (size_t)(g * NH + h) * size * 2;
+            real *S = all + thread_index() * size * 2;
             const real *q = qkv + h * hs, *k = q + C, *v = k + C;
             for (int n = b->group[g], end = b->group[g + 1]; n < end;) {
                 RowBlock r = attention_rows(b, n, end);
@@ -354,13 +354,13 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
     size_t C1 = (size_t)C, C3 = 3 * C1, size;
     real scale = 1 / sqrt_real((real)hs), *all;
     stage(STAGE_DATTENTION);
-    all = attention_room(b, NH, &size);
+    all = attention_room(b, &size);
     PARALLEL_FOR
     for (int n = 0; n < b->N; n++) memset(dqkv + (size_t)n * C3, 0, C3 * sizeof *dqkv);
     PARALLEL_FOR2
     for (int g = 0; g < b->Q; g++)
         for (int h = 0; h < NH; h++) {
-            real *P = all + (size_t)(g * NH + h) * size * 2, *dS = P + size;
+            real *P = all + thread_index() * size * 2, *dS = P + size;
             const real *q = qkv + h * hs, *k = q + C, *v = k + C, *o = out + h * hs, *go = dout + h * hs;
             real *dq = dqkv + h * hs, *dk = dq + C, *dv = dk + C;
             for (int n = b->group[g], end = b->group[g + 1]; n < end;) {
@@ -453,17 +453,19 @@ static void gelu_forward(real *out, const real *x, int N, int C) {
     }
 }
 
-// dx = dout ((1 + t)/2 + x/2 (1 - t^2) du/dx), t = tanh(u); in place: d (N,C) is dout, then dx
-static void gelu_backward(real *d, const real *x, int N, int C) {
+// dx = dout ((1 + t)/2 + x/2 (1 - t^2) du/dx), t = tanh(u); in place: d (N,C) is dout, then dx; x (N,C) is then the
+// output, which the weights of the product that follows need.
+static void gelu_backward(real *d, real *x, int N, int C) {
     stage(STAGE_GELU);
     PARALLEL_FOR
     for (int n = 0; n < N; n++) {
-        real *o = d + (size_t)n * C;
-        const real *row = x + (size_t)n * C;
+        real *o = d + (size_t)n * C, *row = x + (size_t)n * C;
         SIMD
         for (int i = 0; i < C; i++) {
-            real a = row[i], u = (real)GELU_S * (a + (real)GELU_A * a * a * a), t = 1 - 2 / (exp_real(2 * u) + 1);
+            real a = row[i], u = (real)GELU_S * (a + (real)GELU_A * a * a * a), s = 1 / (exp_real(2 * u) + 1);
+            real t = 1 - 2 * s;
             o[i] *= (real)0.5 * (1 + t) + (real)0.5 * a * (1 - t * t) * (real)GELU_S * (1 + 3 * (real)GELU_A * a * a);
+            row[i] = a * (1 - s);
         }
     }
 }
@@ -562,12 +564,11 @@ static void gather_backward(real *dx, const real *dout, const int *row, int U, i
     X(rstdf,  1, U, 1)                                                                   \
     X(logits, !c.reward, U, c.Vp) /* then their gradient */                              \
     X(lsef,   1, U, 1)
-// One block's at a time: cheap to compute again, so not saved. The outputs of layernorms and attention, and the other
-// gradients, take turns in the rooms of gelu and dgelu; the residual stream's gradient takes x's last slice.
+// One block's at a time: what is cheap to compute again, and gradients, in turn in one wide room. (The backward has
+// fc's room besides, once fc is used up; the residual stream's gradient takes x's last slice.)
 #define BLOCK_ROOM(X)                                                                    \
     X(lse,    1, N, c.NH)                                                                \
-    X(gelu,   1, N, 4 * c.C)                                                             \
-    X(dgelu,  !!training, N, 4 * c.C)
+    X(wide,   1, N, 4 * c.C)
 
 struct GPT2 {
     Config c;
@@ -774,7 +775,7 @@ static void block_forward(GPT2 *m, const Batch *b, int l) {
     Params w = block_params(m->c, m->w, l, 1);
     Block s = block_saved(m, l);
     int N = b->N, C = m->c.C, NH = m->c.NH;
-    real *ln = m->gelu, *att = m->gelu; // each is used before the next is written
+    real *ln = m->wide, *att = m->wide, *gelu = m->wide; // each is used before the next is written
     layernorm_forward(ln, s.mean1, s.rstd1, s.x, w.ln1w, w.ln1b, N, C);
     stage(STAGE_QKV);
     matmul_forward(s.qkv, ln, w.qkvw, w.qkvb, NULL, N, C, 3 * C);
@@ -784,13 +785,14 @@ static void block_forward(GPT2 *m, const Batch *b, int l) {
     layernorm_forward(ln, s.mean2, s.rstd2, s.mid, w.ln2w, w.ln2b, N, C);
     stage(STAGE_FC);
     matmul_forward(s.fc, ln, w.fcw, w.fcb, NULL, N, C, 4 * C);
-    gelu_forward(m->gelu, s.fc, N, 4 * C);
+    gelu_forward(gelu, s.fc, N, 4 * C);
     stage(STAGE_FCPROJ);
-    matmul_forward(s.next, m->gelu, w.fcprojw, w.fcprojb, s.mid, N, 4 * C, C);
+    matmul_forward(s.next, gelu, w.fcprojw, w.fcprojb, s.mid, N, 4 * C, C);
 }
 
 // matmul_backward, and where u is not NULL the update of W besides, as many rows at a time as there is room for: dx
-// comes first, from W as it was.   dx, x (N,C), dout (N,OC), w, dw (OC,C; in pieces: room for some rows), dbias (OC)
+// comes first, from W as it was; or, dx NULL, the caller has formed it.
+// dx, x (N,C), dout (N,OC), w, dw (OC,C; in pieces: room for some rows), dbias (OC)
 static void linear_backward(GPT2 *m, Update *u, real *dx, real *dw, real *dbias, const real *dout, const real *x,
                             const real *w, int N, int C, int OC) {
     enum Stage here = profile.at;
@@ -807,19 +809,22 @@ static void linear_backward(GPT2 *m, Update *u, real *dx, real *dw, real *dbias,
 }
 
 // The same block backward; dx is the gradient of its output, then of its input. What was not saved (gelu, ln, att) is
-// computed again first.
+// computed again, in fc's place.
 static void block_backward(GPT2 *m, real *dx, const Batch *b, int l, Update *u) {
     Params w = block_params(m->c, m->w, l, 1), d = block_params(m->c, m->dw, l, m->grads != NULL);
     Block s = block_saved(m, l);
     int N = b->N, C = m->c.C, NH = m->c.NH;
-    real *ln = m->gelu, *att = ln, *dln = ln + (size_t)N * (size_t)C, *datt = dln, *dqkv = m->dgelu;
-    gelu_forward(m->gelu, s.fc, N, 4 * C);
+    size_t C1 = (size_t)C;
+    real *dfc = m->wide, *dqkv = m->wide, *gelu = s.fc, *ln = s.fc, *att = s.fc, *dln = s.fc + (size_t)N * C1;
+    real *datt = dln;
     stage(STAGE_DFCPROJ);
-    linear_backward(m, u, m->dgelu, d.fcprojw, d.fcprojb, dx, m->gelu, w.fcprojw, N, 4 * C, C);
-    gelu_backward(m->dgelu, s.fc, N, 4 * C);
+    gemm(0, 0, N, 4 * C, C, dx, C1, w.fcprojw, 4 * C1, 0, dfc, 4 * C1); // of gelu's output
+    gelu_backward(dfc, s.fc, N, 4 * C);
+    stage(STAGE_DFCPROJ);
+    linear_backward(m, u, NULL, d.fcprojw, d.fcprojb, dx, gelu, w.fcprojw, N, 4 * C, C);
     layernorm_forward(ln, s.mean2, s.rstd2, s.mid, w.ln2w, w.ln2b, N, C);
     stage(STAGE_DFC);
-    linear_backward(m, u, dln, d.fcw, d.fcb, m->dgelu, ln, w.fcw, N, C, 4 * C);
+    linear_backward(m, u, dln, d.fcw, d.fcb, dfc, ln, w.fcw, N, C, 4 * C);
     layernorm_backward(dx, d.ln2w, d.ln2b, dln, s.mid, w.ln2w, s.mean2, s.rstd2, N, C);
     attention_forward(att, m->lse, s.qkv, b, C, NH);
     stage(STAGE_DATTPROJ);
@@ -838,8 +843,8 @@ void gpt2_forward(GPT2 *m, const Batch *b, real *out) {
     gpt2_plan(m, b->N, U);
     embedding_forward(m->x, b->token, b->pos, m->w.wte, m->w.wpe, b->N, c.C);
     for (int l = 0; l < c.L; l++) block_forward(m, b, l);
-    gather_forward(m->gelu, residual(m, c.L), rows, U, c.C);
-    layernorm_forward(m->lnf, m->meanf, m->rstdf, m->gelu, m->w.lnfw, m->w.lnfb, U, c.C);
+    gather_forward(m->wide, residual(m, c.L), rows, U, c.C);
+    layernorm_forward(m->lnf, m->meanf, m->rstdf, m->wide, m->w.lnfw, m->w.lnfb, U, c.C);
     if (c.reward) head_forward(out, m->lnf, m->w.rewardw, m->w.rewardb, U, c.C);
     else classifier_forward(out, m->logits, m->lsef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
     stage(STAGE_LOSS);
@@ -944,12 +949,12 @@ static void backward(GPT2 *m, const Batch *batch, const real *coef, Update *u) {
     gradient_room(m, !u);
     grad_beta = !m->fresh;
     if (m->fresh) grads_zero(m, 1);
-    real *dx = residual(m, c.L), *dlnf = m->dgelu; // U <= N
-    real *read = m->gelu, *dread = read + (size_t)U * (size_t)c.C;
+    size_t UC = (size_t)U * (size_t)c.C; // U <= N
+    real *dx = residual(m, c.L), *read = m->wide, *dread = read + UC, *dlnf = dread + UC;
     if (c.reward) head_backward(dlnf, m->dw.rewardw, m->dw.rewardb, coef, m->lnf, m->w.rewardw, U, c.C);
     else classifier_backward(dlnf, u ? NULL : m->dw.wte, m->logits, m->lsef, coef, m->lnf, m->w.wte, b, c.C, c.V, c.Vp);
     gather_forward(read, residual(m, c.L), rows, U, c.C); // again
-    memset(dread, 0, (size_t)U * (size_t)c.C * sizeof(real));
+    memset(dread, 0, UC * sizeof(real));
     layernorm_backward(dread, m->dw.lnfw, m->dw.lnfb, dlnf, read, m->w.lnfw, m->meanf, m->rstdf, U, c.C);
     gather_backward(dx, dread, rows, U, b->N, c.C);
     for (int l = c.L - 1; l >= 0; l--) block_backward(m, dx, b, l, u);

@@ -31,7 +31,7 @@ typedef struct {
     void (*attention_decode)(float *out, const float *qkv, const float *cache, int slots, const Decode *d,
                              int C, int NH);
     void (*gelu_forward)(float *out, const float *x, int N, int C);
-    void (*gelu_backward)(float *d, const float *x, int N, int C);
+    void (*gelu_backward)(float *d, float *x, int N, int C);
     void (*classifier_forward)(float *logp, float *logits, float *lse, const float *x, const float *wte,
                                const Batch *b, int C, int V, int Vp);
     void (*classifier_backward)(float *dx, float *dwte, float *logits, const float *lse, const float *c, const float *x,
