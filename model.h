@@ -272,7 +272,7 @@ static inline void gpt2_set(GPT2 *m, enum Copy what, const float *host) {
 }
 
 // Between a model and a file, a part at a time: a second copy of a large model may be more than the machine holds.
-enum { GPT2_PART = 1 << 18 };
+enum { GPT2_PART = 1 << 16 };
 static inline size_t gpt2_part(size_t at, size_t n) { return n - at < (size_t)GPT2_PART ? n - at : (size_t)GPT2_PART; }
 
 // The model, and its file closed. c may have parameters beyond the file's (a scalar head): zeros.

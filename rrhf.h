@@ -446,7 +446,7 @@ static inline uint64_t ranked_hash(const Ranked *d) { // of the tokens in use an
 // Hashes SAMPLE of every GPT2_PART parameters: all of a large model would take as long as loading it, and models that
 // were trained differently differ everywhere.
 static inline uint64_t gpt2_hash(GPT2 *m) {
-    enum { SAMPLE = 4096 };
+    enum { SAMPLE = 1024 };
     float part[SAMPLE];
     size_t n = gpt2_count(gpt2_config(m));
     uint64_t h = HASH64;

@@ -691,6 +691,7 @@ static inline int plot_png(const char *path, const PlotPanel *panels, int n_pane
         die("%s: an image of %d x %d pixels; its sides can be 32 to 16384", path, width, height);
     Out out = out_open(path);
     PlotCanvas c = plot_render(panels, n_panels, width, height);
+    free(c.mask), free(c.busy), c.mask = c.busy = NULL; // drawn; the compression needs room
     if (!stbi_write_png_to_func(plot_bytes, &out, width, height, 3, c.rgb, width * 3))
         die("%s: no memory to compress %d x %d pixels; make the image smaller", path, width, height);
     out_close(&out);
