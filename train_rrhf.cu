@@ -707,7 +707,7 @@ template <int W> __global__ void __launch_bounds__(CHANNELS_MAX / 4) layernorm_b
     __shared__ float room[2][2 * ROWS][32]; // in turns: one barrier a round
     int warp = threadIdx.x / 32, warps = blockDim.x / 32, i = threadIdx.x * W, own = i < C, turn = 0;
     int end = min((int)(blockIdx.x + 1) * span, N);
-    float weight[W] = {}, dw[W] = {}, db[W] = {}, bias[W] = {}, g[ROWS][W] = {}, a[ROWS][W] = {}, d[ROWS][W] = {};
+    float weight[W] = {}, dw[W] = {}, db[W] = {}, bias[W] = {}, g[ROWS][W], a[ROWS][W], d[ROWS][W];
     if (own) load<W>(weight, w + i);
     for (int n0 = blockIdx.x * span; n0 < end; n0 += ROWS, turn ^= 1) {
         float s[2 * ROWS], rs[ROWS];
@@ -726,7 +726,7 @@ template <int W> __global__ void __launch_bounds__(CHANNELS_MAX / 4) layernorm_b
         for (int r = 0; r < ROWS; r++) {
             float mu = mean[min(n0 + r, end - 1)];
             s[2 * r] = s[2 * r + 1] = 0;
-            for (int k = 0; k < W; k++) {
+            for (int k = 0; own && k < W; k++) {
                 a[r][k] = (a[r][k] - mu) * rs[r];
                 s[2 * r] += g[r][k] * weight[k];
                 s[2 * r + 1] += g[r][k] * weight[k] * a[r][k];
@@ -822,7 +822,8 @@ static void bias_backward(float *dbias, float *part, elem *dout, const elem *x, 
     LAUNCH(add_partials_kernel, div_up((size_t)OC, 32), BLOCK, 0, dbias, dbias, dbias, part, spans, OC, OC, OC);
 }
 
-// dx = dout W, dW += dout^T x, dbias += sum_N dout.   dx, dout elem; dW, dbias float. dbias NULL: gelu_backward did it
+// dx = dout W, dW += dout^T x, dbias += sum_N dout.   dx, dout elem; dW, dbias float. dbias NULL: gelu_backward or
+// layernorm_backward does it.
 // cuBLASLt's bias gradient epilogue overwrites dbias where micro-batches must add to it: hence a pass of 2 bytes per
 // element of dout, beside the two products' 4 and their 4 C operations per element.
 static void matmul_backward(elem *dx, float *dw, float *dbias, float *part, elem *dout, const elem *x, const elem *w,

@@ -858,13 +858,16 @@ static inline int train_rounds(Trainee *a, const Train *t) {
     make_out(t->out);
     if (t->resume && !exists_in(t->resume, "round-1"))
         die("--resume %s: no round-1 in it to go on from; start without --resume", t->resume);
-    for (int i = 1; !t->resume; i++) { // an earlier run's rounds must not pass for this one's
-        snprintf(name, sizeof name, "round-%d", i);
+    int rounds = 0; // an earlier run's, which must not pass for this one's
+    for (; !t->resume; rounds++) {
+        snprintf(name, sizeof name, "round-%d", rounds + 1);
         if (!exists_in(t->out, name)) break;
-        path_join(dir, t->out, name);
-        if (same_path(path_join(path, dir, "policy.bin"), a->o->model))
+        if (same_path(path_join(path, path_join(dir, t->out, name), "policy.bin"), a->o->model))
             die("--model %s: this run would remove it first; choose another --out, or go on with --resume", path);
-        for (int k = 0; k < 3; k++) unlink(path_join(path, dir, marks[k]));
+    }
+    for (int i = 1; i <= rounds; i++) {
+        snprintf(name, sizeof name, "round-%d", i);
+        for (int k = 0; k < 3; k++) unlink(path_join(path, path_join(dir, t->out, name), marks[k]));
     }
     snprintf(name, sizeof name, "round-%d", a->policy.rounds + 1);
     if (t->resume && exists_in(t->resume, name))
@@ -923,7 +926,8 @@ static inline int verb_train(const Options *o) {
     if (o->kl_coef > 0) a.start = model_open(o->model, "--model", 0);
     if (o->eval_data && !o->reward) fprintf(stderr, "note: --eval-data without --reward: no reward's curve\n");
     if (o->eval_data) a.held = data_open(o, o->eval_data, c, "train");
-    const Ranked *asked[2] = {a.policy.by != DRAW_NOTHING ? &a.d : NULL, a.rm && a.held.Q ? &a.held : NULL};
+    Ranked judged = ranked_head(&a.held, o->eval_queries);
+    const Ranked *asked[2] = {a.policy.by != DRAW_NOTHING ? &a.d : NULL, a.rm && judged.Q ? &judged : NULL};
     for (int i = 0; i < 2; i++)
         if (asked[i]) {
             completions_fit(o, asked[i], a.m, "--model", o->model);

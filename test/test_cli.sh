@@ -639,8 +639,8 @@ resume() {
     [ ! -e "$T/none" ] && ok "nothing was made of it" || bad "resuming from nothing made $T/none"
     refuse 1 "--resume $T/part: no round-1" "resume IP-2 from a run without rounds" $A --resume "$T/part"
     refuse 1 "--policy IP-1: .* has a round-2 already" "resume IP-2 as IP-1" ${A/IP-2/IP-1} --resume "$T/ip"
-    refuse 1 "--model $T/ip/round-1/policy\.bin: this run would remove it first" "IP-2 from a model that it replaces" $A --model "$T/ip/round-1/policy.bin" --out "$T/ip"
-    [ -s "$T/ip/round-1/policy.bin" ] && ok "that model is still there" || bad "that model is gone"
+    refuse 1 "--model $T/ip/round-2/policy\.bin: this run would remove it first" "IP-2 from a model that it replaces" $A --model "$T/ip/round-2/policy.bin" --out "$T/ip"
+    [ -s "$T/ip/round-1/policy.bin" ] && [ -s "$T/ip/round-2/policy.bin" ] && ok "all is still there" || bad "something is gone"
     works "resume IP-2 by another name of its directory" $A --resume "$T/ip" --out "$T/ip/"
     # a fresh run over an older one: what is there after a kill must not pass for its own
     cp -r "$T/whole" "$T/over"

@@ -339,6 +339,23 @@ static void test_layernorm(const Batch *b, GPT2 *m, int C) {
     check_float("layernorm dw of rows", g_dw, dw, C);
 }
 
+// Backward, one block over all rows: many rounds, and rows so close to their mean that rstd is large.
+static void test_layernorm_rounds(int N, int C) {
+    size_t NC = (size_t)N * C;
+    int wide = C % 4 == 0, threads = div_up((size_t)C, wide ? 128 : 32) * 32;
+    float *x = normals(NC, 0.02f), *w = normals(C, 1), *bias = normals(C, 1), *out = zeros(NC), *mean = zeros(N);
+    float *rstd = zeros(N), *dout = normals(NC, 1), *dx = normals(NC, 1), *sums = zeros((size_t)3 * C);
+    float *g_dx = send(dx, NC), *part = fresh((size_t)3 * C);
+    cpu.layernorm_forward(out, mean, rstd, x, w, bias, N, C);
+    section();
+    LAUNCH_WIDE(wide, 4, layernorm_backward_kernel, 1, threads, 0, g_dx, (elem *)NULL, part, send_elem(dout, NC),
+                send(x, NC), (const int *)NULL, send(w, C), send(mean, N), send(rstd, N), N, C, N);
+    cpu.layernorm_backward(dx, sums, sums + C, dout, x, w, mean, rstd, N, C);
+    for (size_t j = 0; j < NC; j++) sums[2 * (size_t)C + j % (size_t)C] += dx[j];
+    check_float("layernorm dx, many rounds", g_dx, dx, NC);
+    check_float("layernorm sums, many rounds", part, sums, (size_t)3 * C);
+}
+
 static void test_matmul(int N, int C, int OC) {
     size_t NC = (size_t)N * C, NO = (size_t)N * OC, CO = (size_t)C * OC;
     float *x = normals(NC, 1), *w = normals(CO, 1), *bias = normals(OC, 1), *out = zeros(NO);
@@ -667,6 +684,8 @@ static void test_layers(void) {
     check(b.N > 2 * PARTS * WARPS, "%d rows, more than the %d that partial sums take in one go", b.N,
           2 * PARTS * WARPS);
     test_layernorm(&b, m, 12);
+    test_layernorm_rounds(160, 12);
+    test_layernorm_rounds(160, 15);
     test_matmul(b.N, 12, 24);
     test_gelu(b.N, 24);
     test_gelu(b.N, 13);
