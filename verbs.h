@@ -896,8 +896,9 @@ static inline void drawing_settings(const Trainee *a, char *text, size_t size) {
              "diversity-penalty %.9g\ntemperature %.9g\ntop-k %d\ntop-p %.9g\nmax-new-tokens %d\nkl-coef %.9g\n"
              "stop #%016" PRIx64 "\nend-of-text %d\nreward #%016" PRIx64 "\n",
              draw_names[a->policy.by], a->policy.own, ranked_hash(&a->d), o->num_return, o->num_beams,
-             o->num_beam_groups, o->diversity_penalty, o->temperature, o->top_k, o->top_p, o->max_new_tokens, o->kl_coef, stops,
-             end_of_text(gpt2_config(a->m), a->tok), a->reward.model ? gpt2_hash(a->reward.model) : 0);
+             o->num_beam_groups, o->diversity_penalty, o->temperature, o->top_k, o->top_p, o->max_new_tokens,
+             o->kl_coef, stops, end_of_text(gpt2_config(a->m), a->tok),
+             a->reward.model ? gpt2_hash(a->reward.model) : 0);
 }
 
 static inline int verb_train(const Options *o) {
