@@ -568,7 +568,8 @@ static inline void state_read(GPT2 *m, const Train *t, Log *log, Window *w) {
 // ----------------------------------------------------------------------------
 // The loop
 
-// Call when all that a run leaves is there, its plots and samples too: a finished one leaves its settings and no state.
+// Call when all that a run leaves is there, its plots and samples too: a finished one leaves settings.txt, which says
+// that it is, and no state.
 static inline void train_done(const Train *t, const Ranked *d, const Log *log) {
     char path[RRHF_PATH_MAX];
     if (log->n < train_steps(t, d)) return;

@@ -763,13 +763,14 @@ template <int W> __global__ void __launch_bounds__(CHANNELS_MAX / 4) layernorm_b
     store<W>(part + ((size_t)blockIdx.x * 3 + 2) * C + i, bias);
 }
 
+static int layernorm_threads(int C) { return div_up((size_t)C, C % 4 == 0 ? 128 : 32) * 32; } // W channels each
+
 static void layernorm_backward(float *dx, elem *half, float *dw, float *db, float *dbias, float *part,
                                const elem *dout, const float *x, const int *row, const float *w, const float *mean,
                                const float *rstd, int N, int C) {
     int span = div_up((size_t)N, 2 * PARTS * LN_ROWS) * LN_ROWS, blocks = div_up((size_t)N, (size_t)span);
-    int wide = C % 4 == 0, threads = div_up((size_t)C, wide ? 128 : 32) * 32;
-    LAUNCH_WIDE(wide, 4, layernorm_backward_kernel, blocks, threads, 0, dx, half, part, dout, x, row, w, mean, rstd, N,
-                C, span);
+    LAUNCH_WIDE(C % 4 == 0, 4, layernorm_backward_kernel, blocks, layernorm_threads(C), 0, dx, half, part, dout, x, row,
+                w, mean, rstd, N, C, span);
     LAUNCH(add_partials_kernel, div_up(3 * (size_t)C, 32), BLOCK, 0, dw, db, dbias, part, blocks, 3 * C, C, 2 * C);
 }
 
@@ -1798,7 +1799,7 @@ enum { STATIC_SHARED = 1024 }; // bytes, more than the attention kernels declare
 // Kernels that need more shared memory than a block gets unasked. Sizes that this path cannot hold are refused here.
 static void shared_memory(Config c) {
     int hs = c.C / c.NH, limit = (int)device.prop.sharedMemPerBlockOptin;
-    int most = c.C % 4 ? CHANNELS_MAX / 4 : CHANNELS_MAX; // see layernorm_backward_kernel
+    int most = c.C % 4 ? CHANNELS_MAX / 4 : CHANNELS_MAX; // layernorm_threads are CHANNELS_MAX / 4 at most
     size_t room = attention_shared(hs);
     if (c.C > most || hs > HEAD_MAX || room + STATIC_SHARED > (size_t)limit)
         die("GPU: %d channels in heads of %d: up to %d, in heads up to %d and as %s's shared memory allows (%zu of %d "

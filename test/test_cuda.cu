@@ -342,14 +342,13 @@ static void test_layernorm(const Batch *b, GPT2 *m, int C) {
 // Backward, one block over all rows: many rounds, and rows so close to their mean that rstd is large.
 static void test_layernorm_rounds(int N, int C) {
     size_t NC = (size_t)N * C;
-    int wide = C % 4 == 0, threads = div_up((size_t)C, wide ? 128 : 32) * 32;
     float *x = normals(NC, 0.02f), *w = normals(C, 1), *bias = normals(C, 1), *out = zeros(NC), *mean = zeros(N);
     float *rstd = zeros(N), *dout = normals(NC, 1), *dx = normals(NC, 1), *sums = zeros((size_t)3 * C);
     float *g_dx = send(dx, NC), *part = fresh((size_t)3 * C);
     cpu.layernorm_forward(out, mean, rstd, x, w, bias, N, C);
     section();
-    LAUNCH_WIDE(wide, 4, layernorm_backward_kernel, 1, threads, 0, g_dx, (elem *)NULL, part, send_elem(dout, NC),
-                send(x, NC), (const int *)NULL, send(w, C), send(mean, N), send(rstd, N), N, C, N);
+    LAUNCH_WIDE(C % 4 == 0, 4, layernorm_backward_kernel, 1, layernorm_threads(C), 0, g_dx, (elem *)NULL, part,
+                send_elem(dout, NC), send(x, NC), (const int *)NULL, send(w, C), send(mean, N), send(rstd, N), N, C, N);
     cpu.layernorm_backward(dx, sums, sums + C, dout, x, w, mean, rstd, N, C);
     for (size_t j = 0; j < NC; j++) sums[2 * (size_t)C + j % (size_t)C] += dx[j];
     check_float("layernorm dx, many rounds", g_dx, dx, NC);
