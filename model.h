@@ -96,8 +96,8 @@ static inline Params gpt2_params(Config c, real *base) {
     return p;
 }
 
-// Block l's slices of the tensors that have one for each block. matrices 0: leave matrices where they are (a gradient
-// in pieces).
+// Block l's slices of the tensors that have one for each block. matrices 0: the matrices stay where they are (they all
+// share one small room: train_rrhf.c, gradient_room).
 static inline Params block_params(Config c, Params p, int l, int matrices) {
 #define X(name, layers, rows, cols, kind)                                  \
     if ((layers) > 1 && (matrices || kind == ONES || kind == ZEROS))       \
@@ -243,8 +243,9 @@ int    gpt2_tokens(const GPT2 *m);               // how many tokens at once suit
 void   gpt2_plan(GPT2 *m, int N, int U);         // room for batches up to N tokens and U rows that are read
 // Policy: out (P) = log P(target). Reward model: out (R) = the head at each response's last token.
 void   gpt2_forward(GPT2 *m, const Batch *b, real *out);
-// This, _grad_norm and _update are parts of gpt2_step and gpt2_step_end, which the loop calls; alone, for the tests.
-// c (R) = dL/dlogP of each of response i's tokens, or dL/dreward. Adds to the gradients; after gpt2_forward(b).
+// c (R): dL/dlogP of every token of response i, or dL/dreward. Adds to the gradients; call after gpt2_forward(b).
+// gpt2_backward, _grad_norm and _update do one by one, for the tests, what gpt2_step and gpt2_step_end (rrhf.h) do
+// together.
 void   gpt2_backward(GPT2 *m, const Batch *b, const real *c);
 void   gpt2_zero_grad(GPT2 *m);
 void   gpt2_grad_sum(GPT2 *m);                   // adds up the gradients of all processes (world.h)

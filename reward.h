@@ -32,7 +32,7 @@ The second is InstructGPT's reward-model loss (Ouyang et al. 2022). Which one, t
 static inline BOTH double sigmoid(double z) { return z > 0 ? 1 / (1 + exp(-z)) : exp(z) / (1 + exp(z)); }
 static inline BOTH double softplus(double z) { return z > 0 ? z + log1p(exp(-z)) : log1p(exp(z)); } // log(1 + exp(z))
 
-// dL/dz = sigmoid(z) - r
+// dL/dz = sigmoid(z) - r. (The reward verb's labels have k = 1; of more responses it is the mean.)
 static inline BOTH Loss logistic_loss(const Objective *o, int k, const double *z, const int *n, const float *r,
                                       double *p, double *c) {
     Loss l = {0, 0, 0};

@@ -9,12 +9,15 @@ For one query x with k responses y_i of n_i tokens and rewards r_i (Yuan et al. 
   L_ft   = -sum_t log P(y_i*,t | x, y_i*,<t)                                   (4)   --ft-reduction mean: / n_i*
   L      = w_rank L_rank + w_ft L_ft                                           (5)   both weights 1
 
-All of it reaches the network through ONE number per response: dL/dlog P(y_i,t) is the same for every token t,
+All of it reaches the network through ONE number per response. A pair in the wrong order (its hinge active) adds 1 to
+dL_rank/dp_i of the worse response and -1 to the better one's, and dp_i/dlog P(y_i,t) = 1/n_i^alpha for every token t:
 
-  c_i = w_rank (#{j: r_j > r_i, hinge active} - #{j: r_j < r_i, hinge active}) / n_i^alpha  -  w_ft [i = i*]
+  c_i = dL/dlog P(y_i,t)
+      = w_rank (#{j: r_j > r_i, hinge active} - #{j: r_j < r_i, hinge active}) / n_i^alpha  -  w_ft [i = i*]
         (the last term / n_i* with --ft-reduction mean)
 
-A response that outranks its better is pushed down (c > 0), the better one up, and the best is imitated. That is RRHF.
+Gradient descent makes a response with c_i > 0 less likely: one that outranks its better is pushed down, the better one
+up, and the best is imitated. That is RRHF.
 Without ties and margin the count in brackets is simply how many places response i stands too high by p.
 With k = 1 only the last term remains: supervised fine-tuning is RRHF with one response.
 
@@ -65,8 +68,8 @@ static inline BOTH double rrhf_score(double logp, int n, double length_penalty) 
     return logp / pow(n, length_penalty);
 }
 
-// How far a pair r_i < r_j is out of order. Active where positive: the loss is max(0, this).      (2)
-static inline BOTH double rrhf_hinge(const Objective *o, int k, const double *p, const float *r, int i, int j) {
+// How far a pair r_i < r_j is out of order: its loss is max(0, this), active where positive.          (2)
+static inline BOTH double rrhf_violation(const Objective *o, int k, const double *p, const float *r, int i, int j) {
     return p[i] - p[j] + (o->margin != 0 ? o->margin * rrhf_gap(k, r, r[i], r[j]) : 0);
 }
 
@@ -89,9 +92,9 @@ static inline BOTH Loss rrhf_loss(const Objective *o, int k, const double *logp,
     for (int i = 0; i < k; i++)
         for (int j = 0; j < k; j++) {
             if (!(r[i] < r[j])) continue;
-            double hinge = rrhf_hinge(o, k, p, r, i, j);
-            if (hinge <= 0) continue;
-            l.rank += hinge;
+            double violation = rrhf_violation(o, k, p, r, i, j);
+            if (violation <= 0) continue;
+            l.rank += violation;
             c[i] += 1;
             c[j] -= 1;
         }
@@ -103,11 +106,13 @@ static inline BOTH Loss rrhf_loss(const Objective *o, int k, const double *logp,
     return l;
 }
 
-// What the loop calls: rrhf_loss, or a loss of reward.h, for which logp is the output of a scalar head, and p the same.
+// What the loop calls for each query: rrhf_loss, or a reward model's loss (reward.h), for which logp_i is the scalar
+// head's output z_i, and p_i the same.
 typedef Loss (*QueryLoss)(const Objective *o, int k, const double *logp, const int *n, const float *r,
                           double *p, double *c);
 
-// value (R) from a forward's output: the sum of each response's log-probabilities, or the heads as they are.
+// value (R) from a forward's output: of a policy the sum of each response's log-probabilities, of a reward model what
+// its scalar head gives.
 static inline void batch_values(const Batch *b, int reward_model, const real *out, double *value) {
     for (int r = 0; r < b->R; r++) value[r] = reward_model ? (double)out[r] : 0;
     for (int i = 0; i < b->P && !reward_model; i++) value[b->resp[i]] += (double)out[i];
@@ -116,9 +121,12 @@ static inline void batch_values(const Batch *b, int reward_model, const real *ou
 // ----------------------------------------------------------------------------
 // How many queries at once
 
+#define TOKENS_AT_ONCE "%" PRId64 " tokens at once; choose a smaller one"
+
 static inline int compare_int_down(const void *a, const void *b) { return *(const int *)b - *(const int *)a; }
 
-// Bounds on N, U, P and R (model.h's letters) of any `micro` queries: of each, the sum of its `micro` largest.
+// Bounds on the tokens N, predicting rows U, predictions P and responses R (dataloader.h) of any batch of `micro`
+// queries: of each, the sum of its `micro` largest.
 static inline void batch_bounds(const Ranked *d, int micro, int bound[4]) {
     size_t Q = (size_t)d->Q;
     int *N = (int *)xalloc(Q * 4, sizeof(int)), *U = N + Q, *P = U + Q, *R = P + Q; // each query's
@@ -129,14 +137,14 @@ static inline void batch_bounds(const Ranked *d, int micro, int bound[4]) {
         qsort(size[i], Q, sizeof(int), compare_int_down);
         for (int q = 0; q < min_int(micro, d->Q); q++) total += size[i][q];
         if (total > INT32_MAX / 4)
-            die("--micro-batch %d: %" PRId64 " tokens at once; choose a smaller one", micro, total);
+            die("--micro-batch %d: " TOKENS_AT_ONCE, micro, total);
         bound[i] = (int)total;
     }
     free(N);
 }
 
 // --micro-batch 0: as many queries as keep a micro-batch at about the tokens that suit the machine. more: tokens that
-// each query is still to be given.
+// each query will get besides (OP-k's responses).
 static inline int micro_batch_auto(const GPT2 *m, const Ranked *d, int batch, int more) {
     int64_t tokens = (int64_t)more * d->Q;
     for (int q = 0; q < d->Q; q++) tokens += d->query_len[q];
@@ -145,7 +153,7 @@ static inline int micro_batch_auto(const GPT2 *m, const Ranked *d, int batch, in
     return micro < 1 ? 1 : micro > batch ? batch : (int)micro;
 }
 
-static int evaluate_queries; // --micro-batch
+static int evaluate_queries; // --micro-batch where there is no backward; 0: micro_batch_auto (set in verbs.h)
 
 // Queries at once where a model is only evaluated.
 static inline int evaluate_micro(const GPT2 *m, const Ranked *d) {
@@ -212,17 +220,17 @@ static inline double learning_rate(const Train *t, int step, int total) {
 // ----------------------------------------------------------------------------
 // One step, and a model's values of a whole data set
 
-// A step's arrays, with room for its largest micro-batch, and how far it is.
+// A step's arrays, with room for its largest micro-batch, and how far the step is.
 typedef struct {
     Batch b;
     real *out;            // (P) log P of each target; of a reward model (R), the heads
-    double *value, *p;    // (R) what the loss is given of each response, and what it compares
+    double *value, *p;    // (R) the loss's input, a response's sum of log P, and p_i; of a reward model, both z_i
     double *c;            // (R) dL/dvalue, L being the loss of the response's own query
-    real *coef;           // (R) the same over the step's number of queries: for the backward
+    real *coef;           // (R) c over the step's number of queries: the mean loss's gradient, for the backward
     AdamW adam;           // with this step's learning rate
     int queries, step;    // queries of the whole step; its number, from 1
     Loss sum;             // so far, a mean over those queries
-    int behind;           // so many queries right behind this step's are the next step's; 0: not known
+    int following;        // so many queries right after this step's are the next step's; 0: not known
     const int *next;      // the next micro-batch's queries, and how many they are; 0: not known
     int n_next;
     int ahead;            // the backend's own: b holds the next micro-batch already
@@ -248,7 +256,7 @@ static inline void step_room_free(StepRoom *s) {
 }
 
 // Forward of the n queries queries[0..n-1] of d: s->value of each of their responses, s->b being their batch.
-static inline void room_values(GPT2 *m, StepRoom *s, const Ranked *d, const int *queries, int n) {
+static inline void forward_values(GPT2 *m, StepRoom *s, const Ranked *d, const int *queries, int n) {
     batch_pack(&s->b, d, queries, n);
     gpt2_forward(m, &s->b, s->out);
     batch_values(&s->b, gpt2_config(m).reward, s->out, s->value);
@@ -266,7 +274,7 @@ static inline void evaluate_all(GPT2 *m, const Ranked *d, const char *label, dou
     world_part(d->Q, &begin, &end);
     for (int q = begin, n; q < end; q += n) {
         n = min_int(micro, end - q);
-        room_values(m, &s, d, order + q, n);
+        forward_values(m, &s, d, order + q, n);
         for (int i = 0, r = d->first[q]; i < s.b.R; i++, r++) {
             value[r] = s.value[i];
             if (!isfinite(value[r])) die("NaN: the model gives response %d of the data set a value of %g; "
@@ -293,7 +301,7 @@ static inline void check_norm(int step, double norm, double loss) {
 static inline void micro_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked *d, const int *queries, int n) {
     double scale = 1.0 / s->queries;
     Batch *b = &s->b;
-    room_values(m, s, d, queries, n);
+    forward_values(m, s, d, queries, n);
     for (int g = 0; g < n; g++) {
         int i = b->first[g], k = b->first[g + 1] - i;
         Loss l = t->loss(&t->objective, k, s->value + i, b->resp_len + i, b->score + i, s->p + i, s->c + i);
@@ -334,15 +342,16 @@ static inline Loss train_step(GPT2 *m, const Train *t, StepRoom *s, const Ranked
     s->adam.lr = lr;
     s->queries = n;
     s->step = step;
-    int begin, end, behind, behind_end, N = 0, U = 0, P = 0, R = 0;
+    int begin, end, next, next_end, N = 0, U = 0, P = 0, R = 0;
     memset(&s->sum, 0, sizeof s->sum);
     gpt2_zero_grad(m);
     world_part(n, &begin, &end);
-    world_part(s->behind, &behind, &behind_end);
+    world_part(s->following, &next, &next_end); // this process's part of the next step
     for (int i = begin, now; i < end; i += now) {
         now = min_int(t->micro_batch, end - i);
-        s->next = queries + (i + now < end ? i + now : n + behind);
-        s->n_next = min_int(t->micro_batch, i + now < end ? end - i - now : behind_end - behind);
+        int last = i + now == end;
+        s->next = last ? queries + n + next : queries + i + now;
+        s->n_next = min_int(t->micro_batch, last ? next_end - next : end - i - now);
         gpt2_step(m, t, s, d, queries + i, now);
     }
     for (int i = begin; i < end; i++) batch_count(d, queries[i], &N, &U, &P, &R);
@@ -389,7 +398,7 @@ static inline int step_queries(const Train *t, const Ranked *d, int step, int *o
 
 // Of the queries that follow a step's in its order, how many are the next step's; 0 where the next step is the first of
 // an epoch or of a window, or is none.
-static inline int step_behind(const Train *t, const Ranked *d, int step, int end) {
+static inline int step_following(const Train *t, const Ranked *d, int step, int end) {
     int next = step + 1, anew = step_at(t, d, next) == 0 || (t->refresh && next % t->refresh == 0);
     return next < end && !anew ? step_size(t, d, next) : 0;
 }
@@ -659,7 +668,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, const Train *t, Log *log)
         if (t->refresh) queries = w.index + w.visits, w.visits += n;
         double start = now_s(), grad_norm = 0, lr = learning_rate(t, step + 1, total);
         int64_t tokens = 0;
-        s.behind = step_behind(t, d, step, end);
+        s.following = step_following(t, d, step, end);
         Loss l = train_step(m, t, &s, t->refresh ? &w.d : d, queries, n, lr, step + 1, &grad_norm, &tokens);
         double seconds = now_s() - start;
         LogRow row = {(double)++step, (double)epoch + 1, l.loss, l.rank, l.ft, lr, grad_norm,
@@ -673,7 +682,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, const Train *t, Log *log)
     }
     if (t->profile && step > begun) backend_profile(step > begun + 1 ? step - begun - 1 : 1);
     train_save(m, t, log, &w);
-    signal(SIGINT, SIG_DFL); // a first Ctrl-C waits for the files
+    signal(SIGINT, SIG_DFL); // not before: a first Ctrl-C must not interrupt the saving
     if (!stop) stop = stop_asked(); // during the last step or the saving: what comes after is stopped
     free(order);
     free(w.index);

@@ -41,7 +41,8 @@ typedef struct {
     int num_beams;            // per query; 1 = greedy
     int num_beam_groups;      // divides num_beams; 1 = plain beam search
     double diversity_penalty; // >= 0; nothing to one group
-    double length_penalty;    // a response's score is its log-probability / length^this; the program's are 1
+    double length_penalty;    // a response's score is its log-probability / length^this; 1 but in tests (the program's
+                              // --length-penalty is RRHF's alpha, rrhf.h)
     int num_return;           // 1 .. num_beams
     int max_new_tokens;
     int eot;                  // end-of-text id, -1 = none
@@ -128,7 +129,8 @@ static inline int draw_width(Draw how, int V) {
 // Of n candidates whose `logit` is by now a weight, the smallest set that holds top_p of the total: the heaviest, of
 // equal ones the lower ids, at least one. Returns how many, and their total; they stay in the order of their ids.
 static inline int draw_top_p(Candidate *room, int n, double top_p, uint64_t *total) {
-    // n weights, each under (total - enough) / n, sum to less than may be left out: no need to sort such.
+    // At most total - enough units may be left out. Tokens below `least`, a share of 1/n of that, hold less than that
+    // together: none is in the set, and only the others are sorted.
     uint64_t enough = draw_enough(*total, top_p), least = (*total - enough) / (uint64_t)n;
     int heavy = 0, kept = 0;
     for (int i = 0; i < n; i++) if (draw_units(room[i].logit) >= least) room[heavy++] = room[i];
@@ -184,10 +186,9 @@ static inline int compare_continuations(const void *a, const void *b) { // by su
 // What a decode gave of each row: its k largest logits and its log sum exp.
 typedef struct { const Candidate *top; const double *lse; int k; } Rows;
 
-// The `want` best continuations of n beams, best first; returns how many there are (n k may be fewer). beam (n): what
-// each is so far, row (n): its row. Each of the n_chosen tokens in chosen costs `penalty` as often as it is there. It
-// lowers at most n_chosen tokens, so the best `want` after it are among the best want + n_chosen before it: rows.k must
-// be that many, or V. all (n rows.k)
+// The `want` best continuations of n beams, best first, at the front of all (n rows.k); returns how many there are.
+// beam (n): each beam so far; row (n): its row of logits. A token costs `penalty` for each time it stands in chosen.
+// That lowers at most n_chosen tokens of a row, so rows.k = want + n_chosen candidates of it (or V) are enough.
 static inline int beam_continuations(Continuation *all, int want, Rows rows, const Continuation *beam, const int *row,
                                      int n, const int *chosen, int n_chosen, double penalty) {
     int found = 0;

@@ -5,8 +5,8 @@ forward/backward pairs, the model, AdamW; the paper itself is in rrhf.h, and mai
   make train_rrhf && ./train_rrhf        the whole story on made-up reviews, under two minutes on two cores
   ./train_rrhf --help                    the six verbs and every option
 
-To learn RRHF begin at "Layers": what stands before is --profile and small helpers, and the products' fast variants
-stand near the end.
+RRHF itself is rrhf.h. To read the model begin at "Layers": what stands before is --profile and small helpers, and the
+products' fast variants stand near the end.
 
 Gradients: dX is dL/dX, the same shape as X. Every backward ADDS to the gradients of parameters (micro-batches
 accumulate) and overwrites the gradients of activations, unless it says otherwise.
@@ -16,6 +16,7 @@ BLAS or oneDNN a run has the same bits whatever the number of threads.
 #include "util.h"        // defines: die, xalloc, Rng
 #include "model.h"       // defines: Config, Params, Batch, Decode, the backend contract
 #include "rrhf.h"        // defines: the objective and the training loop
+#include "sampler.h"     // defines: draw, draw_width, top_k_candidates; thread_count, thread_index
 #include "verbs.h"       // defines: the command line and the six verbs
 #ifdef _OPENMP
 #include <omp.h>         // defines: omp_set_num_threads
@@ -260,7 +261,7 @@ static void matmul_forward(real *out, const real *x, const real *w, const real *
     gemm(0, 1, N, OC, C, x, (size_t)C, w, (size_t)C, 1, out, (size_t)OC);
 }
 
-static real grad_beta = 1; // 0 in a step's first backward: products then overwrite gradients, and nobody need zero them
+static real grad_beta = 1; // 0 in a step's first backward: products then overwrite gradients, which need no zeroing
 
 // dx = dout W, dW += dout^T x, dbias += sum_N dout. (The residual's gradient is dout itself.) dx and dw may be NULL:
 // then the caller forms them.
@@ -276,22 +277,25 @@ static void matmul_backward(real *dx, real *dw, real *dbias, const real *dout, c
 
 // Attention over the two intervals of dataloader.h, a block of rows of one head at a time. The rows of a block belong
 // to one query or to one response, so they see the same m keys, but for the causal end:
-//   S = Q K^T / sqrt(hs) (rows,m),  P = softmax(S) row by row,  out = P V
-// Saves only lse_n = log sum_j exp(S_nj), from which the backward computes P again.
+//   S = Q K^T (rows,m),  P = softmax(S / sqrt(hs)) row by row,  out = P V
+// Saves only lse_n = log sum_j exp(S_nj / sqrt(hs)), from which the backward computes P again.
 typedef struct { int from, keys, at; } Keys; // the keys of rows from .. from+keys-1 are columns at .. of S
 typedef struct {
-    int n0, n1; // rows n0 .. n1-1
-    int m;      // keys that the last of them sees
+    int n0, n1;  // rows n0 .. n1-1
+    int m;       // keys that the last of them sees
     Keys run[2]; // the query's (none, where these are the query's rows) and the rows' own
 } RowBlock;
 
 enum { BLOCK_ROWS = 96 };
 
-// The block of rows from n on, of a query's rows that end at `end`. (b0[n] <= n says that n is a response's.)
+// Where the query or the response begins that row n belongs to. (b0[n] <= n says that n is a response's.)
+static int own_start(const Batch *b, int n) { return b->b0[n] <= n ? b->b0[n] : b->a0[n]; }
+
+// The block of rows from n on, of a query's rows that end at `end`.
 static RowBlock attention_rows(const Batch *b, int n, int end) {
-    int response = b->b0[n] <= n, own = response ? b->b0[n] : b->a0[n], prefix = response ? b->a1[n] - b->a0[n] : 0;
+    int own = own_start(b, n), prefix = b->b0[n] <= n ? b->a1[n] - b->a0[n] : 0;
     RowBlock r = {n, n + 1, 0, {{b->a0[n], prefix, 0}, {own, 0, prefix}}};
-    while (r.n1 < end && r.n1 - n < BLOCK_ROWS && (b->b0[r.n1] <= r.n1 ? b->b0[r.n1] : b->a0[r.n1]) == own) r.n1++;
+    while (r.n1 < end && r.n1 - n < BLOCK_ROWS && own_start(b, r.n1) == own) r.n1++;
     r.run[1].keys = r.n1 - own;
     r.m = prefix + r.run[1].keys;
     return r;
@@ -345,7 +349,7 @@ static void attention_forward(real *out, real *lse, const real *qkv, const Batch
         }
 }
 
-// With P = exp(S - lse), dP = dout V^T and D_n = dout_n . out_n = sum_j P_nj dP_nj:
+// With P = exp(S / sqrt(hs) - lse), dP = dout V^T and D_n = dout_n . out_n = sum_j P_nj dP_nj:
 //   dS = P (dP - D) / sqrt(hs),  dQ = dS K,  dK += dS^T Q,  dV += P^T dout
 // dqkv (N,3C) is overwritten. A task owns one head of one query's rows, so no two tasks add to the same place.
 static void attention_backward(real *dqkv, const real *dout, const real *out, const real *lse, const real *qkv,
@@ -453,8 +457,8 @@ static void gelu_forward(real *out, const real *x, int N, int C) {
     }
 }
 
-// dx = dout ((1 + t)/2 + x/2 (1 - t^2) du/dx), t = tanh(u); in place: d (N,C) is dout, then dx; x (N,C) is then the
-// output, which the weights of the product that follows need.
+// dx = dout ((1 + t)/2 + x/2 (1 - t^2) du/dx), t = tanh(u); in place: d (N,C) is dout, then dx; x (N,C) becomes the
+// forward's output, which the next product's dW needs.
 static void gelu_backward(real *d, real *x, int N, int C) {
     stage(STAGE_GELU);
     PARALLEL_FOR
@@ -564,8 +568,8 @@ static void gather_backward(real *dx, const real *dout, const int *row, int U, i
     X(rstdf,  1, U, 1)                                                                   \
     X(logits, !c.reward, U, c.Vp) /* then their gradient */                              \
     X(lsef,   1, U, 1)
-// One block's at a time: what is cheap to compute again, and gradients, in turn in one wide room. (The backward has
-// fc's room besides, once fc is used up; the residual stream's gradient takes x's last slice.)
+// One block's at a time: `wide` holds in turn ln, att and gelu, which are cheap to compute again, and gradients. (The
+// backward has fc's room besides, once fc is used up; the residual stream's gradient takes x's last slice.)
 #define BLOCK_ROOM(X)                                                                    \
     X(lse,    1, N, c.NH)                                                                \
     X(wide,   1, N, 4 * c.C)
@@ -689,15 +693,15 @@ void gpt2_free(GPT2 *m) {
 
 Config gpt2_config(const GPT2 *m) { return m->c; }
 
-// Sets the gradient to zero, which gpt2_zero_grad only notes. but_products: except where the next backward's products
-// overwrite it: the matrices, and the first V of wte's Vp rows.
-static void grads_zero(GPT2 *m, int but_products) {
+// Sets the gradient to zero, which gpt2_zero_grad only notes. skip_products: but not what the next backward's products
+// overwrite, the matrices and the first V of wte's Vp rows.
+static void grads_zero(GPT2 *m, int skip_products) {
     Tensor t[N_TENSORS];
     stage(STAGE_ZERO);
     gpt2_tensors(m->c, t);
     for (int i = 0; i < N_TENSORS; i++) {
         int wte = i == TENSOR_wte, product = t[i].decay && i != TENSOR_wpe && !(wte && m->c.reward);
-        size_t from = !but_products || !product ? 0 : wte ? (size_t)m->c.V * (size_t)m->c.C : t[i].size;
+        size_t from = !skip_products || !product ? 0 : wte ? (size_t)m->c.V * (size_t)m->c.C : t[i].size;
         if (m->grads) memset(m->grads + t[i].at + from, 0, (t[i].size - from) * sizeof(real));
         else if (!t[i].decay) memset(m->pieces + piece_at(m->c, t, i), 0, t[i].size * sizeof(real));
     }
@@ -766,7 +770,7 @@ static Block block_saved(const GPT2 *m, int l) {
 // ----------------------------------------------------------------------------
 // GPT-2's blocks, forward and backward
 
-// An update on its way: AdamW at this step, the gradient times grad_scale; square: of the unscaled gradient so far.
+// An AdamW update in progress, of the gradient times grad_scale. square: the unscaled gradient's sum of squares so far.
 typedef struct { AdamW o; double grad_scale; int step; double square; } Update;
 static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const real *restrict g); // see "The optimizer"
 
@@ -790,8 +794,8 @@ static void block_forward(GPT2 *m, const Batch *b, int l) {
     matmul_forward(s.next, gelu, w.fcprojw, w.fcprojb, s.mid, N, 4 * C, C);
 }
 
-// matmul_backward, and where u is not NULL the update of W besides, as many rows at a time as there is room for: dx
-// comes first, from W as it was; or, dx NULL, the caller has formed it.
+// matmul_backward, and where u is not NULL the update of W besides, as many rows at a time as there is room for. dx
+// comes first, since it needs W as it was (dx NULL: the caller has formed it).
 // dx, x (N,C), dout (N,OC), w, dw (OC,C; in pieces: room for some rows), dbias (OC)
 static void linear_backward(GPT2 *m, Update *u, real *dx, real *dw, real *dbias, const real *dout, const real *x,
                             const real *w, int N, int C, int OC) {
@@ -809,7 +813,8 @@ static void linear_backward(GPT2 *m, Update *u, real *dx, real *dw, real *dbias,
 }
 
 // The same block backward; dx is the gradient of its output, then of its input. What was not saved (gelu, ln, att) is
-// computed again, in fc's place.
+// computed again. Two rooms of 4C per token do for all, each array used up before the next is written:
+//   wide: dfc, then dqkv      fc: itself, then gelu | ln, dln | att, datt | ln, dln
 static void block_backward(GPT2 *m, real *dx, const Batch *b, int l, Update *u) {
     Params w = block_params(m->c, m->w, l, 1), d = block_params(m->c, m->dw, l, m->grads != NULL);
     Block s = block_saved(m, l);
@@ -860,7 +865,8 @@ static void rows_keep(real *x, int layers, int rows, size_t cols, const int *fro
     }
 }
 
-// Rows start .. end-1 of b, of a query that begins at row x there and at row x0 in `to`, go to the end of `to`.
+// Appends rows start .. end-1 of b to `to`; their query begins at row x of b and at row x0 of `to`. from_N remembers
+// where each of its rows stood in b.
 static void live_rows(Batch *to, const Batch *b, int start, int end, int x, int x0, int *from_N) {
     int shift = start - to->N;
     for (int n = start; n < end; n++) {
@@ -871,8 +877,8 @@ static void live_rows(Batch *to, const Batch *b, int start, int end, int x, int 
     }
 }
 
-// Of b's predicting rows those from *u on that lie before row `end` go to the end of `to`, `shift` rows further up,
-// with the predictions whose coefficient is not 0.
+// Appends b's predicting rows from *u on that lie before row `end` to `to`, where their rows stand `shift` earlier,
+// with the predictions whose coefficient is not 0; from_U remembers where each stood in b.
 static void live_predictions(Batch *to, const Batch *b, const real *coef, int *u, int end, int shift, int *from_U) {
     for (; *u < b->U && b->row[*u] < end; ++*u) {
         from_U[to->U] = *u;
@@ -909,8 +915,10 @@ static Batch batch_live(GPT2 *m, const Batch *b, const real *coef) {
     }
     to.group[b->Q] = to.N;
     to.pred[to.U] = to.P;
-#define X(name, layers, rows, cols) rows_keep(m->name, layers, rows, (size_t)(cols), from_##rows, to.rows); // N or U
+#define X(name, layers, rows, cols) rows_keep(m->name, layers, N, (size_t)(cols), from_N, to.N);
     SAVED(X)
+#undef X
+#define X(name, layers, rows, cols) rows_keep(m->name, layers, U, (size_t)(cols), from_U, to.U);
     SAVED_READ(X)
 #undef X
     free(from_N);
@@ -1065,7 +1073,7 @@ enum { SHARE = 4096 }; // parameters that a thread takes at a time
 
 // AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
 // w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), the decay on matrices and embeddings only.
-// For the n parameters from `at` on, whose gradient is g. Sums g^2 besides: memory is slow, and the gradient passes by.
+// For the n parameters from `at` on, whose gradient is g. Sums g^2 too, which spares another pass over the gradient.
 static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const real *restrict g) {
     AdamW o = u->o;
     real b1 = (real)o.beta1, b2 = (real)o.beta2, gs = (real)u->grad_scale, eps = (real)o.eps;

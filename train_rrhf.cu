@@ -14,8 +14,8 @@ Types: elem is what matrix products read and write (bfloat16, or float in the fl
 Shapes are row-major; dimensions have the letters of model.h. A kernel's comment says what a block and a thread own,
 and what bounds it: bytes per element moved to or from memory (bfloat16 build), or operations.
 Everything runs on one stream. The host waits for the device once per optimizer step, in gpt2_step_end: the losses are
-computed on the device too, and while it works on a micro-batch, the last of a step too, the host packs and sends the
-next one. Elsewhere it waits where the contract hands numbers back or takes new room, never within a step.
+computed on the device too, and while it works on a micro-batch the host packs and sends the next one (at a step's end,
+the next step's first). It also waits where the contract hands numbers back or takes new room, never within a step.
 test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one on test/cuda_emulation.h.
 */
 #include "util.h"        // defines: die, xalloc
@@ -1925,8 +1925,8 @@ void gpt2_plan(GPT2 *m, int N, int U) {
     if (training) { GRADIENT_ROOM(X) }
 #undef X
     if (!HALF) m->half = (elem *)(void *)m->dx;
-    // token pos rows pred target resp; twice order, start, key; query first pred resp_len score; a tile per row at
-    // most; and the ends of lists
+    // N each, at most: token, pos, rows, pred, target, resp; order, start and key of tokens and of positions; query,
+    // first, the queries' pred, resp_len, score; a tile. And the one element more that lists of beginnings end with
     m->stage_size = (size_t)N * (6 + 2 * 3 + 5 + sizeof(Tile) / sizeof(int)) + 16;
     for (int i = 0; i < 2; i++)
         m->stage_both[i] = (int *)pinned_alloc(m->stage_size * sizeof(int), "a batch's numbers", remedy);
@@ -2053,9 +2053,9 @@ static Weights block_weights(Config c, Weights h, int l) {
     return h;
 }
 
-// One block of the transformer, forward: x -> x + attention(ln1(x)) -> that + mlp(ln2(that)). The LayerNorm that
-// follows adds: `from` is the residual stream so far and `branch` what the block before still owes to it, or NULL; this
-// block leaves its own debt.
+// One block of the transformer, forward: x -> x + attention(ln1(x)) -> that + mlp(ln2(that)). A block's last product is
+// added by the LayerNorm that follows: `from` is the residual stream without the block before's, `branch` that block's
+// (NULL for the first block), and this block's own is left in m->branch.
 static void block_forward(GPT2 *m, int N, int l, const float *from, const elem *branch) {
     Params w = block_params(m->c, m->w, l, 1);
     Weights h = block_weights(m->c, m->h, l);

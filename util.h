@@ -60,7 +60,8 @@ static inline void die_with(int code, const char *fmt, va_list ap) {
     for (char *s = said; *s; s++) if ((unsigned char)*s < 32 || *s == 127) *s = ' '; // one line, whatever it quotes
     if (*out_tmp) unlink(out_tmp);
     fflush(stdout);
-    if (world_rank) sleep(4), dup2(world_stderr, 2); // what ails all, process 0 reports, and ends us by then
+    // An error that all processes share is reported by process 0, which ends us within these seconds.
+    if (world_rank) sleep(4), dup2(world_stderr, 2);
     if (isatty(2)) fprintf(stderr, "\r\033[K"); // wipe a progress line
     fprintf(stderr, "error: ");
     if (world_rank) fprintf(stderr, "process %d: ", world_rank);
@@ -243,8 +244,8 @@ static inline int same_path(const char *a, const char *b) { // by whatever names
     return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
-// Makes a directory and its parents; an existing one is fine if files can be made in it: better known now than after
-// the work.
+// Makes a directory and its parents; an existing one is fine if files can be made in it: checked before the work,
+// not after hours of it.
 static inline void make_dir(const char *dir) {
     char p[RRHF_PATH_MAX];
     if (!*dir || strlen(dir) >= sizeof p) die("--out '%.60s': not a usable directory name", dir);

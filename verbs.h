@@ -312,8 +312,8 @@ static inline Beaming beaming(const Options *o, Config c, const Tokenizer *t, in
     return b;
 }
 
-// Better known before the work than within it: queries of d and completions, or their judge's reading of both, must fit
-// into m's context. m NULL: a program, which takes texts of any length.
+// Checked before the work, not within it: queries of d with their completions must fit into the context of m, which
+// completes them or judges both. m NULL: a program, which takes texts of any length.
 static inline void completions_fit(const Options *o, const Ranked *d, const GPT2 *m, const char *option,
                                    const char *path) {
     int longest = longest_query(d), T = m ? gpt2_config(m).T : INT32_MAX;
@@ -423,16 +423,18 @@ static inline void machine_say(void) {
     machine = NULL;
 }
 
-// The model and the data, and the memory for batches of `micro` queries, 0 = none said. training: as gpt2_bytes has it.
+// The model and the data, and the memory for batches of `micro` queries, 0 = none said. training: as gpt2_bytes has it;
+// more: tokens that each query will get besides.
 static inline void banner(GPT2 *m, const Ranked *d, const char *verb, int micro, int training, int more) {
     Config c = gpt2_config(m);
     char memory[32] = "";
     if (micro) {
         int bound[4];
+        int64_t drawn = (int64_t)more * min_int(micro, d->Q);
         batch_bounds(d, micro, bound);
-        more *= min_int(micro, d->Q);
-        snprintf(memory, sizeof memory, "; %.0f MiB",
-                 (double)gpt2_bytes(c, training, bound[0] + more, c.reward ? bound[3] : bound[1] + more) / 1048576);
+        if (drawn > INT32_MAX / 4) die("--micro-batch %d: " TOKENS_AT_ONCE, micro, drawn);
+        int N = bound[0] + (int)drawn, U = c.reward ? bound[3] : bound[1] + (int)drawn;
+        snprintf(memory, sizeof memory, "; %.0f MiB", (double)gpt2_bytes(c, training, N, U) / 1048576);
     }
     machine_say();
     fprintf(stderr, "%-8s %s: %d layers, %d channels, %d heads, context %d, vocabulary %d, %.1fM parameters; "
@@ -607,9 +609,8 @@ static inline int resumable_exit(const Options *o, const Train *t, int stopped) 
     return stopped;
 }
 
-// Where a training leaves its results: better known now than after it that policy.bin cannot be replaced, or that
-// another run is at it. The first folder stays locked till the end; those of IP-n's rounds and of the demo's steps are
-// within it.
+// Where a training leaves its results. Checked before it, not after: can policy.bin be replaced, is another run at it?
+// The first folder stays locked till the end; those of IP-n's rounds and of the demo's steps are within it.
 static inline void make_out(const char *dir) {
     static const char *const names[] = {"policy.bin", "log.csv", "state.bin", "settings.txt", "curves.png",
                                         "samples.txt", "reward.csv", "scored.bin"};
@@ -700,7 +701,7 @@ static inline int verb_reward(const Options *o) {
 
 // The loss at work on query q of d, in the words of rrhf.h.
 static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ranked *d, int q, const char *when) {
-    room_values(m, s, d, &q, 1);
+    forward_values(m, s, d, &q, 1);
     const Objective *o = &t->objective;
     const float *r = s->b.score;
     int k = s->b.R, wrong = 0, best = rrhf_best(k, r);
@@ -712,7 +713,7 @@ static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ran
     for (int i = 0; i < k; i++)
         for (int j = 0; j < k; j++) {
             if (!(r[i] < r[j])) continue;
-            double hinge = rrhf_hinge(o, k, s->p, r, i, j);
+            double hinge = rrhf_violation(o, k, s->p, r, i, j);
             wrong += s->p[i] > s->p[j];
             printf("  pair r_%d < r_%d: hinge max(0, p_%d - p_%d%s) = %.6f%s\n", i, j, i, j,
                    o->margin != 0 ? " + margin" : "", hinge > 0 ? hinge : 0,
@@ -858,7 +859,7 @@ static inline int train_rounds(Trainee *a, const Train *t) {
     make_out(t->out);
     if (t->resume && !exists_in(t->resume, "round-1"))
         die("--resume %s: no round-1 in it to go on from; start without --resume", t->resume);
-    int rounds = 0; // an earlier run's, which must not pass for this one's
+    int rounds = 0; // that an earlier run left here: a later --resume must not take them for this one's
     for (; !t->resume; rounds++) {
         snprintf(name, sizeof name, "round-%d", rounds + 1);
         if (!exists_in(t->out, name)) break;

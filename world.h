@@ -11,7 +11,7 @@ mpirun, or without MPI (-DUSE_MPI), there is one process, and all of this does n
   world_sum, world_give    numbers added up over all processes; bytes that one of them has, given to all
   world_wait               until all have come here
 
-All but the first two must be called by all processes, in the same order.
+world_sum, world_give and world_wait must be called by all processes, in the same order.
 */
 #ifndef WORLD_H
 #define WORLD_H

@@ -930,7 +930,7 @@ static void test_loop(const char *name, QueryLoss loss, int reward) {
     for (int i = 0; i < STEPS; i++) {
         double norm[2];
         int64_t tokens[2] = {0, 0};
-        s.behind = i % 3 ? 3 : 0;
+        s.following = i % 3 ? 3 : 0;
         Loss x = train_step(m, &t, &s, &d, order, 3, 1e-3, i + 1, &norm[0], &tokens[0]);
         ahead += s.ahead;
         if (i == 1) gpt2_forward(m, &other, zeros(other.P));

@@ -320,7 +320,7 @@ static void check_hinges(const char *what, Whole *w) {
         for (int i = 0; i < k; i++)
             for (int j = 0; j < k; j++) {
                 if (!(r[i] < r[j])) continue;
-                double hinge = rrhf_hinge(&w->t.objective, k, w->s.p + at, r, i, j);
+                double hinge = rrhf_violation(&w->t.objective, k, w->s.p + at, r, i, j);
                 active += hinge > 0;
                 idle += hinge <= 0;
                 nearest = fmin(nearest, fabs(hinge));

@@ -250,8 +250,8 @@ static void test_schedule(void) {
     }
 }
 
-// What step_behind promises to a backend that packs ahead is what the next step brings.
-static void test_behind(void) {
+// What step_following promises to a backend that packs ahead is what the next step brings.
+static void test_following(void) {
     int wrong = 0, promised = 0, none = 0;
     for (int i = 0; i < 300; i++) {
         Ranked d = {0};
@@ -263,7 +263,7 @@ static void test_behind(void) {
             const int *queries;
             int n = step_queries(&t, &d, step, order, &epoch, &queries);
             wrong += ahead && (ahead != n || memcmp(seen, queries, (size_t)n * sizeof(int)));
-            ahead = step_behind(&t, &d, step, end);
+            ahead = step_following(&t, &d, step, end);
             memcpy(seen, queries + n, (size_t)ahead * sizeof(int));
             promised += ahead > 0, none += !ahead;
             wrong += ahead && t.refresh && (step + 1) % t.refresh == 0; // another window's
@@ -480,7 +480,8 @@ static void test_beyond(void) {
     check(fits.V == 10 && fits.tokens[2] == 9, "token %d of a vocabulary of 10 is read", fits.tokens[2]);
     d.V = 9;
     ranked_write(path, &d);
-    check_dies("token 9 of a vocabulary of 9", read_ranked, path, "query 0: token 9, but the header says a vocabulary of 9; make it again");
+    check_dies("token 9 of a vocabulary of 9", read_ranked, path,
+               "query 0: token 9, but the header says a vocabulary of 9; make it again");
     unlink(path);
     ranked_free(&d);
     ranked_free(&fits);
@@ -495,7 +496,7 @@ int main(void) {
     test_mean();
     test_nan();
     test_schedule();
-    test_behind();
+    test_following();
     test_reward_losses();
     test_labels();
     test_figures();

@@ -183,7 +183,7 @@ static double bench_step(GPT2 *m, int Q, int micro, int query, int k, int resp, 
     t.objective.rank_weight = t.objective.ft_weight = t.objective.length_penalty = 1;
     for (int q = 0; q < 2 * Q; q++) order[q] = q % Q;
     StepRoom s = step_room(m, &d, micro);
-    s.behind = Q;
+    s.following = Q;
     for (int i = -3; i <= repeat; i++) { // three to warm up, one more to profile
         double start = now_s();
         tokens = 0;

@@ -6,8 +6,8 @@ fma_peak.c: the two ceilings of a training step on this machine, measured with a
 
   cc -O3 -march=native -fno-math-errno -fopenmp -o fma_peak dev/bench/fma_peak.c -lm && ./fma_peak [THREADS]
 
-Each figure is the best of many short tries: a ceiling, not a mean. (No -std=c11 here: GNU C then forms no fused operations
-from a * b + c.)
+Each figure is the best of many short tries: a ceiling, not a mean. (No -std=c11 here: GNU C then forms no fused
+operations from a * b + c.)
 */
 #include <math.h>        // defines: sqrtf
 #include <omp.h>         // defines: omp_get_wtime
