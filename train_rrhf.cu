@@ -125,7 +125,7 @@ static void check_blas(cublasStatus_t s, const char *call, const char *file, int
 
 #ifdef USE_MPI
 static void check_nccl(ncclResult_t r, const char *call, const char *file, int line) {
-    if (r != ncclSuccess) die("%s:%d: %s: %s", file, line, call, ncclGetErrorString(r));
+    if (r != ncclSuccess) die("%s:%d: %s: %s (%s)", file, line, call, ncclGetErrorString(r), ncclGetLastError(NULL));
 }
 #define CHECK_NCCL(call) check_nccl(call, #call, __FILE__, __LINE__)
 #endif
@@ -166,11 +166,14 @@ static void device_start(void) {
     CHECK_CUDA(cudaSetDevice(own));
     CHECK_CUDA(cudaGetDeviceProperties(&device.prop, own));
     CHECK_CUDA(cudaStreamCreateWithFlags(&device.stream, cudaStreamNonBlocking));
+    if (!HALF) // float32 is float32, whatever the environment says of TF32 and of emulation
+        setenv("NVIDIA_TF32_OVERRIDE", "0", 1), unsetenv("CUBLAS_EMULATE_SINGLE_PRECISION");
     CHECK_BLAS(cublasLtCreate(&device.blas));
     CHECK_CUDA(cudaMalloc(&device.workspace, WORKSPACE));
 #ifdef USE_MPI
     ncclUniqueId id;
     if (world_size > 1) {
+        setenv("NCCL_ALGO", "Ring", 0); // NVLS sums in no fixed order (github.com/NVIDIA/nccl/issues/1497)
         if (!world_rank) CHECK_NCCL(ncclGetUniqueId(&id));
         world_give(&id, sizeof id, 0);
         CHECK_NCCL(ncclCommInitRank(&device.world, world_size, id, world_rank));
@@ -1254,11 +1257,12 @@ static void cache_write(elem *cache, const elem *qkv, const int *slot, int n, in
 
 // GELU, tanh form: out = x/2 (1 + tanh(u)) = x s with s = 1 / (1 + exp(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3). Where
 // exp overflows, s is 0. A thread owns W elements.
-// Bytes: 2 (x) + 2 (out) per element. cuBLASLt's GELU epilogue would save the 2 of x in the forward (the backward needs
-// x stored, and so does its epilogue), 1.7 GB of a step of 22,528 tokens of GPT-2 124M, and binds the product to the
-// few algorithms that have it, on leading dimensions that are multiples of 8. The pass is kept.
+// Bytes: 2 (x) + 2 (out) per element. cuBLASLt's GELU epilogues would save reading x here (not storing it, which the
+// backward needs) and in the backward reading and writing dout: 5.0 GB of a step of 22,528 tokens of GPT-2 124M, 1 ms of
+// an H200. But they bind products to the few algorithms that have them, on leading dimensions that are multiples of 8.
+// Until both are measured the passes are kept.
 inline __device__ float gelu_s(float x) {
-    return __fdividef(1, 1 + __expf(-2 * (float)GELU_S * (x + (float)GELU_A * x * x * x)));
+    return __fdividef(1, 1 + __expf(x * ((float)(-2 * GELU_S) + (float)(-2 * GELU_S * GELU_A) * (x * x))));
 }
 
 template <int W> __global__ void gelu_forward_kernel(elem *out, const elem *x, size_t n) {
@@ -1276,9 +1280,9 @@ static void gelu_forward(elem *out, const elem *x, int N, int C) {
     LAUNCH_WIDE(wide, 8, gelu_forward_kernel, div_up(n, BLOCK * (wide ? 8 : 1)), BLOCK, 0, out, x, n);
 }
 
-inline __device__ float gelu_slope(float x) { // s + 2 x s (1 - s) du/dx
-    float s = gelu_s(x);
-    return s + 2 * x * s * (1 - s) * (float)GELU_S * (1 + 3 * (float)GELU_A * x * x);
+inline __device__ float gelu_slope(float x) { // s + 2 x du/dx s (1 - s)
+    float s = gelu_s(x), t = x * ((float)(2 * GELU_S) + (float)(6 * GELU_S * GELU_A) * (x * x));
+    return s + t * (s - s * s);
 }
 
 // dx = dout times the slope at x; in place: d is dout, then dx. dbias += sum_N dx: the bias that is part of x.
@@ -1794,6 +1798,16 @@ int gpt2_tokens(const GPT2 *m) {
     return fit < TOKENS_LEAST ? TOKENS_LEAST : fit > MOST ? MOST : (int)fit;
 }
 
+// Dies where the program has no code for this GPU.
+static void code_check(void) {
+    cudaFuncAttributes any;
+    cudaError_t e = cudaFuncGetAttributes(&any, (const void *)add_partials_kernel);
+    if (e == cudaErrorNoKernelImageForDevice || e == cudaErrorUnsupportedPtxVersion)
+        die("GPU: this program was not built for %s, compute capability %d.%d (%s); make -B train_rrhfcu on a machine "
+            "that has one", device.prop.name, device.prop.major, device.prop.minor, cudaGetErrorString(e));
+    CHECK_CUDA(e);
+}
+
 enum { STATIC_SHARED = 1024 }; // bytes, more than the attention kernels declare
 
 // Kernels that need more shared memory than a block gets unasked. Sizes that this path cannot hold are refused here.
@@ -1822,6 +1836,7 @@ static float *param_alloc(size_t n) {
 
 GPT2 *gpt2_build(Config c, const float *params, int training) {
     device_start();
+    code_check();
     shared_memory(c);
     GPT2 *m = (GPT2 *)xalloc(1, sizeof *m);
     size_t n = gpt2_count(c);

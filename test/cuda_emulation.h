@@ -456,7 +456,8 @@ static inline void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b
 
 typedef int cudaError_t;
 typedef void *cudaStream_t, *cudaEvent_t;
-enum { cudaSuccess, cudaErrorMemoryAllocation = 2 };
+enum { cudaSuccess, cudaErrorMemoryAllocation = 2, cudaErrorNoKernelImageForDevice = 209,
+       cudaErrorUnsupportedPtxVersion = 222 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 
 static inline const char *cudaGetErrorString(cudaError_t e) { return e ? "out of memory" : "no error"; }
@@ -493,6 +494,8 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 template <typename F> static cudaError_t cudaFuncSetAttribute(F *f, cudaFuncAttribute, int bytes) {
     return *emu_shared_limit((const void *)f) = (size_t)bytes, cudaSuccess;
 }
+struct cudaFuncAttributes { int none; };
+static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *, const void *) { return cudaSuccess; }
 struct cudaDeviceProp {
     char name[256];
     size_t totalGlobalMem, sharedMemPerBlockOptin;
@@ -654,6 +657,7 @@ enum ncclRedOp_t { ncclSum };
 struct ncclUniqueId { int pid, none; };
 typedef int ncclComm_t;
 
+static inline const char *ncclGetLastError(ncclComm_t *) { return ""; }
 static inline const char *ncclGetErrorString(ncclResult_t) { return "an argument is not as it must be"; }
 static inline ncclResult_t ncclGetUniqueId(ncclUniqueId *id) { return id->pid = (int)getpid(), ncclSuccess; }
 static inline ncclResult_t ncclCommInitRank(ncclComm_t *c, int n, ncclUniqueId id, int rank) {
