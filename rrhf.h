@@ -184,7 +184,7 @@ typedef struct {
     int refresh;                             // k, 0 = the data's own responses
     Ranked (*answer)(void *context, const Ranked *d, const int *queries, int n, int step);
     int answer_tokens;                       // that it adds to a query, at most
-    char drawing[512];                       // how responses are drawn: more of the settings
+    char responses[512];                     // how they are made: more of the settings
     char settings[2048];                     // what a resumed run must share, a setting a line (train_settings)
 } Train;
 
@@ -485,7 +485,7 @@ static inline void train_settings(Train *t, GPT2 *m, const Ranked *d) {
              d->Q, d->R, ranked_hash(d), t->seed, t->batch, t->micro_batch, t->epochs, t->shuffle,
              t->adam.lr, schedule_names[t->schedule], t->warmup, t->adam.beta1, t->adam.beta2, t->adam.eps,
              t->adam.weight_decay, t->grad_clip, o->rank_weight, o->ft_weight, o->ft_mean ? "mean" : "sum",
-             o->length_penalty, o->margin, t->refresh, world_size, t->drawing);
+             o->length_penalty, o->margin, t->refresh, world_size, t->responses);
 }
 
 // Dies where the run in t->resume was begun with other settings, and names the first that differs.

@@ -5,7 +5,7 @@ Every verb reads the files of dataloader.h and model.h and leaves files of the s
 run alone. The same code drives the CPU and the CUDA build.
 
 The way of train, and where to find it:
-  policy_draw     responses to the queries, by the policy (sampler.h)
+  policy_respond  responses to the queries, by the policy (sampler.h)
   reward_score    their rewards (reward.h)
   train_run       one training, with the reward's curve, and samples from before and after
     train_loop    the loop (rrhf.h)
@@ -69,7 +69,7 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(INT, max_query_tokens, "0", 0, 65536, "sracte", "cut queries on the left, 0 = not")                              \
     X(INT, max_response_tokens, "0", 0, 65536, "sracte", "cut responses on the right, 0 = not")                        \
     X(STR, policy, NULL, 0, 0, "at", "P|S|SP|B|BP|D|DP|IP-n|OP-k: who responds (see above) [train: P, sample: SP]")    \
-    X(CHOICE, draw, "diverse", 0, 0, "t", "diverse|beam|sample: how IP-n and OP-k make responses (IMDB: sample)")      \
+    X(CHOICE, draw, "diverse", 0, 0, "t", "diverse|beam|sample: how IP-n, OP-k make responses (paper's IMDB: sample)") \
     X(INT, num_return, "4", 1, 4096, "ate", "new responses per query")                                                 \
     X(INT, num_beams, "4", 1, 256, "at", "beams of B, BP, D, DP")                                                      \
     X(INT, num_beam_groups, "4", 1, 256, "at", "groups of D and DP")                                                   \
@@ -323,18 +323,18 @@ static inline void completions_fit(const Options *o, const Ranked *d, const GPT2
 }
 
 // The paper's Tables 1 and 10, and S. rounds > 0: IP-n; refresh > 0: OP-k; own: with the data's own responses.
-enum DrawBy { DRAW_DIVERSE, DRAW_BEAM, DRAW_SAMPLE, DRAW_NOTHING }; // the first three in the order of --draw's choices
-static const char *const draw_names[] = {"diverse", "beam", "sample"};
-typedef struct { enum DrawBy by; int own, rounds, refresh; } Policy;
+enum RespondBy { BY_DIVERSE, BY_BEAM, BY_SAMPLE, BY_NOBODY }; // the first three in the order of --draw's choices
+static const char *const by_names[] = {"diverse", "beam", "sample"};
+typedef struct { enum RespondBy by; int own, rounds, refresh; } Policy;
 
 static inline Policy policy_parse(const Options *o, const char *name) {
     static const struct { const char *name; Policy p; } table[] = {
-        {"P", {DRAW_NOTHING, 1, 0, 0}},
-        {"S", {DRAW_SAMPLE, 0, 0, 0}}, {"SP", {DRAW_SAMPLE, 1, 0, 0}},
-        {"B", {DRAW_BEAM, 0, 0, 0}}, {"BP", {DRAW_BEAM, 1, 0, 0}},
-        {"D", {DRAW_DIVERSE, 0, 0, 0}}, {"DP", {DRAW_DIVERSE, 1, 0, 0}}};
+        {"P", {BY_NOBODY, 1, 0, 0}},
+        {"S", {BY_SAMPLE, 0, 0, 0}}, {"SP", {BY_SAMPLE, 1, 0, 0}},
+        {"B", {BY_BEAM, 0, 0, 0}}, {"BP", {BY_BEAM, 1, 0, 0}},
+        {"D", {BY_DIVERSE, 0, 0, 0}}, {"DP", {BY_DIVERSE, 1, 0, 0}}};
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) if (!strcmp(name, table[i].name)) return table[i].p;
-    Policy p = {(enum DrawBy)o->draw, 1, 0, 0};
+    Policy p = {(enum RespondBy)o->draw, 1, 0, 0};
     char *end;
     long n = strlen(name) > 3 && name[2] == '-' ? strtol(name + 3, &end, 10) : 0;
     if (n < 1 || n > 1000000 || *end || (strncmp(name, "IP", 2) && strncmp(name, "OP", 2)))
@@ -371,13 +371,13 @@ static inline void stop_cut(const Options *o, const Tokenizer *t, Ranked *d) {
 }
 
 // The responses that a policy trains on: drawn from m, cut at stop texts, not yet scored.
-static inline Ranked policy_draw(const Options *o, Policy p, GPT2 *m, const Ranked *d, const Tokenizer *t,
-                                 uint64_t seed, const char *label) {
+static inline Ranked policy_respond(const Options *o, Policy p, GPT2 *m, const Ranked *d, const Tokenizer *t,
+                                    uint64_t seed, const char *label) {
     Config c = gpt2_config(m);
     Sampling s = sampling(o, c, t);
     s.seed = seed;
-    Ranked out = p.by == DRAW_SAMPLE ? sample(m, d, s, p.own, label)
-                                     : beam_search(m, d, beaming(o, c, t, p.by == DRAW_DIVERSE), p.own, label);
+    Ranked out = p.by == BY_SAMPLE ? sample(m, d, s, p.own, label)
+                                     : beam_search(m, d, beaming(o, c, t, p.by == BY_DIVERSE), p.own, label);
     memset(out.score, 0, (size_t)out.R * sizeof *out.score); // a beam's score is no reward
     stop_cut(o, t, &out);
     return out;
@@ -782,7 +782,7 @@ static inline Ranked online_answer(void *trainee, const Ranked *d, const int *qu
     ask.V = d->V;
     for (int i = 0; i < n; i++) policy_query(&ask, d, queries[i], 1);
     Rng rng = rng_make((uint64_t)a->o->seed, RNG_SAMPLE, (uint64_t)step + 1);
-    Ranked out = policy_draw(a->o, a->policy, a->m, &ask, a->tok, rng_u64(&rng), "");
+    Ranked out = policy_respond(a->o, a->policy, a->m, &ask, a->tok, rng_u64(&rng), "");
     reward_score(&a->reward, &out, "");
     if (a->start) kl_shape(a, &out);
     ranked_free(&ask);
@@ -831,7 +831,7 @@ static inline int train_round(Trainee *a, Train *t, int round) {
     machine_say();
     if (t->resume) drawn = ranked_read(path_join(path, t->resume, "scored.bin")); // what the interrupted run trained on
     else {
-        drawn = policy_draw(a->o, a->policy, a->m, &a->d, a->tok, seed, "sample");
+        drawn = policy_respond(a->o, a->policy, a->m, &a->d, a->tok, seed, "sample");
         reward_score(&a->reward, &drawn, "score");
     }
     if (!t->resume || !same_path(t->resume, t->out)) ranked_write(path_join(path, t->out, "scored.bin"), &drawn);
@@ -851,25 +851,32 @@ static inline void round_load(Trainee *a, const char *dir) {
     a->m = model_open(path_join(path, dir, "policy.bin"), "--resume", 1);
 }
 
-// IP-n: each round starts from the policy that the one before trained, and keeps its results in out/round-i. A resumed
-// one that has finished is checked against its settings.txt and passed by; one that has not begun begins.
-static inline int train_rounds(Trainee *a, const Train *t) {
+// Removes what an earlier run's rounds left in --out, where a later --resume must not take it for this one's. Dies
+// before it removes anything if the start is among it.
+static inline void rounds_clear(const Train *t, const char *start) {
     static const char *const marks[] = {"policy.bin", "state.bin", "settings.txt"};
     char dir[RRHF_PATH_MAX], path[RRHF_PATH_MAX], name[32];
-    make_out(t->out);
-    if (t->resume && !exists_in(t->resume, "round-1"))
-        die("--resume %s: no round-1 in it to go on from; start without --resume", t->resume);
-    int rounds = 0; // that an earlier run left here: a later --resume must not take them for this one's
-    for (; !t->resume; rounds++) {
+    int rounds = 0;
+    for (;; rounds++) {
         snprintf(name, sizeof name, "round-%d", rounds + 1);
         if (!exists_in(t->out, name)) break;
-        if (same_path(path_join(path, path_join(dir, t->out, name), "policy.bin"), a->o->model))
+        if (same_path(path_join(path, path_join(dir, t->out, name), "policy.bin"), start))
             die("--model %s: this run would remove it first; choose another --out, or go on with --resume", path);
     }
     for (int i = 1; i <= rounds; i++) {
         snprintf(name, sizeof name, "round-%d", i);
         for (int k = 0; k < 3; k++) unlink(path_join(path, path_join(dir, t->out, name), marks[k]));
     }
+}
+
+// IP-n: each round starts from the policy that the one before trained, and keeps its results in out/round-i. A resumed
+// one that has finished is checked against its settings.txt and passed by; one that has not begun begins.
+static inline int train_rounds(Trainee *a, const Train *t) {
+    char dir[RRHF_PATH_MAX], path[RRHF_PATH_MAX], name[32];
+    make_out(t->out);
+    if (!t->resume) rounds_clear(t, a->o->model);
+    else if (!exists_in(t->resume, "round-1"))
+        die("--resume %s: no round-1 in it to go on from; start without --resume", t->resume);
     snprintf(name, sizeof name, "round-%d", a->policy.rounds + 1);
     if (t->resume && exists_in(t->resume, name))
         die("--policy IP-%d: --resume %s has a %s already; ask for more rounds", a->policy.rounds, t->resume, name);
@@ -888,15 +895,15 @@ static inline int train_rounds(Trainee *a, const Train *t) {
 
 // What decides the responses and their scores, but for a reward program: one that failed may be resumed with a better
 // one.
-static inline void drawing_settings(const Trainee *a, char *text, size_t size) {
+static inline void response_settings(const Trainee *a, char *text, size_t size) {
     const Options *o = a->o;
     uint64_t stops = HASH64;
-    if (a->policy.by == DRAW_NOTHING) return;
+    if (a->policy.by == BY_NOBODY) return;
     for (int i = 0; i < o->stop.n; i++) stops = hash64(stops, o->stop.text[i], strlen(o->stop.text[i]) + 1);
     snprintf(text, size, "draw %s\nown %d\nqueries #%016" PRIx64 "\nnum-return %d\nnum-beams %d\nnum-beam-groups %d\n"
              "diversity-penalty %.9g\ntemperature %.9g\ntop-k %d\ntop-p %.9g\nmax-new-tokens %d\nkl-coef %.9g\n"
              "stop #%016" PRIx64 "\nend-of-text %d\nreward #%016" PRIx64 "\n",
-             draw_names[a->policy.by], a->policy.own, ranked_hash(&a->d), o->num_return, o->num_beams,
+             by_names[a->policy.by], a->policy.own, ranked_hash(&a->d), o->num_return, o->num_beams,
              o->num_beam_groups, o->diversity_penalty, o->temperature, o->top_k, o->top_p, o->max_new_tokens,
              o->kl_coef, stops, end_of_text(gpt2_config(a->m), a->tok),
              a->reward.model ? gpt2_hash(a->reward.model) : 0);
@@ -910,11 +917,11 @@ static inline int verb_train(const Options *o) {
     Config c = gpt2_config(a.m);
     a.d = data_open(o, need(o->data, "--data", "train"), c, "train");
     a.tok = tokenizer_open(o, c.V);
-    if (o->explain_given && a.policy.by != DRAW_NOTHING)
+    if (o->explain_given && a.policy.by != BY_NOBODY)
         die_usage("--explain %d: shows the data's own responses (--policy P); make others with sample and score",
                   o->explain);
     if (o->explain_given) return explain(o, a.m, &a.d, a.tok);
-    if (a.policy.by != DRAW_NOTHING) need(o->reward, "--reward", "every --policy but P");
+    if (a.policy.by != BY_NOBODY) need(o->reward, "--reward", "every --policy but P");
     if (o->kl_coef > 0 && !a.policy.refresh) die_usage("--kl-coef: for --policy OP-k only");
     Train t = train_options(o, "train");
     if (a.policy.rounds && t.steps)
@@ -922,26 +929,26 @@ static inline int verb_train(const Options *o) {
     if (a.policy.rounds && t.resume && strcmp(t.resume, t.out) && !same_path(t.resume, t.out))
         die_usage("--out %s: the rounds of IP-n are resumed in place; leave it out", t.out);
     if (!a.policy.rounds) replaced_note(&t, "policy.bin", "--model", o->model);
-    if (!a.policy.rounds && !a.policy.refresh && a.policy.by != DRAW_NOTHING)
+    if (!a.policy.rounds && !a.policy.refresh && a.policy.by != BY_NOBODY)
         replaced_note(&t, "scored.bin", "--data", o->data);
     if (o->reward) a.reward = reward_open(o->reward, a.tok, c.V), a.rm = &a.reward;
     if (o->kl_coef > 0) a.start = model_open(o->model, "--model", 0);
     if (o->eval_data && !o->reward) fprintf(stderr, "note: --eval-data without --reward: no reward's curve\n");
     if (o->eval_data) a.held = data_open(o, o->eval_data, c, "train");
     Ranked judged = ranked_head(&a.held, o->eval_queries);
-    const Ranked *asked[2] = {a.policy.by != DRAW_NOTHING ? &a.d : NULL, a.rm && judged.Q ? &judged : NULL};
+    const Ranked *asked[2] = {a.policy.by != BY_NOBODY ? &a.d : NULL, a.rm && judged.Q ? &judged : NULL};
     for (int i = 0; i < 2; i++)
         if (asked[i]) {
             completions_fit(o, asked[i], a.m, "--model", o->model);
             completions_fit(o, asked[i], a.reward.model, "--reward", o->reward);
         }
-    drawing_settings(&a, t.drawing, sizeof t.drawing);
+    response_settings(&a, t.responses, sizeof t.responses);
     t.refresh = a.policy.refresh, t.answer = online_answer, t.context = &a;
     if (t.refresh) t.answer_tokens = o->num_return * o->max_new_tokens;
     // IP-n: rounds, each a train_round. OP-k, whose responses the loop asks for, and P train on the data as they are.
     // Every other policy: one train_round.
     int stopped = a.policy.rounds ? train_rounds(&a, &t)
-                : a.policy.refresh || a.policy.by == DRAW_NOTHING ? train_run(&a, &t, &a.d) : train_round(&a, &t, 0);
+                : a.policy.refresh || a.policy.by == BY_NOBODY ? train_run(&a, &t, &a.d) : train_round(&a, &t, 0);
     ranked_free(&a.d);
     ranked_free(&a.held);
     if (a.rm) reward_close(a.rm);
@@ -961,12 +968,12 @@ static inline int verb_sample(const Options *o) {
     Ranked d = data_open(o, need(o->data, "--data", "sample"), c, "sample");
     Tokenizer *tok = tokenizer_open(o, c.V);
     Policy p = policy_parse(o, o->policy ? o->policy : "SP");
-    if (p.by == DRAW_NOTHING || p.rounds || p.refresh)
+    if (p.by == BY_NOBODY || p.rounds || p.refresh)
         die_usage("--policy %s: sample takes S, SP, B, BP, D or DP", o->policy);
     make_dir(o->out);
     out_check(path_join(path, o->out, "sampled.bin"));
     banner(m, &d, "sample", 0, 0, 0);
-    Ranked out = policy_draw(o, p, m, &d, tok, (uint64_t)o->seed, "sample");
+    Ranked out = policy_respond(o, p, m, &d, tok, (uint64_t)o->seed, "sample");
     ranked_write(path, &out);
     printf("%s\n", path);
     if (tok) {

@@ -5,7 +5,7 @@ Also stop texts, the KL term, the ablations, what a reward command reads, and th
 
   cc -std=c11 -O2 -fopenmp-simd -DNO_MAIN test/test_policies.c -o test/test_policies -lm && test/test_policies
 */
-#include "../train_rrhf.c" // defines: policy_parse, policy_draw, online_answer, train_rounds, ...
+#include "../train_rrhf.c" // defines: policy_parse, policy_respond, online_answer, train_rounds, ...
 #include "test.h"          // defines: check, check_dies, test_params, test_batch, test_summary
 
 enum { V = 64, T = 40, EOT = V - 1, Q = 7, LONGEST = 9 };
@@ -147,10 +147,10 @@ static int same_ranked_file(const Ranked *a, const char *path) {
 
 static void test_names(void) {
     static const struct { const char *name; Policy p; } rows[] = {
-        {"P", {DRAW_NOTHING, 1, 0, 0}}, {"S", {DRAW_SAMPLE, 0, 0, 0}}, {"SP", {DRAW_SAMPLE, 1, 0, 0}},
-        {"B", {DRAW_BEAM, 0, 0, 0}}, {"BP", {DRAW_BEAM, 1, 0, 0}}, {"D", {DRAW_DIVERSE, 0, 0, 0}},
-        {"DP", {DRAW_DIVERSE, 1, 0, 0}}, {"IP-1", {DRAW_DIVERSE, 1, 1, 0}}, {"IP-12", {DRAW_DIVERSE, 1, 12, 0}},
-        {"OP-1", {DRAW_DIVERSE, 1, 0, 1}}, {"OP-128", {DRAW_DIVERSE, 1, 0, 128}}};
+        {"P", {BY_NOBODY, 1, 0, 0}}, {"S", {BY_SAMPLE, 0, 0, 0}}, {"SP", {BY_SAMPLE, 1, 0, 0}},
+        {"B", {BY_BEAM, 0, 0, 0}}, {"BP", {BY_BEAM, 1, 0, 0}}, {"D", {BY_DIVERSE, 0, 0, 0}},
+        {"DP", {BY_DIVERSE, 1, 0, 0}}, {"IP-1", {BY_DIVERSE, 1, 1, 0}}, {"IP-12", {BY_DIVERSE, 1, 12, 0}},
+        {"OP-1", {BY_DIVERSE, 1, 0, 1}}, {"OP-128", {BY_DIVERSE, 1, 0, 128}}};
     static const char *const wrong[] = {"", "p", "PS", "PB", "X", "IP", "IP-", "IP-0", "OP--1", "OP-2x", "OP-1.5",
                                         "XP-2", "IP3", "OP-99999999999999999999"};
     Options o = options("train");
@@ -163,7 +163,7 @@ static void test_names(void) {
     check(bad == 0, "names: %d of %d policies are not their row of Table 1 (IP, OP: diverse beams and the data's own)",
           bad, n);
     o = options("train --draw sample");
-    check(policy_parse(&o, "OP-4").by == DRAW_SAMPLE && policy_parse(&o, "B").by == DRAW_BEAM,
+    check(policy_parse(&o, "OP-4").by == BY_SAMPLE && policy_parse(&o, "B").by == BY_BEAM,
           "names: --draw sample changes OP-4, not B");
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) { // a usage error: exit code 2
         int status = 0;
@@ -223,7 +223,7 @@ static void test_table(void) {
             Policy p = policy_parse(&o, names[i]);
             Sampling sampling = {sizes[s].num_return, sizes[s].max_new, {0.8, 1, 20}, EOT, 3};
             Beaming beaming = {4, i < 4 ? 1 : 4, 1, 1, sizes[s].num_return, sizes[s].max_new, EOT};
-            Ranked got = policy_draw(&o, p, m, &d, &tokenizer, (uint64_t)o.seed, "");
+            Ranked got = policy_respond(&o, p, m, &d, &tokenizer, (uint64_t)o.seed, "");
             Ranked want = i < 2 ? sample(m, &d, sampling, 0, "") : beam_search(m, &d, beaming, 0, "");
             int wrong = wrong_answers(&got, &d, i % 2, sizes[s].num_return, 1 + i / 2, sizes[s].max_new);
             check(!wrong && same_fresh(&got, &want), "%s, %d returned, up to %d tokens: %d responses, %s%s, %d faults",
@@ -245,7 +245,7 @@ static void test_diverse(void) {
     Tokenizer endless = tokenizer;
     endless.eot = -1; // nothing ends early: places can be compared
     Options o = options("sample --num-return 4 --max-new-tokens 6 --diversity-penalty 500");
-    Ranked far = policy_draw(&o, policy_parse(&o, "D"), m, &d, &endless, 1, "");
+    Ranked far = policy_respond(&o, policy_parse(&o, "D"), m, &d, &endless, 1, "");
     int shared = 0, ways[2] = {0, 0};
     for (int q = 0; q < far.Q; q++)
         for (int i = far.first[q]; i < far.first[q + 1]; i++)
@@ -255,7 +255,7 @@ static void test_diverse(void) {
           shared, far.R);
     o = options("sample --num-return 4 --max-new-tokens 6");
     for (int diverse = 0; diverse < 2; diverse++) {
-        Ranked near = policy_draw(&o, policy_parse(&o, diverse ? "D" : "B"), m, &d, &endless, 1, "");
+        Ranked near = policy_respond(&o, policy_parse(&o, diverse ? "D" : "B"), m, &d, &endless, 1, "");
         for (int q = 0; q < near.Q; q++)
             for (int i = near.first[q]; i < near.first[q + 1]; i++) {
                 int seen = 0;
@@ -371,8 +371,8 @@ static void test_stop_drawn(void) {
         Options o = options("sample --num-return 4 --max-new-tokens 12 --seed 9"), plain = o;
         static const char *const stops[] = {"a", "EN", "T"};
         for (int s = 0; s < 3; s++) option_set(&o, option_find("--stop"), stops[s]);
-        Ranked cut = policy_draw(&o, policy_parse(&o, names[i]), m, &d, &tokenizer, 9, "");
-        Ranked whole = policy_draw(&plain, policy_parse(&o, names[i]), m, &d, &tokenizer, 9, "");
+        Ranked cut = policy_respond(&o, policy_parse(&o, names[i]), m, &d, &tokenizer, 9, "");
+        Ranked whole = policy_respond(&plain, policy_parse(&o, names[i]), m, &d, &tokenizer, 9, "");
         int wrong = cut.R != whole.R, shorter = 0, lines = 0, other = 0;
         char cmd[RRHF_PATH_MAX + 128];
         snprintf(cmd, sizeof cmd, "cmd:while IFS= read -r l; do printf '%%s\\n' \"$l\" >>%s; echo 1; done",
@@ -546,7 +546,7 @@ static int op_by_hand(Run *r, GPT2 *m) {
                 }
             Rng rng = rng_make(21, RNG_SAMPLE, (uint64_t)s + 1);
             ranked_free(&window);
-            window = policy_draw(&r->o, r->a.policy, m, &ask, &tokenizer, rng_u64(&rng), "");
+            window = policy_respond(&r->o, r->a.policy, m, &ask, &tokenizer, rng_u64(&rng), "");
             reward_score(&r->a.reward, &window, "");
             double *pi = (double *)xalloc((size_t)window.R * 2, sizeof *pi), *rho = pi + window.R;
             evaluate_all(m, &window, "", pi);
@@ -735,7 +735,7 @@ static void test_kl(void) { // of the run op4, with --kl-coef 0.3
 // A round from its parts: m answers all queries, is trained on that with a new optimizer; then it is what FILE holds.
 static int round_by_hand(Run *r, GPT2 **m, uint64_t seed, const char *scored, const char *policy) {
     Log log = {NULL, 0, 0};
-    Ranked drawn = policy_draw(&r->o, r->a.policy, *m, &r->a.d, &tokenizer, seed, "");
+    Ranked drawn = policy_respond(&r->o, r->a.policy, *m, &r->a.d, &tokenizer, seed, "");
     Train t = train_options(&r->o, "by hand");
     reward_score(&r->a.reward, &drawn, "");
     int same = same_ranked_file(&drawn, scored);
