@@ -1189,8 +1189,7 @@ static inline __attribute__((always_inline, WHOLE_VECTORS)) void gemm_tile_of(
     for (int i = 0; i < MR; i++)
         for (int j = 0; j < nv; j++) sum[i][j] = (vec){0}; // a memset would keep them in memory
     for (int i = 0; i < MR; i++) line[i] = strip + (size_t)min_int(i, rows - 1) * sm; // no row: the last, unused
-    for (int i = 0; i < rows && cn == 1; i++) // there by the time they are added to
-        for (int j = 0; j < nv; j++) __builtin_prefetch(c + i * cm + j * VL, 1);
+    for (int i = 0; i < rows && cn == 1; i++) __builtin_prefetch(c + i * cm, 1); // there by the time it is added to
     for (int k = 0; k < K; k++, panel += NR) {
         vec b[WIDEST];
         for (int j = 0; j < nv; j++) b[j] = ((const vec *)panel)[j];
