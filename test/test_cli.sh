@@ -10,11 +10,12 @@
 #   7 the sanitizers     parts 1 and 8, damaged files at random and every verb under AddressSanitizer and UBSan
 #   8 reward commands    good, slow and broken ones: one line that names the command, nothing lost, nothing left running
 #   9 the table          dev/table over made-up runs: means, errors, order, and damaged files
+#  10 options            every one does something
 #
 # Prints a line per check, then "N passed, N failed". Models and data are tiny; test/make_files.c writes them.
 # RRHF_SANITIZE=0 leaves part 7 out, CLI_PARTS="1 3" runs only some.
 export OMP_WAIT_POLICY=passive LC_ALL=C
-CC=${CC:-gcc} BIN=$PWD/train_rrhf PARTS=" ${CLI_PARTS:-1 2 3 4 5 6 7 8 9} " WHO=
+CC=${CC:-gcc} BIN=$PWD/train_rrhf PARTS=" ${CLI_PARTS:-1 2 3 4 5 6 7 8 9 10} " WHO=
 CASES=${RRHF_CASES:-$PWD/../shared/cases}
 passed=0 failed=0 build= T=$(mktemp -d)
 cleanup() {
@@ -64,6 +65,8 @@ refuse() { # CODE NEEDLE WHAT ARGS...
     rc=$?
     refused $rc "$code" "$needle" "$what"
 }
+
+begun() { grep -qE '^(sft|reward|sample|score|train|eval|policy|start|round-[0-9]+) +[0-9]+/' "$T/err"; } # a progress line
 
 as_user() { # COMMAND: as one to whom permissions apply
     if [ "$(id -u)" -eq 0 ]; then setpriv --bounding-set=-dac_override,-dac_read_search "$@"; else "$@"; fi
@@ -127,9 +130,10 @@ bad_input() {
     bad_model "sizes whose product overflows" "" h 2 1048576 h 4 1024 h 6 65536 h 7 131072
     bad_model "reward flag 7" "" h 8 7
     bad_model "reward flag without its head" "" h 8 1
+    bad_model "probability flag 7" "" h 9 7
     bad_model "one layer more" "" h 4 3
     bad_model "a NaN" "nan" f32 4000 nan
-    bad_model "an infinity at the end" "inf" f32 -4 inf
+    bad_model "an infinity at the end" "parameter $((($(wc -c <"$D/policy.bin") - 1024) / 4 - 1)) is inf" f32 -4 inf
     refuse 1 "ranked\.bin" "ranked file as a model" score --model "$D/ranked.bin" $R
     refuse 1 "policy\.bin" "model as data" score $M --data "$D/policy.bin"
     refuse 1 "reward\.bin" "reward model as policy: score" score --model "$D/reward.bin" $R
@@ -178,6 +182,13 @@ bad_input() {
     works "train --tokenizer without room for the completions of samples.txt" train $M $R --tokenizer "$D/tokenizer.bin" --epochs 1 --out "$T/fits"
     [ -s "$T/fits/samples.txt" ] && ok "they are shorter" || bad "no samples.txt"
     refuse 1 "max-query-tokens|max-new-tokens" "no room for --max-new-tokens: eval" eval $M $R --max-new-tokens 24 --out "$O"
+    run eval $M --data "$D/held.bin" --out "$O"
+    v=$((24 - $(sed -n 's/.*queries have up to \([0-9]*\) tokens.*/\1/p' "$T/err")))
+    works "eval, just room enough" eval $M --data "$D/held.bin" --max-new-tokens $v --out "$T/fits"
+    n="context 24, but queries have up to $((24 - v)) tokens and completions $((v + 1))"
+    refuse 1 "$n" "eval, a token too many" eval $M --data "$D/held.bin" --max-new-tokens $((v + 1)) --out "$O"
+    refuse 1 "$n" "train, held-out queries too long" train $M $R --reward "$D/reward.bin" --eval-data "$D/held.bin" --max-new-tokens $((v + 1)) --epochs 1 --out "$O"
+    works "those that are not used may be" train $M $R --reward "$D/reward.bin" --eval-data "$D/held.bin" --eval-queries 1 --max-new-tokens $((v + 1)) --epochs 1 --out "$T/fits"
     for v in 0 1 -1 -$max $max; do bad_stream "header[2] $v" "" h 2 $v; done
     bad_stream "a token beyond the vocabulary" "60" u16 -2 60
     refuse 1 "stream\.bin" "stream where ranked data are expected: train" train $M --data "$D/stream.bin" --out "$O"
@@ -228,6 +239,10 @@ bad_input() {
     refuse 2 "--policy" "--policy XY" train $M $R --policy XY
     refuse 2 "--kl-coef: for --policy OP-k only" "--kl-coef with --policy SP" train $M $R --policy SP --reward "$D/reward.bin" --kl-coef 0.1 --out "$O"
     refuse 2 "--policy" "--policy '' of sample" sample $M $R --policy ""
+    for v in P IP-2 OP-2; do refuse 2 "sample takes" "sample --policy $v" sample $M $R --policy $v --out "$O"; done
+    for v in S SP B D IP-2 OP-2; do refuse 2 "--reward.*every --policy but P" "train --policy $v without --reward" train $M $R --policy $v --out "$O"; done
+    refuse 2 "--steps 1: IP-n trains whole rounds" "IP-2 --steps 1" train $M $R --policy IP-2 --reward "$D/reward.bin" --steps 1 --out "$O"
+    refuse 2 "--stop 'i': expected at most 8 times" "nine --stop" sample $M $R --stop a --stop b --stop c --stop d --stop e --stop f --stop g --stop h --stop i
     refuse 2 "--ft-reduction" "--ft-reduction max" train $M $R --ft-reduction max
     refuse 2 "--dtype" "--dtype fp16" train $M $R --dtype fp16
     for v in sft reward sample score train eval; do
@@ -264,7 +279,7 @@ bad_input() {
         n="$R --reward $D/reward.bin"
         case $v in sft) n="--data $D/labels.bin" ;; reward) n=$R ;; esac
         refuse 1 "taken/policy\.bin: exists and is not a regular file" "$v: policy.bin is a directory" $v $M $n --out "$T/taken" --epochs 1 --max-new-tokens 4
-        grep -q "1/" "$T/err" && bad "$v: found after the work: $(tail -n 2 "$T/err")" || ok "$v: before any work"
+        begun && bad "$v: found after the work: $(tail -n 2 "$T/err")" || ok "$v: before any work"
     done
     mkdir -p "$T/pipe"
     mkfifo "$T/pipe/curves.png" "$T/pipe/scored.bin"
@@ -275,7 +290,7 @@ bad_input() {
     ln -s "$D/policy61.bin" "$T/linked/policy.bin"
     works "policy.bin is a link to a file" sft $M --data "$D/labels.bin" --out "$T/linked" --epochs 1
     refuse 1 "sampled\.bin" "sampled.bin is a directory" sample $M $R --out "$T/taken2" --max-new-tokens 4
-    grep -q "^sample *[0-9]*/" "$T/err" && bad "sample: found after the work" || ok "sample: before any work"
+    begun && bad "sample: found after the work" || ok "sample: before any work"
     mkdir -p "$T/readonly"
     chmod 555 "$T/readonly"
     if as_user true 2>/dev/null && ! as_user touch "$T/readonly/x" 2>/dev/null; then
@@ -284,7 +299,7 @@ bad_input() {
             case $v in sft) n="$M --data $D/labels.bin" ;; score) n="--reward $D/reward.bin $R" ;; esac
             as_user timeout 60 "$BIN" $v $n --out "$T/readonly" --max-new-tokens 4 </dev/null >"$T/out" 2>"$T/err"
             refused $? 1 "readonly: cannot write there" "$v: --out without permission"
-            grep -q "1/" "$T/err" && bad "$v: found after the work: $(tail -n 2 "$T/err")" || ok "$v: before any work"
+            begun && bad "$v: found after the work: $(tail -n 2 "$T/err")" || ok "$v: before any work"
         done
     else note "skipped: --out without permission (nothing is forbidden here)"; fi
     if command -v flock >/dev/null; then
@@ -295,7 +310,9 @@ bad_input() {
         [ "$(cat "$T/busy/policy.bin.tmp")" = "half of it" ] && ok "the other's file is unharmed" || bad "the other's file was changed"
         (flock -x 9; run train $M $R --epochs 1 --out "$T/busy") 9<"$T/busy"
         refused $? 1 "busy: another run is writing here; write elsewhere" "a run begun beside another in its --out"
+        head -c 1000000 /dev/zero >"$T/busy/policy.bin.tmp" # as a run that was killed leaves it, but longer
         works "its lock goes with it" train $M $R --epochs 1 --out "$T/busy"
+        works "what it left half-written too" score --model "$T/busy/policy.bin" $R
     else note "skipped: two runs into one --out (no flock)"; fi
     [ "$(cat "$T/file")" = "a file" ] && ok "the file in the way is unharmed" || bad "the file in the way was changed"
 
@@ -709,7 +726,11 @@ seeds() {
 threads() { # plain loops only
     local D=$T/d A S n
     "$BIN" score --model "$D/policy.bin" --data "$D/ranked.bin" 2>&1 >/dev/null </dev/null | grep -q "built in" || { note "skipped: --threads 1 against 2 (built with a BLAS)"; return; }
-    "$BIN" score --model "$D/policy.bin" --data "$D/ranked.bin" --threads 2 2>&1 >/dev/null </dev/null | grep -q "2 threads" || { note "skipped: --threads 1 against 2 (built without OpenMP)"; return; }
+    run score --model "$D/policy.bin" --data "$D/ranked.bin"
+    if grep -q ", 1 thread," "$T/err" && ! OMP_NUM_THREADS=2 "$BIN" score --model "$D/policy.bin" --data "$D/ranked.bin" 2>&1 >/dev/null </dev/null | grep -q ", 2 threads,"
+    then note "skipped: --threads 1 against 2 (built without OpenMP)"; return; fi
+    run score --model "$D/policy.bin" --data "$D/ranked.bin" --threads 3
+    grep -q ", 3 threads," "$T/err" && ok "--threads 3: three threads" || bad "--threads 3: $(grep -m1 thread "$T/err")"
     A="train --model $D/policy.bin --data $D/ranked.bin --batch 7 --epochs 3 --lr 1e-3"
     S="sample --model $D/policy.bin --data $D/held.bin --num-return 3 --max-new-tokens 8"
     for n in 1 2; do
@@ -923,7 +944,7 @@ outputs() {
              diversity-penalty temperature top-k top-p max-new-tokens reward kl-coef dtype resume checkpoint-every explain; do
         grep -q "^ *--$v " "$T/help" || bad "--help does not list --$v"
     done
-    for v in "lr 2e-5" "batch 64" "epochs 3" "beta1 0.9" "beta2 0.999" "eps 1e-8" "weight-decay 0" "grad-clip 0" "rank-weight 1" "ft-weight 1" "length-penalty 1" "margin 0" "schedule linear" "ft-reduction sum" "dtype fp32"; do
+    for v in "lr 2e-5" "batch 64" "epochs 3" "beta1 0.9" "beta2 0.999" "eps 1e-8" "weight-decay 0" "grad-clip 0" "rank-weight 1" "ft-weight 1" "length-penalty 1" "margin 0" "schedule linear" "ft-reduction sum" "dtype fp32" "temperature 1" "top-k 0" "top-p 1" "num-return 4" "num-beams 4" "num-beam-groups 4" "max-new-tokens 48" "seed 1337" "start-return 8"; do
         set -- $v
         grep -qE "^ *--$1 .*\[$2\]$" "$T/help" && ok "default: --$1 $2" || bad "default of --$1: $(grep -E "^ *--$1 " "$T/help")"
     done
@@ -1163,6 +1184,104 @@ END
 }
 
 # ----------------------------------------------------------------------------
+# 10 every option does something
+
+# VERB FILE OPTION A B MORE: with A and with B the verb leaves different files. MORE: what else it is given; K: a tokenizer
+options_table() {
+    cat <<'END'
+sft policy.bin --layers 1 2 --data labels.bin --heads 2 --channels 8 --context 24
+sft policy.bin --heads 2 4 --data labels.bin --layers 1 --channels 8 --context 24
+sft policy.bin --channels 8 16 --data labels.bin --layers 1 --heads 2 --context 24
+sft policy.bin --context 24 30 --data labels.bin --layers 1 --heads 2 --channels 8
+train policy.bin --batch 3 5
+train policy.bin --epochs 1 3
+train policy.bin --steps 1 2
+train policy.bin --lr 1e-3 1e-2
+train policy.bin --warmup 0 0.5
+train policy.bin --schedule linear cosine
+train policy.bin --weight-decay 0 1
+train policy.bin --grad-clip 0 0.01 --eps 1
+train policy.bin --beta1 0.9 0.5
+train policy.bin --beta2 0.999 0.5
+train policy.bin --eps 1e-8 1
+train policy.bin --shuffle 0 1
+train policy.bin --seed 1 2
+train policy.bin --rank-weight 1 9
+train policy.bin --ft-weight 1 9
+train policy.bin --ft-reduction sum mean
+train policy.bin --length-penalty 1 0
+train policy.bin --margin 0 1
+train policy.bin --max-query-tokens 0 2
+train policy.bin --max-response-tokens 0 2
+train scored.bin --policy S SP --reward reward.bin
+train scored.bin --policy B D --reward reward.bin --num-return 2
+train policy.bin --draw diverse sample --reward reward.bin --policy OP-4
+train policy.bin --draw diverse beam --reward reward.bin --policy OP-4
+train policy.bin --kl-coef 0 5 --reward reward.bin --policy OP-4 --draw sample --epochs 5
+train reward.csv --eval-every 1 2 --reward reward.bin --eval-data held.bin
+train reward.csv --eval-queries 2 3 --reward reward.bin --eval-data held.bin
+train reward.csv --seed 1 2 --reward reward.bin --eval-data held.bin
+train reward.csv --stop A a --reward reward.bin --eval-data held.bin K
+sample sampled.bin --policy S SP
+sample sampled.bin --seed 1 2
+sample sampled.bin --num-return 1 2
+sample sampled.bin --num-beams 2 8 --policy B --num-return 2
+sample sampled.bin --num-beam-groups 2 4 --policy D
+sample sampled.bin --diversity-penalty 0.5 5 --policy D
+sample sampled.bin --temperature 0.1 9
+sample sampled.bin --top-k 0 2
+sample sampled.bin --top-p 1 0.1
+sample sampled.bin --max-new-tokens 2 4
+sample sampled.bin --stop A a K
+eval eval.csv --seed 1 2
+eval eval.csv --num-return 1 2
+eval eval.csv --temperature 0.1 9
+eval eval.csv --top-k 0 2
+eval eval.csv --top-p 1 0.1
+eval eval.csv --max-new-tokens 2 4
+eval eval.csv --max-query-tokens 0 1
+eval eval.csv --stop A a K
+eval eval.csv --length-penalty 1 0
+eval eval.csv --eval-queries 2 3
+eval eval.csv --start-return 2 4 --reference bf16.bin
+eval eval.csv --reference policy.bin bf16.bin
+eval eval.csv --perplexity policy.bin bf16.bin
+eval eval.csv --reward reward.bin reward2.bin
+END
+}
+
+options() {
+    local D=$T/d O=$T/out10 verb file option a b more word args
+    # these other parts test, or they change only how a run goes:
+    local known=" --model --data --tokenizer --out --resume --checkpoint-every --threads --dtype --micro-batch --profile --explain --eval-data "
+    edit "$D/reward.bin" "$D/reward2.bin" f32 1024 0.5
+    while read -r verb file option a b more; do
+        known+=" $option "
+        case $verb in
+            sft) args="--epochs 1" ;;
+            train) args="--model $D/policy.bin --data $D/ranked.bin --batch 4 --epochs 2 --lr 1e-2 --max-new-tokens 4" ;;
+            sample) args="--model $D/policy.bin --data $D/held.bin --num-return 4 --max-new-tokens 6" ;;
+            eval) args="--model $D/policy.bin --data $D/ranked.bin --num-return 4 --max-new-tokens 6" ;;
+        esac
+        for word in $more; do
+            [ "$word" = K ] && word="--tokenizer $D/tokenizer.bin"
+            [ -f "$D/$word" ] && word=$D/$word
+            args+=" $word"
+        done
+        for word in a b; do
+            [ -f "$D/${!word}" ] && printf -v $word %s "$D/${!word}"
+            rm -rf "$O/$word"
+            run $verb $args $option "${!word}" --out "$O/$word" || bad "$verb $option ${!word}: $(tail -n 1 "$T/err")"
+        done
+        if [ -s "$O/a/$file" ] && [ -s "$O/b/$file" ] && ! cmp -s "$O/a/$file" "$O/b/$file"; then ok "$verb $option ${a##*/} or ${b##*/}: another $file"
+        else bad "$verb $option ${a##*/} or ${b##*/}: the same $file, or none"; fi
+    done < <(options_table)
+    for word in $("$BIN" --help | grep -o '^ *--[a-z0-9-]*'); do
+        [[ $known == *" $word "* ]] || bad "--help lists an option that nothing tests: $word"
+    done
+}
+
+# ----------------------------------------------------------------------------
 # 7 the sanitizers
 
 fuzz() { # files damaged at random: refused or read, but never out of bounds
@@ -1236,6 +1355,7 @@ part 5 && outputs
 part 6 && worked_case
 part 8 && rewards
 part 9 && tables
+part 10 && options
 if [ -n "$build" ]; then
     wait $build
     build=
