@@ -537,6 +537,8 @@ resume() {
     grep -q "nothing to do: $T/c stands at step 2000 of 2000" "$T/err" && ok "says so" || bad "says $(tail -n 1 "$T/err")"
     check "and nothing is done: log.csv with its times" same "$T/c.csv" "$T/c/log.csv"
     refuse 1 "begun with lr 0.001, this is lr 0.002;" "finished, resumed with another --lr" $A --lr 2e-3 --resume "$T/c"
+    works "a new run over the finished one, stopped" $A --lr 2e-3 --steps 3 --out "$T/c"
+    works "resumed, as the new one" $A --lr 2e-3 --steps 5 --resume "$T/c"
 
     # other settings are refused, by name
     local B="train --model $D/policy.bin --data $D/ranked.bin --resume $T/a --out $T/x"
@@ -549,8 +551,11 @@ resume() {
     refuse 1 "data|queries|responses" "resume with other data" $A --data "$D/held.bin" --resume "$T/a" --out "$T/x"
     edit "$D/ranked.bin" "$T/other.bin" f32 1036 0.5
     refuse 1 "data|responses" "resume with another score in the data" $A --data "$T/other.bin" --resume "$T/a" --out "$T/x"
-    edit "$D/ranked.bin" "$T/other.bin" u16 -2 3
-    refuse 1 "data|responses" "resume with another token in the data" $A --data "$T/other.bin" --resume "$T/a" --out "$T/x"
+    for v in -2 1056; do # of a response, of a query
+        edit "$D/ranked.bin" "$T/other.bin" u16 $v 3
+        refuse 1 "data|responses" "resume with another token in the data" $A --data "$T/other.bin" --resume "$T/a" --out "$T/x"
+    done
+    refuse 1 "data|responses" "resume with shorter responses" $A --max-response-tokens 2 --resume "$T/a" --out "$T/x"
     edit "$D/policy.bin" "$T/other.bin" f32 4000 0.5
     refuse 1 "begun with start #[0-9a-f]*, this is start #" "resume with another start" $A --model "$T/other.bin" --resume "$T/a" --out "$T/x"
     [ -e "$T/x/policy.bin" ] && bad "a refused resume wrote policy.bin" || ok "a refused resume writes nothing"
@@ -659,6 +664,7 @@ resume() {
     refuse 1 "--model $T/ip/round-2/policy\.bin: this run would remove it first" "IP-2 from a model that it replaces" $A --model "$T/ip/round-2/policy.bin" --out "$T/ip"
     [ -s "$T/ip/round-1/policy.bin" ] && [ -s "$T/ip/round-2/policy.bin" ] && ok "all is still there" || bad "something is gone"
     works "resume IP-2 by another name of its directory" $A --resume "$T/ip" --out "$T/ip/"
+    refuse 2 "resumed in place" "resume IP-2 to elsewhere" $A --resume "$T/ip" --out "$T/x"
     # a fresh run over an older one: what is there after a kill must not pass for its own
     cp -r "$T/whole" "$T/over"
     refuse 1 "--reward cmd:" "IP-2 with another rate over the old one, its reward ends" $A --lr 2e-3 --tokenizer "$D/tokenizer.bin" --reward "cmd:exit 3" --out "$T/over"
@@ -693,10 +699,15 @@ resume() {
     refuse 1 "begun with stop" "resume with another --stop after a comma" $A --stop 'a,c' --stop "$n one" --resume "$T/stop" --out "$T/x"
     refuse 1 "begun with stop" "resume with another end of a long --stop" $A --stop 'a,b' --stop "$n two" --resume "$T/stop" --out "$T/x"
     works "resume with the same stop texts" $A --stop 'a,b' --stop "$n one" --resume "$T/stop"
-    for v in "--num-return 3" "--temperature 0.5" "--max-new-tokens 5" "--top-k 3" "--draw beam"; do
+    for v in "--num-return 3" "--temperature 0.5" "--max-new-tokens 5" "--top-k 3" "--draw beam" "--num-beams 5" "--num-beam-groups 2" \
+             "--diversity-penalty 2" "--top-p 0.5" "--kl-coef 1"; do
         set -- $v
-        refuse 1 "${1#--}" "resume OP-4 with $v" $A --resume "$T/late" --out "$T/x" $v
+        refuse 1 "begun with ${1#--} .*this is ${1#--} " "resume OP-4 with $v" $A --resume "$T/late" --out "$T/x" $v
     done
+    refuse 1 "begun with refresh 4, this is refresh 2;" "resume OP-4 as OP-2" ${A/OP-4/OP-2} --resume "$T/late" --out "$T/x"
+    A="${A/OP-4 --draw sample/S}"
+    works "S, stopped" $A --steps 3 --out "$T/own"
+    refuse 1 "begun with own 0, this is own 1;" "resume S as SP" ${A/--policy S/--policy SP} --resume "$T/own" --out "$T/x"
 }
 
 # ----------------------------------------------------------------------------
@@ -1000,7 +1011,7 @@ gone() { # the process whose id the command left in $T/pid: is it no longer runn
 }
 
 rewards() {
-    local D=$T/d O=$T/out8 v n what needle command A
+    local D=$T/d O=$T/out8 v n i what needle command A
     local K="--tokenizer $D/tokenizer.bin"
     rm -rf "$O" "$T/pid"
     works "a reward command" score --data "$D/held.bin" $K --reward "cmd:$LENGTHS" --out "$O"
@@ -1089,17 +1100,36 @@ END
     done
 
     # after the last step, when samples are judged: the run has not finished, and what is missing is made up for
-    v="--policy S"
-    rm -rf "$O/whole" "$O/part"
-    works "train $v" $A $v --reward "cmd:$LENGTHS" --out "$O/whole"
-    n=$(make_files show "$O/whole/scored.bin" | wc -l)
-    refuse 1 "--reward cmd:.*exit code 0" "train $v, the command ends with the last step" $A $v --reward "cmd:$(first $((n + 8)))" --out "$O/part"
-    [ -e "$O/part/settings.txt" ] && bad "it counts as finished" || ok "it has not finished"
-    works "resumed with a command that works" $A $v --reward "cmd:$LENGTHS" --resume "$O/part"
-    check "the uninterrupted run's policy.bin" same "$O/whole/policy.bin" "$O/part/policy.bin"
-    grep -q "nothing to do: $O/part stands at step 16 of 16" "$T/err" && ok "without another step" || bad "it took more steps: $(tail -n 3 "$T/err")"
-    check "and its samples.txt" same "$O/whole/samples.txt" "$O/part/samples.txt"
-    [ -e "$O/part/settings.txt" ] && [ ! -e "$O/part/state.bin" ] && ok "it has finished" || bad "it has not finished: $(ls "$O/part" | tr '\n' ' ')"
+    for v in "--policy S" "--policy OP-3 --draw sample"; do
+        rm -rf "$O/whole" "$O/part"
+        works "train $v" $A $v --reward "cmd:n=0; while IFS= read -r l; do n=\$((n + 1)); echo \$n >$T/asked; echo \${#l}; done" --out "$O/whole"
+        n=$(cat "$T/asked")
+        refuse 1 "--reward cmd:.*exit code 0" "train $v, the command ends after the last step" $A $v --reward "cmd:$(first $((n - 4)))" --out "$O/part"
+        [ -e "$O/part/settings.txt" ] && bad "it counts as finished" || ok "it has not finished"
+        works "resumed with a command that works" $A $v --reward "cmd:$LENGTHS" --resume "$O/part"
+        check "the uninterrupted run's policy.bin" same "$O/whole/policy.bin" "$O/part/policy.bin"
+        grep -q "nothing to do: $O/part stands at step 16 of 16" "$T/err" && ok "without another step" || bad "it took more steps: $(tail -n 3 "$T/err")"
+        check "and its samples.txt" same "$O/whole/samples.txt" "$O/part/samples.txt"
+        [ -e "$O/part/settings.txt" ] && [ ! -e "$O/part/state.bin" ] && ok "it has finished" || bad "it has not finished: $(ls "$O/part" | tr '\n' ' ')"
+    done
+
+    # Ctrl-C in a terminal goes to the command too, which must not mind; set -m: else what runs in the background ignores it
+    set -m
+    "$BIN" $A --policy OP-2 --draw sample --reward "cmd:while IFS= read -r l; do sleep 0.02; echo \${#l}; done" --out "$O/int" >"$T/out" 2>"$T/err" </dev/null &
+    n=$!
+    set +m
+    for i in {1..200}; do begun && break; sleep 0.05; done
+    kill -INT -- -$n
+    wait $n
+    if grep -q '^interrupted; everything is saved' "$T/err" && ! grep -q '^error' "$T/err"; then ok "Ctrl-C at the terminal reaches the command as well: all is saved"
+    else bad "Ctrl-C at the terminal: $(tail -n 1 "$T/err")"; fi
+
+    # where whoever began us ignores SIGCHLD, a command's end is not told
+    if env --ignore-signal=CHLD true 2>/dev/null; then
+        v=$SECONDS
+        env --ignore-signal=CHLD timeout 60 "$BIN" score --data "$D/held.bin" $K --reward "cmd:$LENGTHS" --out "$O/chld" >"$T/out" 2>"$T/err" </dev/null
+        [ $? -eq 0 ] && [ $((SECONDS - v)) -lt 8 ] && ok "with SIGCHLD ignored: no wait for the command" || bad "with SIGCHLD ignored: $((SECONDS - v)) s, $(tail -n 1 "$T/err")"
+    else note "skipped: SIGCHLD ignored (env cannot)"; fi
 }
 
 # ----------------------------------------------------------------------------
