@@ -787,7 +787,7 @@ log_is() { # WHAT LOG STEPS PER_EPOCH LR WARMUP SCHEDULE RANK_WEIGHT FT_WEIGHT
 column() { cut -d, -f"$2" "$1" | sed -n "${3}p"; } # LOG COLUMN LINE
 
 outputs() {
-    local D=$T/d v n O=$T/out5 option value row
+    local D=$T/d v n O=$T/out5 option value row A
     local M="--model $D/policy.bin" R="--data $D/ranked.bin" K="--tokenizer $D/tokenizer.bin"
 
     # train and its log
@@ -798,6 +798,8 @@ outputs() {
     works "train, no warm-up, margin" train $M $R --batch 13 --epochs 3 --warmup 0 --margin 0.3 --ft-reduction mean --length-penalty 0.5 --out "$O/m"
     log_is "train, no warm-up" "$O/m/log.csv" 3 1 2e-5 0 linear 1 1
     works "train, defaults" train $M $R --out "$O/def"
+    v=$(awk -F, 'NR == 2 { printf "%.0f", $8 * $9 / 1000 }' "$O/def/log.csv")
+    [ "$v" -gt 100 ] && [ "$v" -lt 500 ] && ok "log.csv: ms times tokens/s are the step's $v tokens, more or less" || bad "log.csv: ms times tokens/s are $v tokens"
     log_is "train, defaults (batch 64, 3 epochs, lr 2e-5)" "$O/def/log.csv" 3 1 2e-5 0.03 linear 1 1
     for v in 0 0.001; do works "train, --grad-clip $v" train $M $R --batch 13 --epochs 1 --shuffle 0 --grad-clip $v --eps 1 --lr 1 --out "$O/clip$v"; done
     n=$(column "$O/clip0/log.csv" 7 2)
@@ -818,6 +820,10 @@ outputs() {
     fi
     [ "$(grep -c '^--- query' "$O/t/samples.txt")" -eq 8 ] && [ "$(grep -c '^before:' "$O/t/samples.txt")" -eq 8 ] && [ "$(grep -c '^after:' "$O/t/samples.txt")" -eq 8 ] \
         && ok "samples.txt: 8 queries, before and after" || bad "samples.txt: $(grep -c '^---' "$O/t/samples.txt") queries"
+    for v in 0 1e-1; do works "train, greedy samples, --lr $v" train $M $R $K --batch 4 --epochs 2 --max-new-tokens 6 --temperature 0 --lr $v --out "$O/greedy$v"; done
+    texts() { sed -n "s/^$1 *//p" "$2/samples.txt"; } # WHICH DIR
+    [ "$(texts before: "$O/greedy0")" = "$(texts after: "$O/greedy0")" ] && [ "$(texts before: "$O/greedy0")" = "$(texts before: "$O/greedy1e-1")" ] && \
+        [ "$(texts after: "$O/greedy0")" != "$(texts after: "$O/greedy1e-1")" ] && ok "samples.txt: before is before, after is after" || bad "samples.txt: before and after"
     works "the new policy.bin can be trained on" train --model "$O/t/policy.bin" $R --batch 4 --epochs 1 --out "$O/t2"
 
     # sft and reward
@@ -885,6 +891,9 @@ outputs() {
 
     # eval
     works "eval a policy" eval $M --data "$D/held.bin" --reference "$D/bf16.bin" --reward "$D/reward.bin" $K --num-return 3 --max-new-tokens 6 --out "$O/e"
+    grep -q "perplexity under the start" "$T/out" && ok "says whose perplexity it is" || bad "it says $(grep -o 'perplexity under.*' "$T/out")"
+    v=$(awk '$1 == "policy" && $3 == "+-" { print $11 }' "$T/out") n=$(awk -F, '$1 == "policy" && $2 == "kl" { printf "%.2f", $3 }' "$O/e/eval.csv")
+    [ "$v" = "$n" ] && ok "prints the KL of eval.csv: $n" || bad "prints a KL of $v, eval.csv has $n"
     for v in reward perplexity tokens kl accuracy distinct-1 distinct-2; do
         grep -q "^policy,$v," "$O/e/eval.csv" && ok "eval.csv: $v" || bad "eval.csv: no $v"
     done
@@ -908,6 +917,28 @@ outputs() {
     works "eval a policy, k = 1 data, one query" eval $M --data "$D/labels.bin" --eval-queries 1 --num-return 1 --max-new-tokens 6 --out "$O/e2"
     grep -qE "^policy  *0?-?[0-9.]+  |^policy  *-  " "$T/out" && ! grep "^policy " "$T/out" | grep -q -- "+-" && ok "one query: no error is claimed" || bad "one query: $(grep "^policy " "$T/out")"
     grep -qiE 'nan|inf' "$O/e2/eval.csv" && bad "one query: $(grep -iE 'nan|inf' "$O/e2/eval.csv")" || ok "one query: finite"
+    [ -z "$(grep ',0$' "$O/e2/eval.csv")" ] && ok "eval.csv: no line for what was not measured" || bad "eval.csv: $(grep ',0$' "$O/e2/eval.csv" | tr '\n' ' ')"
+    works "eval of the data's pairs" eval --model "$O/new2/policy.bin" $R --reference "$D/policy.bin" --reward "$D/reward.bin" --max-new-tokens 4 --out "$O/e8"
+    works "the same with --length-penalty 0" eval --model "$O/new2/policy.bin" $R --reference "$D/policy.bin" --reward "$D/reward.bin" --max-new-tokens 4 --length-penalty 0 --out "$O/e9"
+    for v in policy:e8:new2/policy.bin:1 start:e8:policy.bin:1 policy:e9:new2/policy.bin:0; do
+        IFS=: read -r row n value option <<<"$v" # the row, eval.csv's directory, the model, its length penalty
+        [ $row = start ] && value=$D/policy.bin || value=$O/$value
+        run score --model "$value" $R --length-penalty $option
+        value=$(awk '{ q[NR] = $1; p[NR] = $3; s[NR] = $5 }
+            END { for (i = 1; i <= NR; i++) for (j = 1; j <= NR; j++) if (q[i] == q[j] && s[i] < s[j]) { all++; right += p[i] < p[j] ? 1 : p[i] == p[j] ? 0.5 : 0 }
+                  printf "%.6f", right / all }' "$T/out")
+        n=$(awk -F, -v row=$row '$1 == row && $2 == "accuracy" { printf "%.6f", $3 }' "$O/$n/eval.csv")
+        [ "$n" = "$value" ] && ok "accuracy of $row, --length-penalty $option: $n, as score orders the data's pairs" || bad "accuracy of $row, --length-penalty $option: $n, score says $value"
+    done
+    for v in policy bf16; do
+        works "eval, perplexity under $v" eval $M --data "$D/held.bin" --reference "$D/policy.bin" --perplexity "$D/$v.bin" --max-new-tokens 4 --out "$O/judge-$v"
+        grep -q "perplexity under $D/$v.bin" "$T/out" && ok "it says so" || bad "it says $(grep -o 'perplexity under.*' "$T/out")"
+    done
+    [ "$(grep ^start,perplexity "$O/judge-policy/eval.csv")" != "$(grep ^start,perplexity "$O/judge-bf16/eval.csv")" ] && ok "the start's is the judge's too" || bad "the start's perplexity knows no judge"
+    edit "$D/labels.bin" "$T/soft.bin" f32 1036 0.3
+    edit "$D/labels.bin" "$T/hard.bin" f32 1036 0
+    for v in soft hard; do works "eval a reward model on $v labels" eval --model "$O/labels/policy.bin" --data "$T/$v.bin" --out "$O/$v"; done
+    check "a label of 0.3 counts as bad" same "$O/soft/eval.csv" "$O/hard/eval.csv"
     for v in labels:labels.bin pairs:ranked.bin; do
         works "eval a reward model on ${v%:*}" eval --model "$O/${v%:*}/policy.bin" --data "$D/${v#*:}" --out "$O/e3"
         if awk -F, '$2 == "accuracy" { good = $3 > 0.6 && $3 <= 1 } END { exit !good }' "$O/e3/eval.csv"; then ok "accuracy on ${v%:*} it was trained on: $(cut -d, -f3 "$O/e3/eval.csv" | tail -n 1)"; else bad "accuracy on ${v%:*}: $(tail -n 1 "$O/e3/eval.csv")"; fi
@@ -930,11 +961,16 @@ outputs() {
                   if (i == best) want -= 1
                   if (want - c[i] > 1e-6 || c[i] - want > 1e-6) { print "c_" i " is " c[i] ", expected " want; exit 1 } } }' >"$T/said"
     then ok "--explain: c_i is the formula's"; else bad "--explain: $(cat "$T/said")"; fi
+    if grep -E "$row" "$T/out" | awk -v n="$n" '{ p[NR] = $5 } END { for (i = 1; i <= n; i++) moved += p[i] != p[i + n]; exit !moved }'; then ok "--explain: a step is made"; else bad "--explain: no step"; fi
+    v=$(grep -E "$row" "$T/out" | head -n "$n" | awk '{ r[NR] = $2; p[NR] = $5 } END { for (i = 1; i <= NR; i++) for (j = 1; j <= NR; j++) wrong += r[i] < r[j] && p[i] > p[j]; print wrong + 0 }')
+    [ "$(grep -m1 -o '[0-9]* pairs* out of order' "$T/out" | cut -d' ' -f1)" = "$v" ] && ok "--explain: $v pairs out of order" || bad "--explain: $(grep -m1 'out of order;' "$T/out"), expected $v"
     works "explain with texts" train $M $R $K --explain 0
 
     # what would be silent otherwise
     works "train --eval-data without a reward" train $M $R --eval-data "$D/held.bin" --epochs 1 --out "$O/n"
     grep -q "^note: --eval-data without --reward" "$T/err" && ok "says that there is no curve" || bad "--eval-data without --reward: no note"
+    works "sft with an option that it does not take" sft $M --data "$D/labels.bin" --epochs 1 --margin 1 --out "$O/n"
+    grep -q "^note: --margin.*no effect" "$T/err" && ok "it says so" || bad "sft --margin: no note"
     run train $M $R --batch 4 --micro-batch 4 --epochs 1 --out "$O/n"
     n=$(grep -o '[0-9]* MiB' "$T/err")
     run train $M $R --batch 4 --micro-batch 1000000 --epochs 1 --out "$O/n"
@@ -946,6 +982,36 @@ outputs() {
             [ "$n" -gt 20 ] && [ "$n" -lt $v ] && ok "a terminal of $v columns: progress lines of at most $n" || bad "a terminal of $v columns: progress lines of $n"
         done
     else note "skipped: progress on a terminal (no script)"; fi
+
+    # the reward's curve
+    A="train $M $R $K --batch 13 --epochs 20 --eval-data $D/held.bin --max-new-tokens 4"
+    works "a curve of two queries" $A --reward "$D/reward.bin" --eval-queries 2 --num-return 3 --out "$O/curve"
+    [ "$(rows "$O/curve/reward.csv")" -eq 11 ] && [ "$(tail -n 1 "$O/curve/reward.csv" | cut -d, -f1)" = 20 ] && ok "20 steps: ten points and the start" || bad "20 steps: $(cut -d, -f1 "$O/curve/reward.csv" | tr '\n' ' ')"
+    [ "$(tail -n +2 "$O/curve/reward.csv" | cut -d, -f4 | sort -u)" = 2 ] && ok "of two queries" || bad "not of two queries: $(tail -n 1 "$O/curve/reward.csv")"
+    [ "$(grep -c '^after:  \[-\?[0-9.]*\] |' "$O/curve/samples.txt")" -eq 5 ] && ok "samples.txt: with rewards, a completion of each held-out query" || bad "samples.txt: $(grep -c '^after:  \[' "$O/curve/samples.txt") rewards"
+    works "the same whatever --num-return" $A --reward "$D/reward.bin" --eval-queries 2 --num-return 1 --out "$O/curve1"
+    check "one completion a query" same "$O/curve/reward.csv" "$O/curve1/reward.csv"
+    works "a curve with --steps and --eval-every" $A --reward "$D/reward.bin" --steps 5 --eval-every 4 --out "$O/curve5"
+    [ "$(tail -n +2 "$O/curve5/reward.csv" | cut -d, -f1 | tr '\n' ' ')" = "0 4 5 " ] && ok "its last point is the last step" || bad "its points: $(cut -d, -f1 "$O/curve5/reward.csv" | tr '\n' ' ')"
+    works "a curve of rewards 1, 0, 1, 0" $A --steps 1 --eval-queries 4 --out "$O/curve4" --reward 'cmd:n=0; while read -r l; do n=$((1 - n)); echo $n; done'
+    [ "$(column "$O/curve4/reward.csv" 2,3,4 2)" = "0.5,0.288675,4" ] && ok "their mean is 0.5 +- 0.2887" || bad "reward.csv: $(column "$O/curve4/reward.csv" 2,3,4 2)"
+    if [ -s "$O/curve/curves.png" ]; then
+        v=$(od -An -tu1 -j16 -N4 "$O/curve/curves.png" | awk '{ print $3 * 256 + $4 }') n=$(od -An -tu1 -j16 -N4 "$O/def/curves.png" | awk '{ print $3 * 256 + $4 }')
+        [ "$v" = 1400 ] && [ "$n" = 800 ] && ok "curves.png: 1400 pixels wide, 800 without a reward" || bad "curves.png: $v and $n pixels wide"
+    fi
+
+    # --dtype and --profile
+    run train $M $R --epochs 1 --dtype bf16 --out "$O/bf16"
+    if [ $? -eq 2 ] && grep -q "^error: --dtype bf16: this build has no oneDNN" "$T/err"; then note "skipped: --dtype bf16 (built without oneDNN)"
+    else
+        grep -qx "dtype bf16" "$O/bf16/settings.txt" && grep -q "rounded to bfloat16" "$T/err" && ok "--dtype bf16" || bad "--dtype bf16: $(tail -n 1 "$T/err")"
+        works "in bfloat16, stopped" train $M $R --epochs 2 --dtype bf16 --steps 1 --out "$O/bf16"
+        refuse 1 "begun with dtype bf16, this is dtype fp32;" "resumed in float32" train $M $R --epochs 2 --resume "$O/bf16"
+    fi
+    works "train --profile 1" train $M $R --batch 4 --epochs 3 --profile 1 --out "$O/profile"
+    if awk '{ for (i = 2; i <= NF; i++) if ($i ~ /^[0-9.]+%$/) { if ($1 == "all") all = $(i - 1); else { share += $i; ms += $(i - 1) } } }
+            END { printf "shares sum to %.1f %%, stages to %.2f of %.2f ms", share, ms, all; exit !(share > 98 && share < 102 && ms > 0.75 * all && ms < 1.25 * all) }' "$T/err" >"$T/said"
+    then ok "--profile 1: $(cat "$T/said")"; else bad "--profile 1: $(cat "$T/said")"; fi
 
     # help
     works "--help" --help
