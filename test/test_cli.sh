@@ -945,7 +945,7 @@ outputs() {
     done
 
     # explain
-    works "explain" train $M $R --explain 2 --lr 1e-2 --margin 0.1 --out "$O/x"
+    works "explain" train $M $R --explain 2 --lr 1e-2 --margin 1 --out "$O/x"
     [ -e "$O/x" ] && bad "--explain wrote $(ls "$O/x" | tr '\n' ' ')" || ok "--explain writes nothing"
     n=$(awk '$1 == 2' "$T/scores.txt" | wc -l) row='^ +[0-9]+ +[-+.0-9e]+ +[0-9]+ +-[.0-9]+ +-[.0-9]+ +'
     [ "$(grep -cE "$row" "$T/out")" -eq $((2 * n)) ] && ok "--explain: $n responses, before and after" || bad "--explain: $(grep -cE "$row" "$T/out") rows for $n responses"
@@ -956,8 +956,8 @@ outputs() {
               for (i = 0; i < NR; i++) { want = 0
                   for (j = 0; j < NR; j++) {
                       g = 0; for (k = 0; k < NR; k++) { lo = r[i] < r[j] ? r[i] : r[j]; hi = r[i] < r[j] ? r[j] : r[i]; seen = !(r[k] > lo && r[k] <= hi); for (m = 0; m < k && !seen; m++) seen = r[m] == r[k]; g += !seen }
-                      if (r[i] < r[j] && p[i] - p[j] + 0.1 * g > 0) want += 1 / n[i]
-                      if (r[i] > r[j] && p[j] - p[i] + 0.1 * g > 0) want -= 1 / n[i] }
+                      if (r[i] < r[j] && p[i] - p[j] + g > 0) want += 1 / n[i]
+                      if (r[i] > r[j] && p[j] - p[i] + g > 0) want -= 1 / n[i] }
                   if (i == best) want -= 1
                   if (want - c[i] > 1e-6 || c[i] - want > 1e-6) { print "c_" i " is " c[i] ", expected " want; exit 1 } } }' >"$T/said"
     then ok "--explain: c_i is the formula's"; else bad "--explain: $(cat "$T/said")"; fi
