@@ -1425,8 +1425,11 @@ sanitizers() { # beside the other parts, with its own directory
     works "eval a policy" eval --model "$O/t/policy.bin" --reference "$D/policy.bin" --reward "$O/r/policy.bin" --data "$D/held.bin" $K --max-new-tokens 6 --out "$O/e"
     works "eval a reward model" eval --model "$O/r/policy.bin" --data "$D/labels.bin" --out "$O/e"
     part 4 && threads # this build has the plain loops
-    export OMPI_COMM_WORLD_SIZE=2 # as mpirun would; this build has no MPI
-    refuse 2 "one of 2 processes, but built without MPI" "started by mpirun" score $M --data "$D/ranked.bin"
+    for v in OMPI_COMM_WORLD_SIZE PMI_SIZE; do # as mpirun would; this build has no MPI
+        export $v=2
+        refuse 2 "one of 2 processes, but built without MPI" "started by mpirun, $v" score $M --data "$D/ranked.bin"
+        unset $v
+    done
 }
 
 # ----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY=passive
 . test/check.sh # check, T
 
 # Interrupted while it pretrains: the hint must work as it stands, and what is left must not be in the way of the next run.
-./train_rrhf --out "$T/demo" --seed 1 > "$T/out" 2> "$T/err" &
+./train_rrhf --out "$T/demo" --seed 1 --threads 2 > "$T/out" 2> "$T/err" &
 demo=$!
 for ((i = 0; i < 600; i++)); do grep -sqE '^sft +[0-9]+/' "$T/err" && break; sleep 0.1; done
 kill -INT $demo
@@ -17,6 +17,7 @@ check "Ctrl-C: exit code $code" [ $code = 1 ]
 sed -n '/^The demo starts over/,$ s/^\$ //p' "$T/err" > "$T/rest"
 read -r first < "$T/rest"
 check "Ctrl-C: prints the $(wc -l < "$T/rest") commands of the rest" [ "$(wc -l < "$T/rest")" = 7 ]
+check "Ctrl-C: each with its --seed and --threads" [ "$(grep -c -e '--seed 1 --threads 2' "$T/rest")" = 7 ]
 check "Ctrl-C: $first" [ "${first##* --}" = "resume $T/demo/sft" ]
 read -ra words <<< "$first --steps 1"
 "${words[@]}" > "$T/out" 2> "$T/err"

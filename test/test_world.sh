@@ -112,6 +112,7 @@ for BIN in "$@"; do
     near "$WHO score by a reward model: the same" <("$T/make_files" show "$O/r0/scored.bin") <("$T/make_files" show "$O/r3/scored.bin")
     check "$WHO score by a command: asked once of each response" cmp "$O/asked0" "$O/asked3"
     check "$WHO score by a command: it is no part of the run" [ "$(grep -cE '^(OMPI|PMIX|PMI)_' "$O/env")" = 0 ]
+    check "$WHO score by a command: but has the rest of the environment" grep -q '^PATH=' "$O/env"
     check "$WHO score by a command: the same" cmp "$O/c0/scored.bin" "$O/c3/scored.bin"
     near "$WHO eval: the same figures" "$O/e0/eval.csv" "$O/e3/eval.csv"
     near "$WHO eval of a reward model: the same figures" "$O/er0/eval.csv" "$O/er3/eval.csv"
@@ -156,9 +157,10 @@ for BIN in "$@"; do
     check "$WHO other weights: nothing is written" [ -z "$(ls "$O/differ")" ]
 
     # one of them interrupted: all stop at the same step. The data last long enough not to end before
-    timeout 120 mpirun -np 2 "$BIN" train $M --data "$D/queries.bin" --batch 4 --epochs 1000 --out "$O/stopped" </dev/null >"$T/out" 2>"$T/err" &
+    timeout 240 mpirun -np 2 "$BIN" train $M --data "$D/queries.bin" --batch 4 --epochs 1000 --out "$O/stopped" </dev/null >"$T/out" 2>"$T/err" &
     job=$!
-    for ((i = 0; i < 300; i++)); do grep -q "^train  *[0-9]*/" "$T/err" && break; sleep 0.1; done
+    for ((i = 0; i < 1200; i++)); do grep -q "^train  *[0-9]*/" "$T/err" && break; sleep 0.1; done
+    one=none
     for v in /proc/[0-9]*; do
         read -r name <"$v/comm" && [ "$name" = "$WHO" ] && grep -qaF "$O/stopped" "$v/cmdline" && one=${v##*/}
     done 2>/dev/null
