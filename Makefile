@@ -67,10 +67,11 @@ dev/table: dev/table.c $(HEADERS)
 
 # Tests: each is one program (or script) that prints a line per check and ends with "N passed, N failed".
 TEST_BUILD = $(CC) $(CFLAGS) -O2 $(OPTIONS) $(if $(BLAS),-DUSE_CBLAS) -DNO_MAIN -o $@ $< $(LIBS) $(BLAS)
-TESTS = $(addprefix test/test_,tokenizer plot eval rrhf gradients model model_double model_vector16 model_vector64 reference sampler policies \
+TESTS = $(addprefix test/test_,tokenizer plot table eval rrhf gradients model model_double model_vector16 model_vector64 reference sampler policies \
           $(if $(CJSON),convert))
 test/test_%: test/test_%.c train_rrhf.c test/test.h $(HEADERS)
 	$(TEST_BUILD)
+test/test_table: dev/table.c
 test/test_model_vector%: test/test_model.c train_rrhf.c test/test.h $(HEADERS) # a vector width that this machine may lack
 	$(TEST_BUILD) -DVECTOR=$*
 test/test_gradients: test/test_gradients.c train_rrhf.c test/test.h $(HEADERS)

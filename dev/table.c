@@ -188,8 +188,7 @@ static Figure cell_mean(const Row *row, int f) {
     for (int i = 0; i < row->n; i++) {
         if (!row->seed[i].cell[f].n != !m.n)
             die("%s: %s is there for seed %s, but not for seed %s; run eval with the same options for both", row->name,
-                figure_names[f],
-                row->seed[m.n ? 0 : i].seed, row->seed[m.n ? i : 0].seed);
+                figure_names[f], row->seed[m.n ? 0 : i].seed, row->seed[m.n ? i : 0].seed);
         sum += row->seed[i].cell[f].mean;
     }
     if (row->n == 1 || !m.n) return m;

@@ -1216,18 +1216,20 @@ tables() {
     if ! $CC -std=c11 -O1 -fsanitize=undefined -fno-sanitize-recover=all -o "$T/table" dev/table.c -lm 2>"$T/said"; then bad "dev/table: $(head -n 1 "$T/said")"; return; fi
     eval_row "$R/SFT-0" policy 0.5 30
     for v in 2:0.6 4:0.7 8:0.75; do eval_row "$R/SFT-0" "best-of-${v%:*}" "${v#*:}" 29; done
-    eval_row "$R/OP-128-KL-1" start 0.5 30
+    for v in start best-of-2; do eval_row "$R/OP-128-KL-1" $v 0.5 30; done # no rows: only SFT's are
     eval_row "$R/OP-128-KL-1" policy 0.8 10
     eval_row "$R/OP-128-KL-2" policy 0.9 14
     for v in 1 2; do echo "policy,kl,12.5,0.125,100" >>"$R/OP-128-KL-$v/eval/eval.csv"; done
     eval_row "$R/IP-2-7" policy 0.85 20
     mkdir -p "$R/IP-2-7/round-1" "$R/IP-2-7/round-2"
     printf 'step,reward,stderr,queries\n0,0.5,0.1,9\n10,0.6,0.1,9\n' | tee "$R/IP-2-7/round-1/reward.csv" "$R/IP-2-7/round-2/reward.csv" "$R/OP-128-KL-1/reward.csv" >"$R/OP-128-KL-2/reward.csv"
+    echo "20,0.7,0.1,9" >>"$R/OP-128-KL-2/reward.csv"
     works "table" "$O" "$R/OP-128-KL-2" "$R/SFT-0/" "$R/IP-2-7" "$R/OP-128-KL-1"
     table_says "two seeds: their mean, +- their spread / sqrt 2" "| OP-128-KL | 2 | 0.850 ± 0.050 | 12.00 ± 2.00 | 12.50 ± 0.00 | 40.0 ± 0.0 | 0.250 ± 0.000 | - |" "$O/table.md"
     table_says "one seed: +- over its queries; '-' where there is no figure" "| SFT | 1 | 0.500 ± 0.010 | 30.00 ± 0.25 | - | 40.0 ± 0.5 | 0.250 | - |" "$O/table.md"
     v=$(sed -n 's/^| \([A-Za-z][^ ]*\) | [0-9].*/\1/p' "$O/table.md" | tr '\n' ' ')
     [ "$v" = "OP-128-KL SFT best-of-2 best-of-4 best-of-8 IP-2 " ] && ok "rows in the order of the arguments: $v" || bad "rows: $v"
+    [ "$(grep -c "^note: OP-128-KL: its seeds' curves share 2 of 3 steps" "$T/err")" -eq 1 ] && ok "says that a curve is cut to the steps of all seeds" || bad "says $(tail -n 1 "$T/err")"
     [ "$(grep -c 'one standard error' "$O/table.md")" -eq 1 ] && ok "table.md says what +- is" || bad "table.md does not say what +- is"
     table_says "table.csv: a seed" "OP-128-KL,1,0.8,0.01,10,0.25,12.5,0.125,40,0.5,0.1,0.01,0.25,,,,100" "$O/table.csv"
     table_says "table.csv: the mean" "OP-128-KL,mean,0.85,0.05,12,2,12.5,0,40,0,0.1,0,0.25,0,,,2" "$O/table.csv"
@@ -1238,6 +1240,7 @@ tables() {
     refuse 2 "usage" "no rows" "$O"
     refuse 1 "$T/none-1/eval/eval\.csv" "no such row" "$O" "$T/none-1"
     refuse 2 "NAME-SEED" "a name without a seed" "$O" "$R/SFT-0" "$T/rows"
+    for v in , '|'; do refuse 2 "may not hold ',' or '\|'" "a name with $v in it" "$O" "$R/SFT-0" "$R/a${v}b-1"; done
     refuse 2 "second time" "a row given twice" "$O" "$R/SFT-0" "$R/SFT-0/"
     eval_row "$R/IP-2-8" policy 0.86 20
     echo "policy,kl,1,0.1,100" >>"$R/IP-2-8/eval/eval.csv"
