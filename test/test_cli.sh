@@ -611,6 +611,7 @@ resume() {
     rc=$SECONDS
     refuse 1 "--reward cmd:.*interrupted, and no answer to response 0 within 15 s" "Ctrl-C while a silent command is waited for" $A --reward "cmd:exec $T/hang.sh" --out "$T/hung"
     [ $((SECONDS - rc)) -lt 40 ] && ok "after $((SECONDS - rc)) s" || bad "after $((SECONDS - rc)) s"
+    grep -q "^note: --reward cmd:.*waiting at most 15 s more" "$T/err" && ok "and says so meanwhile" || bad "it does not say that it waits"
 
     # OP-k: the window of responses belongs to the state
     A="train --policy OP-4 --draw sample --model $D/policy.bin --data $D/ranked.bin --reward $D/reward.bin --max-new-tokens 4
@@ -876,6 +877,11 @@ outputs() {
     n=$(wc -l <"$T/show.txt")
     [ "$(grep -c ' 0 [0-9]*$' "$T/said")" -eq "$n" ] && [ "$(wc -l <"$T/said")" -eq $((n + 15)) ] && ok "sampled.bin: the data's $n responses and 3 of each of 5 queries" || bad "sampled.bin: $(wc -l <"$T/said") responses"
     [ -s "$O/s/samples.txt" ] && ok "samples.txt" || bad "no samples.txt"
+    works "sample texts with line ends" sample $M --data "$D/odd.bin" --tokenizer "$D/odd_tokenizer.bin" --num-return 2 --max-new-tokens 4 --out "$O/odd"
+    awk '/^--- query/ { q++; next } /^(data:  |sample:) \|/ { r++; next } { texts++ } END { exit !(q == 8 && texts == 8 && r == 24) }' "$O/odd/samples.txt" \
+        && ok "samples.txt: a line each" || bad "samples.txt: $(wc -l <"$O/odd/samples.txt") lines"
+    works "sample --policy S with texts" sample $M --data "$D/held.bin" $K --policy S --num-return 2 --max-new-tokens 6 --out "$O/s2"
+    grep -q "^data:" "$O/s2/samples.txt" && bad "samples.txt of S has data's responses" || ok "samples.txt: no response is called the data's that is none"
     works "sample --policy S" sample $M --data "$D/held.bin" --policy S --num-return 2 --max-new-tokens 6 --out "$O/s2"
     [ "$(make_files show "$O/s2/sampled.bin" | awk '$3 >= 1 && $3 <= 6 && $5 == 1' | wc -l)" -eq 10 ] && ok "samples only, 1 to 6 tokens" || bad "sampled.bin of S: $(make_files show "$O/s2/sampled.bin" | wc -l)"
     works "score sampled.bin" score --reward "$D/reward.bin" --data "$O/s/sampled.bin" --out "$O/s"
