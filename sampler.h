@@ -26,9 +26,6 @@ depend on the backend: draws differ from another's only where the two round logi
 #include "util.h"        // defines: die, die_usage, Rng, Progress
 #include "model.h"       // defines: GPT2, Decode
 #include "dataloader.h"  // defines: Ranked
-#ifdef _OPENMP
-#include <omp.h>         // defines: omp_get_max_threads, omp_get_thread_num
-#endif
 
 typedef struct {
     int num_return, max_new_tokens;
@@ -353,22 +350,6 @@ static inline void policy_query(Ranked *out, const Ranked *d, int q, int keep_ow
     ranked_query(out, d->tokens + d->query_at[q], d->query_len[q]);
     for (int r = d->first[q]; keep_own && r < d->first[q + 1]; r++)
         ranked_response(out, d->tokens + d->resp_at[r], d->resp_len[r], 0, SOURCE_DATA);
-}
-
-static inline int thread_count(void) {
-#ifdef _OPENMP
-    return omp_get_max_threads();
-#else
-    return 1;
-#endif
-}
-
-static inline size_t thread_index(void) {
-#ifdef _OPENMP
-    return (size_t)omp_get_thread_num();
-#else
-    return 0;
-#endif
 }
 
 // ----------------------------------------------------------------------------

@@ -13,14 +13,11 @@ accumulate) and overwrites the gradients of activations, unless it says otherwis
 Every sum is split among threads by what is summed INTO, or in shares of a fixed size that are added in order: without a
 BLAS or oneDNN a run has the same bits whatever the number of threads.
 */
-#include "util.h"        // defines: die, xalloc, Rng
+#include "util.h"        // defines: die, xalloc, thread_count
 #include "model.h"       // defines: Config, Params, Batch, Decode, the backend contract
 #include "rrhf.h"        // defines: the objective and the training loop
-#include "sampler.h"     // defines: draw, draw_width, top_k_candidates; thread_count, thread_index
+#include "sampler.h"     // defines: draw, draw_width, top_k_candidates
 #include "verbs.h"       // defines: the command line and the six verbs
-#ifdef _OPENMP
-#include <omp.h>         // defines: omp_set_num_threads
-#endif
 #ifdef USE_CBLAS
 #include <cblas.h>       // defines: cblas_sgemm, cblas_dgemm
 #endif
@@ -45,8 +42,6 @@ BLAS or oneDNN a run has the same bits whatever the number of threads.
 #define SIMD_MAX(x) SIMD_OF(omp simd reduction(max : x))
 #endif
 #define SIMD_OF(x) _Pragma(#x)
-
-static int n_threads = 1;
 
 // ----------------------------------------------------------------------------
 // --profile 1: where a training run's time goes
@@ -1258,7 +1253,7 @@ static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak
     real *all = room(ROOM_A, (size_t)min_int(MC, (M + MR - 1) / MR * MR) * (size_t)pack_K);
     for (int m0 = 0; m0 < M; m0 += MC) {
         int mc = min_int(MC, M - m0), full = (mc + MR - 1) / MR * MR, blocks = (mc + TILE_M - 1) / TILE_M;
-        int parts = min_int(blocks, (2 * n_threads + tiles - 1) / tiles); // few tiles: share the rows out as well
+        int parts = min_int(blocks, (2 * thread_count() + tiles - 1) / tiles); // few tiles: share the rows out as well
         PARALLEL_FOR2
         for (int k0 = 0; k0 < pack_K; k0 += KC)
             for (int i = 0; i < mc; i += TILE_M) {
@@ -1295,7 +1290,7 @@ static void gemm_forward(int M, int N, int K, const real *a, size_t lda, const r
     for (int m0 = 0; m0 < M; m0 += MC)
         for (int k0 = 0; k0 < K; k0 += KT) {
             int mc = min_int(MC, M - m0), kt = min_int(KT, K - k0), panels = (mc + NR - 1) / NR;
-            int parts = min_int(panels, (8 * n_threads + tiles - 1) / tiles); // few tiles: share the panels out as well
+            int parts = min_int(panels, (8 * thread_count() + tiles - 1) / tiles); // few tiles: share the panels, too
             PARALLEL_FOR
             for (int p = 0; p < panels; p++)
                 gemm_pack(all + (size_t)p * NR * kt, a + (size_t)(m0 + p * NR) * lda + k0, lda, 1,
@@ -1433,7 +1428,7 @@ static void gemm_cblas(int transa, int transb, int M, int N, int K, const real *
                        size_t ldb, real beta, real *c, size_t ldc) {
 #ifdef OPENBLAS_VERSION
     enum { GRAIN = 16 }; // columns or rows
-    int columns = N > M, all = ((columns ? N : M) + GRAIN - 1) / GRAIN, parts = min_int(n_threads, all);
+    int columns = N > M, all = ((columns ? N : M) + GRAIN - 1) / GRAIN, parts = min_int(thread_count(), all);
     PARALLEL_FOR
     for (int p = 0; p < parts; p++) {
         int from = all * p / parts * GRAIN, to = min_int(all * (p + 1) / parts * GRAIN, columns ? N : M);
@@ -1468,18 +1463,14 @@ static void gemm(int transa, int transb, int M, int N, int K, const real *a, siz
 
 const char *backend_start(int threads) {
     static char line[128];
-#ifdef _OPENMP
-    if (threads > 0) omp_set_num_threads(threads);
-    n_threads = omp_get_max_threads();
-#else
-    (void)threads;
-#endif
+    threads_set(threads);
+    int n = thread_count();
 #if defined(_OPENMP) && defined(USE_CBLAS) && defined(OPENBLAS_VERSION)
     if (openblas_get_parallel() == OPENBLAS_THREAD) openblas_set_num_threads(1); // see gemm_cblas
 #endif
     const char *products = gemm_kind == GEMM_CBLAS ? "CBLAS" : gemm_kind == GEMM_PACKED ? "built in"
                          : "rounded to bfloat16, by oneDNN, summed in float32";
-    snprintf(line, sizeof line, "CPU, %d thread%s, %s, matrix products: %s", n_threads, n_threads == 1 ? "" : "s",
+    snprintf(line, sizeof line, "CPU, %d thread%s, %s, matrix products: %s", n, n == 1 ? "" : "s",
              sizeof(real) == 4 ? "float32" : "float64", products);
     return line;
 }

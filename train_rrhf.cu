@@ -22,9 +22,6 @@ test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one o
 #include "model.h"       // defines: Config, Params, Batch, Decode, the backend contract
 #include "rrhf.h"        // defines: the objective and the training loop
 #include "verbs.h"       // defines: the command line and the six verbs
-#ifdef _OPENMP
-#include <omp.h>         // defines: omp_set_num_threads
-#endif
 #ifdef CUDA_EMULATION
 #include "test/cuda_emulation.h" // defines: all of the below, on the CPU
 #else
@@ -1258,9 +1255,9 @@ static void cache_write(elem *cache, const elem *qkv, const int *slot, int n, in
 // GELU, tanh form: out = x/2 (1 + tanh(u)) = x s with s = 1 / (1 + exp(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3). Where
 // exp overflows, s is 0. A thread owns W elements.
 // Bytes: 2 (x) + 2 (out) per element. cuBLASLt's GELU epilogues would save reading x here (not storing it, which the
-// backward needs) and in the backward reading and writing dout: 5.0 GB of a step of 22,528 tokens of GPT-2 124M, 1 ms of
-// an H200. But they bind products to the few algorithms that have them, on leading dimensions that are multiples of 8.
-// Until both are measured the passes are kept.
+// backward needs) and in the backward reading and writing dout: 5.0 GB of a step of 22,528 tokens of GPT-2 124M, which
+// take an H200 1 ms. But they bind products to the few algorithms that have them, on leading dimensions that are
+// multiples of 8. Until both are measured the passes are kept.
 inline __device__ float gelu_s(float x) {
     return __fdividef(1, 1 + __expf(x * ((float)(-2 * GELU_S) + (float)(-2 * GELU_S * GELU_A) * (x * x))));
 }
@@ -2421,11 +2418,7 @@ Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
 
 const char *backend_start(int threads) {
     static char line[512];
-#ifdef _OPENMP // the host's loops: choosing tokens
-    if (threads > 0) omp_set_num_threads(threads);
-#else
-    (void)threads;
-#endif
+    threads_set(threads); // of the host's loops: choosing tokens
     device_start();
     snprintf(line, sizeof line, "GPU, %s, %.0f GiB, %s, matrix products: cuBLASLt", device.prop.name,
              (double)device.prop.totalGlobalMem / 1073741824, HALF ? "bfloat16" : "float32");

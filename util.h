@@ -2,6 +2,7 @@
 util.h: what every other file needs and no paper describes.
 
   die            one-line error on stderr, exit 1 (the work failed) or 2 (bad command line)
+  thread_count   threads of the host
   xalloc         memory, zeroed, or an error that says how much was asked for
   In / Out       binary files: reads that check sizes, writes that appear under their name only when whole
   hash64         a hash, to tell whether data are the same
@@ -32,6 +33,9 @@ Used by the CPU build, the CUDA build, the tests and the tools in dev/: the comm
 #include <sys/stat.h>    // defines: stat, mkdir
 #include <time.h>        // defines: clock_gettime
 #include <unistd.h>      // defines: unlink, isatty, fsync
+#ifdef _OPENMP
+#include <omp.h>         // defines: omp_set_num_threads, omp_get_max_threads, omp_get_thread_num
+#endif
 #include "world.h"       // defines: world_rank, world_abort
 
 #define RRHF_PATH_MAX 4096
@@ -44,6 +48,33 @@ Used by the CPU build, the CUDA build, the tests and the tools in dev/: the comm
 enum { VOCABULARY_MAX = 65536 }; // tokens of the largest vocabulary: files hold them as uint16
 
 static inline int min_int(int a, int b) { return a < b ? a : b; }
+
+// ----------------------------------------------------------------------------
+// Threads of the host: one without OpenMP
+
+static inline void threads_set(int n) { // --threads; 0 = all
+#ifdef _OPENMP
+    if (n > 0) omp_set_num_threads(n);
+#else
+    (void)n;
+#endif
+}
+
+static inline int thread_count(void) {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
+
+static inline size_t thread_index(void) { // within a parallel loop
+#ifdef _OPENMP
+    return (size_t)omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
 
 // ----------------------------------------------------------------------------
 // Errors

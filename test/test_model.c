@@ -234,7 +234,7 @@ static void test_threads(int kind) {
         int same_grads = !memcmp(first->grads, m->grads, bytes), same_params = !memcmp(first->params, m->params, bytes);
         check(same_losses && same_grads && same_params,
               "%d threads, %s product: bits of one thread after %d steps: losses %d, gradient %d, parameters %d",
-              n_threads, kind == GEMM_NAIVE ? "naive" : "packed", STEPS, same_losses, same_grads, same_params);
+              thread_count(), kind == GEMM_NAIVE ? "naive" : "packed", STEPS, same_losses, same_grads, same_params);
         gpt2_free(m);
     }
     gpt2_free(first);

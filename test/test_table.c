@@ -45,7 +45,8 @@ static void test_rounds(void) {
 
 // Three seeds, one without a curve, another with a step that the first lacks.
 static void test_means(void) {
-    static const double a[3] = {0, 10, 20}, ra[3] = {0.5, 0.5, 0.75}, b[4] = {0, 5, 10, 20}, rb[4] = {0.7, 9, 0.8, 0.25};
+    static const double a[3] = {0, 10, 20}, ra[3] = {0.5, 0.5, 0.75};
+    static const double b[4] = {0, 5, 10, 20}, rb[4] = {0.7, 9, 0.8, 0.25};
     static const double mean[3] = {0.6, 0.65, 0.5};
     Seed seed[3];
     Row row = {0};
@@ -53,8 +54,8 @@ static void test_means(void) {
     seed[0].curve = curve_of(3, a, ra), seed[2].curve = curve_of(4, b, rb);
     row.name = "X", row.seed = seed, row.n = 3;
     curve_mean(&row);
-    check(curve_is(&row.curve, 3, a, mean), "two seeds' curves: %d points that both have, rewards %g %g %g", row.curve.n,
-          row.curve.reward[0], row.curve.reward[1], row.curve.reward[2]);
+    check(curve_is(&row.curve, 3, a, mean), "two seeds' curves: %d points that both have, rewards %g %g %g",
+          row.curve.n, row.curve.reward[0], row.curve.reward[1], row.curve.reward[2]);
 }
 
 int main(void) {
