@@ -229,7 +229,7 @@ if wanted k; then
         {n = NR; k = k s $1; N[n] = $2; ms[n] = $3; s = ", "; x += $2; y += $3; xx += $2 * $2; xy += $2 * $3}
         END {slope = (n * xy - x * y) / (n * xx - x * x); fixed = (y - slope * x) / n; s = ""
              for (i = 1; i <= n; i++) {all[i] = ms[i] / N[i]; net[i] = (ms[i] - fixed) / N[i]; a = a s sprintf("%.2f", all[i]); b = b s sprintf("%.2f", net[i]); s = ", "}
-             printf "| ms per distinct token, k = %s | %s | less the fixed %.0f ms a step: %s | %.0f %%, less the fixed %.0f %% apart | 10 %% apart | %s |",
+             printf "| ms per distinct token, k = %s | %s | less the fixed %.0f ms a step: %s | %.0f %% apart, less the fixed %.0f %% | 10 %% apart | %s |",
                  k, a, fixed, b, spread(all), spread(net), (spread(net) <= 10 ? "yes" : "no")}')"
 fi
 
