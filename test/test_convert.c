@@ -234,20 +234,22 @@ static void test_cuts(void) {
     check(same_files("a.bin", "b.bin"), "cuts: \"eos\" carries which responses have end-of-text");
 }
 
-// Tokens that are no text: half a character, a zero, end-of-text in the middle.
+// Tokens that are no text: a surrogate, what lies beyond Unicode, half a character, a zero, end-of-text in the middle.
 static void test_lost(void) {
-    uint16_t x[] = {'a', 0xC3}, y[] = {0, (uint16_t)tok.eot, 'z'};
+    uint16_t x[] = {'a', 0xED, 0xA0, 0x80, 'b', 0xF4, 0x90, 0x80, 0x80, 0xC3}, y[] = {0, (uint16_t)tok.eot, 'z'};
     Ranked d = {.V = tok.V};
-    ranked_query(&d, x, 2);
+    ranked_query(&d, x, 10);
     ranked_response(&d, y, 3, 1.5f, 0);
     ranked_write(at("l.bin"), &d);
     ranked_free(&d);
     check_runs("bytes that are no text", "jsonl l.bin l.jsonl --tokenizer tok");
     char *said = get("stderr", NULL);
-    put_json("want.jsonl", "{'query': 'a\xEF\xBF\xBD', 'responses': ['\xEF\xBF\xBD<|endoftext|>z'], "
-             "'scores': [1.5], 'eos': [0]}\n");
+#define LOST "\xEF\xBF\xBD"
+    put_json("want.jsonl", "{'query': 'a" LOST LOST LOST "b" LOST LOST LOST LOST LOST "', "
+             "'responses': ['" LOST "<|endoftext|>z'], 'scores': [1.5], 'eos': [0]}\n");
+#undef LOST
     check(same_files("l.jsonl", "want.jsonl"), "bytes that are no text: U+FFFD");
-    check(strstr(said, "U+FFFD stands for 2 bytes") && strstr(said, "1 end-of-text tokens"),
+    check(strstr(said, "U+FFFD stands for 9 bytes") && strstr(said, "1 end-of-text tokens"),
           "bytes that are no text: counted on stderr");
     free(said);
 }
@@ -604,14 +606,22 @@ static void test_bad_models(void) {
     const char *st = "hf/model.safetensors", *config = "hf/config.json";
     refused("a tensor is missing", st, "h.1.mlp.c_fc.bias", "h.1.mlp.x_fc.bias", "no tensor 'h.1.mlp.c_fc.");
     refused("a wrong shape", st, ":[12,8]", ":[8,12]", "wpe.weight: shape [8,12], expected [12,8]");
+    refused("more data than the shape has", st, "[9600,9984]", "[9596,9984]",
+            "wpe.weight: data_offsets are not 96 elements");
     refused("a wrong type", st, "\"dtype\":\"F32\"", "\"dtype\":\"I32\"", "dtype 'I32', expected F32");
     refused("tensors too many", config, "\"n_layer\": 2", "\"n_layer\": 1", "'transformer.h.1.");
     refused("tensors too few", config, "\"n_layer\": 2", "\"n_layer\": 3", "no tensor 'h.2.ln_1.weight'");
     refused("no vocab_size", config, "vocab_size", "vocab", "no \"vocab_size\"");
     refused("another activation", config, "gelu_new", "relu", "'relu', expected 'gelu_new'");
+    refused("the activation with erf", config, "gelu_new", "gelu", "'gelu', expected 'gelu_new'");
     refused("another epsilon", config, "1e-05", "1e-06", "expected 1e-05");
     refused("another width", config, "\"n_inner\": null", "\"n_inner\": 16", "n_inner");
     refused("untied", config, "embeddings\": true", "embeddings\": false", "tie_word_embeddings");
+    refused("scores not scaled", config, "attn_weights\": true", "attn_weights\": false", "scale_attn_weights");
+    refused("cross-attention", config, "\"n_inner\"", "\"add_cross_attention\": true, \"n_inner\"",
+            "\"add_cross_attention\" is not false");
+    refused("scores scaled by layer", config, "\"n_inner\"", "\"scale_attn_by_inverse_layer_idx\": true, \"n_inner\"",
+            "\"scale_attn_by_inverse_layer_idx\" is not false");
     refused("another model", config, "\"gpt2\"", "\"bert\"", "'bert'");
     refused("heads do not divide C", config, "\"n_head\": 2", "\"n_head\": 3", "heads");
     refused("config.json is no JSON", config, "{", "[", "config.json");
@@ -680,12 +690,26 @@ static void test_bad_vocabularies(void) {
     refused("an id that is text", "hf/vocab.json", "\"!\": 33,", "\"!\": \"33\",", "the id of '!'");
     refused("no byte's letter", "hf/vocab.json", "\"!\": 33,", "\"\xE2\x96\x81\": 33,", "token 33");
     refused("a merge of no token", "hf/merges.txt", "\n", "\nz z\n", "merges.txt:2: 'z z' makes no token");
+    refused("a version among the merges", "hf/merges.txt", "\n", "\n#version: 0.2\n",
+            "merges.txt:2: '#version: 0.2' makes no token");
     refused("a merge of one part", "hf/merges.txt", "\n", "\nzz\n", "merges.txt:2: 'zz', expected two");
     refused_merges("merges out of order", 's', "merges.txt:2: makes token 257 before there was a merge");
     refused_merges("another pair", 'p', "comes to another pair");
     refused_merges("a merge less", 'd', "merges.txt:2: makes token 257 before there was a merge for 256");
     refused_merges("the last merge less", 'l', "no merge makes token 298");
     refused_merges("a merge twice", '2', "merges.txt:3: makes token 256 a second time");
+}
+
+// merges.txt as an editor on Windows leaves it.
+static void test_carriage_returns(void) {
+    if (run("to-hf m.bin tok hf")) die("test: to-hf failed");
+    char *s = get("hf/merges.txt", NULL);
+    Out out = out_open(at("hf/merges.txt"));
+    for (char *c = s; *c; c++) out_printf(&out, *c == '\n' ? "\r\n" : "%c", *c);
+    out_close(&out);
+    free(s);
+    check_runs("lines that end in \\r\\n", "from-hf hf back");
+    check(same_files("tok", "back.tokenizer.bin"), "lines that end in \\r\\n: the same tokenizer");
 }
 
 static void test_to_hf_refuses(void) {
@@ -737,6 +761,7 @@ int main(int argc, char **argv) {
     test_bad_models();
     test_bad_weights();
     test_bad_vocabularies();
+    test_carriage_returns();
     test_to_hf_refuses();
     char command[64];
     snprintf(command, sizeof command, "rm -r %s", dir);

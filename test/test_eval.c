@@ -105,6 +105,13 @@ static void test_distinct(void) {
     check_figure("distinct-2 of one response per query", eval_distinct(&d, 2, 1), 1, (1 - 0.0) / 2, 2);
     d.resp_len[0] = d.resp_len[1] = d.resp_len[3] = 1;
     check_figure("distinct-2 of single tokens", eval_distinct(&d, 2, 2), 0, 0, 2);
+    // a third query: 1 || 1 || 2, whose figures without one of them are 2/2, 2/2, 1/2, the mean 5/6:
+    // 2/3 (1/36 + 1/36 + 4/36) = 1/9
+    static const uint16_t z[3] = {1, 1, 2};
+    Ranked e = {0};
+    for (int q = 0; q < 3; q++) ranked_query(&e, z, 1), ranked_response(&e, z + q, 1, 0, 0);
+    check_figure("distinct-1 of three queries", eval_distinct(&e, 1, 1), 2.0 / 3, 1.0 / 3, 3);
+    ranked_free(&e);
     ranked_free(&d);
 }
 
@@ -126,6 +133,45 @@ static int well_formed(const char *s) {
     return ok && !strstr(s, "  ") && words >= 25 && words <= 120;
 }
 
+static int says(const char *s, const char *const *list, int n) { // how many of them
+    int said = 0;
+    for (int i = 0; i < n; i++) said += strstr(s, list[i]) != NULL;
+    return said;
+}
+
+// What counting words cannot tell: $! turns the sentiment round, a hero keeps name and sex, and no remark comes twice.
+// Each fault, beside how often there was occasion for it.
+typedef struct { int turned, verdicts, other, heroes, twice, remarks; } Faults;
+
+static void review_faults(const char *s, int kind, Faults *f) {
+    static const char *const traits[2][8] = {
+        {"dull", "predictable", "forced", "clumsy", "boring", "flat", "tiresome", "careless"},
+        {"convincing", "original", "moving", "exciting", "surprising", "interesting", "memorable", "clever"}};
+    static const char *const sexes[2][6] = {
+        {" sheriff", " gambler", " uncle", " small boy", " sailor", " captain"},
+        {" widow", " bride", " nurse", " aunt", " little girl", " ship doctor"}};
+    static const char *const words[2][2] = {{"actor who", " he says"}, {"actress who", " she says"}};
+    static const char *const remarks[] = {"runs for about two hours", "shot in winter", "sat near the front",
+                                          "theater was half full", "a small part for a dog"};
+    const char *verdict = strstr(s, "All in all, it is never "); // dull, where the review is kind
+    for (int i = 0; verdict && i < 16; i++) {
+        const char *trait = traits[i % 2][i / 2];
+        if (strncmp(verdict + 24, trait, strlen(trait))) continue;
+        f->verdicts++;
+        f->turned += i % 2 == kind;
+    }
+    for (int sex = 0; sex < 2; sex++) {
+        if (!says(s, sexes[sex], 6)) continue;
+        f->heroes += says(s, words[sex], 2) > 0;
+        f->other += says(s, sexes[sex], 6) > 1 || says(s, sexes[!sex], 6) || says(s, words[!sex], 2);
+    }
+    for (int i = 0; i < 5; i++) {
+        const char *first = strstr(s, remarks[i]);
+        f->remarks += first != NULL;
+        f->twice += first && strstr(first + 1, remarks[i]);
+    }
+}
+
 static void test_reviews(void) {
     static const char *const kind[] = {"wonderful", "brilliant", "superb", "I would see it again", "do not miss it"};
     static const char *const unkind[] = {"terrible", "awful", "dreadful", "I would not see it again", "do not see it"};
@@ -133,17 +179,22 @@ static void test_reviews(void) {
     char **text = (char **)xalloc(ALL, sizeof *text);
     Review r = {NULL, 0, 0};
     int good = 0, same = 0, said[2][2] = {{0, 0}, {0, 0}};
+    Faults f = {0, 0, 0, 0, 0, 0};
     for (int i = 0; i < ALL; i++) {
         story_review(i, &r);
         text[i] = strdup(r.text);
         good += strlen(r.text) == r.len && well_formed(r.text);
-        for (size_t w = 0; w < sizeof kind / sizeof *kind; w++)
-            said[i & 1][0] += strstr(r.text, unkind[w]) != NULL, said[i & 1][1] += strstr(r.text, kind[w]) != NULL;
+        said[i & 1][0] += says(r.text, unkind, 5), said[i & 1][1] += says(r.text, kind, 5);
+        review_faults(r.text, i & 1, &f);
     }
     check(good == ALL, "demo: %d of %d reviews are well formed", good, ALL);
     check(said[1][1] > 2 * said[1][0] && said[0][0] > 2 * said[0][1],
           "demo: kind words %d times in kind reviews, %d in unkind ones; unkind words %d and %d",
           said[1][1], said[0][1], said[1][0], said[0][0]);
+    check(!f.turned && f.verdicts > 100, "demo: %d of %d verdicts 'never ...' say the opposite", f.turned, f.verdicts);
+    check(!f.other && f.heroes > 100, "demo: %d heroes become others, %d agree with their pronoun or actor", f.other,
+          f.heroes);
+    check(!f.twice && f.remarks > 1000, "demo: %d of %d remarks come twice in their review", f.twice, f.remarks);
     story_review(7, &r);
     check(!strcmp(r.text, text[7]), "demo: the same review again");
     qsort(text, ALL, sizeof *text, compare_text);

@@ -451,16 +451,20 @@ static int decode_all(GPT2 *m, const Ranked *d, double *got, int *compared) {
     return calls;
 }
 
-static void test_decode(void) {
+static void test_decode(int head_size) { // 32 and 64, GPT-2's, have code of their own
     size_t n;
     int compared = 0;
+    char what[64];
+    Config c = policy;
     Ranked d = forked();
-    GPT2 *m = model_make(policy, 9);
+    c.C = c.NH * head_size;
+    GPT2 *m = model_make(c, 9);
     double *want = run_all(m, &d, NULL, &n), *got = (double *)xalloc(n, sizeof *got), tolerance = 64 * 0x1p-23;
     int calls = decode_all(m, &d, got, &compared), at = d.resp_len[0] + d.resp_len[1]; // response 2's first token
     for (int i = 1; i < FORK; i++) got[at + i] = got[i];
     got[at + FORK] = want[at + FORK]; // predicted by the last shared token, but only for response 0
-    check_close("decoding over the cache as the forward pass", got, want, n, tolerance, tolerance); // logits are float
+    snprintf(what, sizeof what, "decoding over the cache as the forward pass, heads of %d", head_size);
+    check_close(what, got, want, n, tolerance, tolerance); // logits are float
     check(compared == (int)n - FORK, "decoding: %d of %zu log-probabilities in %d calls; %d shared by a fork",
           compared, n, calls, FORK);
     free(want);
@@ -775,7 +779,7 @@ int main(void) {
 #else
     printf("not tested: oneDNN (not found by make)\n");
 #endif
-    test_decode();
+    test_decode(8), test_decode(32), test_decode(64);
     test_adam();
     test_decay();
     for (int training = 0; training <= 2; training++) test_bytes(policy, training);

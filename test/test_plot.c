@@ -192,6 +192,75 @@ static void test_one_step(void) {
     plot_free(&want);
 }
 
+// The strongest red: the largest excess over blue, 213 in palette colour 1.
+static int strongest(const PlotCanvas *c) {
+    int most = 0;
+    for (size_t i = 0; i < (size_t)c->w * c->h; i++) {
+        int excess = c->rgb[3 * i] - c->rgb[3 * i + 2];
+        most = excess > most ? excess : most;
+    }
+    return most;
+}
+
+static void test_styles(void) { // dashes cover half of a line; the faint is faint, and lies behind what came before it
+    static const double x[2] = {0, 1}, y[2] = {0, 1};
+    static const int styles[3] = {PLOT_LINE, PLOT_DASHED, PLOT_FAINT};
+    PlotSeries s[2];
+    long pixels[3];
+    int red[3];
+    for (int k = 0; k < 3; k++) {
+        s[0] = plot_series(NULL, x, y, 2, styles[k], 1);
+        PlotPanel p = panel(s, 1);
+        PlotCanvas c = plot_render(&p, 1, 800, 600); // so large that a faint line is more than a pixel wide
+        pixels[k] = count(&c, RED), red[k] = strongest(&c);
+        plot_free(&c);
+    }
+    check(pixels[1] > 0.4 * pixels[0] && pixels[1] < 0.7 * pixels[0] && red[1] == red[0],
+          "a dashed line: %ld pixels, solid %ld", pixels[1], pixels[0]);
+    check(red[2] > 50 && red[2] < 80 && red[0] > 180, "a faint line: its strongest red is %d, a solid one's %d", red[2],
+          red[0]);
+    s[0] = plot_series(NULL, x, y, 2, PLOT_LINE, 1), s[1] = plot_series(NULL, x, y, 2, PLOT_FAINT, 0);
+    PlotPanel p = panel(s, 2);
+    PlotCanvas c = plot_render(&p, 1, 800, 600);
+    check(strongest(&c) == red[0], "a faint line on a solid one lies behind: red %d, alone %d", strongest(&c), red[0]);
+    plot_free(&c);
+}
+
+// One series on each axis: numbers and name in its colour and on its side, its line within the frame. Two colours on an
+// axis: numbers and name in ink.
+static void test_two_axes(void) {
+    static const double x[2] = {0, 1}, y[2] = {1, 0}, large[2] = {100, 300};
+    PlotSeries s[3] = {plot_series(NULL, x, y, 2, PLOT_LINE, BLUE), plot_series(NULL, x, large, 2, PLOT_LINE, RED),
+                       plot_series(NULL, x, x, 2, PLOT_LINE, 2)};
+    s[1].right = 1;
+    for (int n = 2; n <= 3; n++) {
+        PlotPanel p = panel(s, n);
+        PlotCanvas c = plot_render(&p, 1, 400, 300); // leaves the clip at the frame
+        int x0 = c.clip[0], y0 = c.clip[1], x1 = c.clip[2], y1 = c.clip[3], ink = n == 3;
+        long left[3], right[3];
+        for (int hue = BLUE; hue <= DARK; hue++) {
+            left[hue] = count_in(&c, hue, 0, y0, x0 - 4, y1);
+            right[hue] = count_in(&c, hue, x1 + 4, y0, 400, y1);
+        }
+        check((left[BLUE] > 50) == !ink && (left[DARK] > 50) == ink && !left[RED] && !right[BLUE] && right[RED] > 50 &&
+              !right[DARK], "%d series on two axes: %ld pixels blue, %ld red, %ld dark on the left; %ld, %ld, %ld on "
+              "the right", n, left[BLUE], left[RED], left[DARK], right[BLUE], right[RED], right[DARK]);
+        if (n == 2)
+            check(!count_in(&c, BLUE, x0 - 4, y0, x0 + 5, y1) && !count_in(&c, RED, x1 - 5, y0, x1 + 4, y1) &&
+                  count_in(&c, BLUE, x0, y0, x1, y1) > 200 && count_in(&c, RED, x0, y0, x1, y1) > 200,
+                  "the numbers end before the frame, both lines are within");
+        plot_free(&c);
+    }
+    PlotSeries bars = plot_series(NULL, x, y, 2, PLOT_POINTS, BLUE);
+    PlotPanel p = panel(&bars, 1);
+    PlotAxis a[2];
+    bars.xerr = x, bars.yerr = large;
+    for (int k = 0; k < 2; k++) plot_range(&p, k, &a[k]);
+    check(a[PLOT_X].lo == 0 && a[PLOT_X].hi == 2 && a[PLOT_LEFT].lo == -300 && a[PLOT_LEFT].hi == 300,
+          "the range with error bars: %g .. %g across, %g .. %g up", a[PLOT_X].lo, a[PLOT_X].hi, a[PLOT_LEFT].lo,
+          a[PLOT_LEFT].hi);
+}
+
 static void test_labels(void) { // a second label leaves the first one whole
     static const double x[2] = {1, 1}, y[2] = {1, 1};
     static const char *const first[1] = {"MMMMMM"}, *const second[1] = {"WWWWWW"};
@@ -206,6 +275,37 @@ static void test_labels(void) { // a second label leaves the first one whole
     check(a > 50 && a == b && c > 50, "two labels at one point: %ld and %ld pixels, alone %ld", b, c, a);
     plot_free(&one);
     plot_free(&two);
+    static const double apart[2] = {1, 2};
+    static const char *const each[3][2] = {{NULL, NULL}, {NULL, "WWWWWW"}, {"MMMMMM", "WWWWWW"}};
+    for (int k = 0; k < 3; k++) {
+        s[0] = plot_series(NULL, apart, y, 2, PLOT_POINTS, 1);
+        s[0].label = each[k];
+        p = panel(s, 1);
+        one = plot_render(&p, 1, 400, 300);
+        long now = count(&one, RED);
+        if (k) check(now > c + 50, "labels of one series, %d of 2: %ld pixels, with one less %ld", k, now, c);
+        c = now;
+        plot_free(&one);
+    }
+}
+
+static void test_tie(void) { // a label that finds no room near its point is tied to it, one that does is not
+    enum { W = 900, H = 720, NEAR = 100 };
+    for (int full = 0; full < 2; full++) {
+        static const double at[2] = {W / 2, H / 2};
+        PlotPanel p = panel(NULL, 0);
+        PlotCanvas c = plot_render(&p, 1, W, H);
+        PlotArea a = {0};
+        a.c = &c, a.p = &p, a.u = W / 480.0, a.size = 9.2 * a.u, a.x1 = W;
+        int x0 = W / 2 - NEAR, x1 = W / 2 + NEAR, y0 = H / 2 - NEAR, y1 = H / 2 + NEAR;
+        if (full) plot_busy(&c, x0, y0, x1, y1, 1);
+        plot_label(&a, at, plot_dark(RED), "label");
+        long inside = count_in(&c, RED, x0, y0, x1, y1), all = count(&c, RED);
+        check(all > 50 && (full ? inside > 20 && all - inside > 50 : inside == all && !count_in(&c, RED, W / 2, 0,
+              W / 2 + (int)(6 * a.u), H)), "a label %s: %ld pixels near its point, %ld in all",
+              full ? "far off" : "at its point", inside, all);
+        plot_free(&c);
+    }
 }
 
 // Pictures of 16 points, many of them close together: no label on another, on a marker or outside of the frame.
@@ -410,7 +510,10 @@ int main(void) {
     test_awkward();
     test_gap();
     test_one_step();
+    test_styles();
+    test_two_axes();
     test_labels();
+    test_tie();
     test_label_places();
     test_error_bars();
     test_axis_end();

@@ -178,8 +178,9 @@ static void test_mean(void) {
     for (int q = 0; q < 5; q++) {
         Loss l = one_step(&d, &order[q], 1, 1, &norm, &tokens);
         mean.loss += l.loss / 5, mean.rank += l.rank / 5, mean.ft += l.ft / 5;
-        all += tokens;
+        all += d.query_len[q];
     }
+    for (int r = 0; r < d.R; r++) all += d.resp_len[r];
     for (int micro = 1; micro <= 5; micro++) {
         Loss l = one_step(&d, order, 5, micro, &norm, &tokens);
         if (micro == 1) first = norm;
@@ -187,7 +188,8 @@ static void test_mean(void) {
         e = worse(worse(e, fabs(l.rank - mean.rank) / mean.loss), fabs(norm / first - 1));
         check(e <= tolerance && tokens == all && mean.rank > 0,
               "5 queries, micro-batch %d: loss %.6f (rank %.6f, ft %.6f), the mean of its queries: error %.1e, "
-              "tolerance %.0e", micro, l.loss, l.rank, l.ft, e, tolerance);
+              "tolerance %.0e; %" PRId64 " tokens, expected %" PRId64, micro, l.loss, l.rank, l.ft, e, tolerance,
+              tokens, all);
     }
     ranked_free(&d);
 }
@@ -237,6 +239,7 @@ static void test_schedule(void) {
         {"warm-up only, first", SCHEDULE_LINEAR, 1, 1, 10, 0.1}, {"warm-up only, last", SCHEDULE_COSINE, 1, 10, 10, 1},
         {"0.03 of 3 steps is one", SCHEDULE_LINEAR, 0.03, 1, 3, 1}, {"then down", SCHEDULE_LINEAR, 0.03, 3, 3, 0.5},
         {"0.1 of 10 steps is one, not two", SCHEDULE_LINEAR, 0.1, 2, 10, 1},
+        {"0.07 of 100 steps is seven", SCHEDULE_LINEAR, 0.07, 7, 100, 1}, // not eight, as 0.07 * 100 rounds
         {"one step in all", SCHEDULE_COSINE, 0, 1, 1, 1},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -247,6 +250,27 @@ static void test_schedule(void) {
         double e = fabs(learning_rate(&t, cases[i].step, cases[i].total) / 2e-5 - cases[i].want);
         check(e < 1e-14, "learning rate, %s (step %d of %d): %.4f of --lr, error %.1e, tolerance 1e-14", cases[i].name,
               cases[i].step, cases[i].total, cases[i].want, e);
+    }
+}
+
+// Every epoch visits each query once: in the data's order, or shuffled, when one of them stays in its place on average.
+static void test_order(void) {
+    enum { Q = 11, EPOCHS = 20000 };
+    Ranked d = {0};
+    d.Q = Q;
+    for (int shuffle = 0; shuffle <= 1; shuffle++) {
+        Train t = test_train(1);
+        t.batch = 4, t.epochs = EPOCHS, t.shuffle = shuffle, t.seed = 5;
+        int order[Q], visits[Q] = {0}, epoch = -1, stay = 0, at = 0, wrong = 0;
+        for (int step = 0; step < train_steps(&t, &d); step++) {
+            const int *queries;
+            int n = step_queries(&t, &d, step, order, &epoch, &queries);
+            for (int i = 0; i < n; i++, at++) stay += queries[i] == at % Q, wrong += visits[queries[i]]++ != at / Q;
+        }
+        double mean = stay / (double)EPOCHS, want = shuffle ? 1 : Q; // the variance is 1, too: 0.03 is 4.2 sigma
+        check(!wrong && at == Q * EPOCHS && fabs(mean - want) <= (shuffle ? 0.03 : 0),
+              "shuffle %d: of %d queries %.3f stay in their place on average, expected %g, tolerance %g; "
+              "%d visits wrong", shuffle, Q, mean, want, shuffle ? 0.03 : 0, wrong);
     }
 }
 
@@ -379,6 +403,22 @@ static void test_hash(void) {
     check(hash64(HASH64, a, N) != seen[0], "hash64: two sign bits");
 }
 
+// Resumed at 90, five steps in 20000 seconds: as long for the five that are left.
+static void test_progress(void) {
+    char said[256] = "";
+    int to[2], keep = dup(2);
+    if (keep < 0 || pipe(to) || dup2(to[1], 2) < 0) die("no pipe");
+    Progress bar = {"label", now_s() - 20000, 0, 90};
+    progress(&bar, 95, 100, "and more");
+    dup2(keep, 2);
+    close(keep);
+    close(to[1]);
+    if (read(to[0], said, sizeof said - 1) < 0) die("cannot read");
+    close(to[0]);
+    const char *want = "label      95/100  333 min left  and more\n";
+    check(!strcmp(said, want), "the time left after a resume: \"%.*s\"", (int)strcspn(said, "\n"), said);
+}
+
 static void write_there(const void *path) {
     memset(out_tmp, 0, sizeof out_tmp); // a process of its own has none of ours
     Out out = out_open((const char *)path);
@@ -496,11 +536,13 @@ int main(void) {
     test_mean();
     test_nan();
     test_schedule();
+    test_order();
     test_following();
     test_reward_losses();
     test_labels();
     test_figures();
     test_hash();
+    test_progress();
     test_lock();
     test_limit();
     test_stream();

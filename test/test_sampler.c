@@ -424,6 +424,27 @@ static void test_waves(void) {
     gpt2_free(m);
 }
 
+// The cache stays within a GiB: with 24 layers of 1024 channels it has 2^30 / 196608 = 5461 slots.
+static void test_cache_bound(void) {
+    static const struct { int k, max_new, want; } cases[] = {
+        {4, 100, 11}, // 60 + 4 * 100 slots a query: 11.87
+        {1, 100, 34}, // 60 + 100: 34.13
+        {64, 900, 1}, // none fits, but one there must be
+        {16, 4, 16},  // 256 sequences, and not the cache, are the limit: 256 / 16
+    };
+    GPT2 m = {0};
+    Ranked d = {0};
+    uint16_t query[60] = {0};
+    m.c.T = 1024, m.c.V = 100, m.c.Vp = 128, m.c.L = 24, m.c.NH = 16, m.c.C = 1024;
+    for (int q = 0; q < 100; q++) ranked_query(&d, query, 60);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int n = wave_queries(&m, &d, cases[i].k, cases[i].max_new);
+        check(n == cases[i].want, "%d x %d tokens for each query of 60: %d queries at once, expected %d", cases[i].k,
+              cases[i].max_new, n, cases[i].want);
+    }
+    ranked_free(&d);
+}
+
 // ----------------------------------------------------------------------------
 // One token: frequencies against probabilities
 
@@ -638,27 +659,38 @@ static void test_even(void) {
           "even draws: %d of %d wrong; u = 0 draws the only token with weight", wrong, tried);
 }
 
-// Of hypotheses with equal scores the oldest goes first when room is needed, and the latest comes back first.
+// Of hypotheses with equal scores the oldest goes first when room is needed, and the latest comes back first; of
+// continuations with equal sums that of the first beam, then of the lowest token.
 static void test_equals(void) {
+    Continuation even[6];
+    int sorted = 1;
+    for (int i = 0; i < 6; i++) even[i].sum = -1, even[i].beam = i % 2, even[i].token = (i + 1) % 3;
+    qsort(even, 6, sizeof *even, compare_continuations);
+    for (int i = 0; i < 6; i++) sorted = sorted && even[i].beam == i / 3 && even[i].token == i % 3;
+    check(sorted, "equal continuations: by beam, then token; the first is token %d of beam %d", even[0].token,
+          even[0].beam);
     uint16_t text[4] = {10, 11, 12, 13};
-    Hypothesis hyp[3] = {{-1, 1, &text[0]}, {-2, 1, &text[1]}, {-2, 1, &text[2]}};
+    Hypothesis hyp[4] = {{-1, 1, &text[0]}, {-2, 1, &text[1]}, {-2, 1, &text[2]}, {-1.5, 1, &text[3]}};
     Group g = {0};
-    g.n = 3, g.hyp = hyp;
+    g.n = 4, g.hyp = hyp;
     check(group_worst(&g) == 1, "of equal hypotheses the oldest is the worst: %d, expected 1", group_worst(&g));
-    check(!group_keep(&g, 3, -2, 1), "one that only equals the worst does not take its place");
-    uint16_t *room = group_keep(&g, 3, -1, 1); // in place of the older -2
-    check(room == &text[1] && hyp[1].text == &text[2] && hyp[2].text == &text[1], "a better one does");
+    check(!group_keep(&g, 4, -2, 1), "one that only equals the worst does not take its place");
+    uint16_t *room = group_keep(&g, 4, -1, 1); // in place of the older -2
+    check(room == &text[1] && hyp[1].text == &text[2] && hyp[2].text == &text[3] && hyp[3].text == room,
+          "a better one does, and the others move up");
     *room = 14;
     static const uint16_t query[1] = {1};
     Beams s = {0};
     Ranked out = {0};
-    s.b = beaming_of(3, 1, 0, 3, 4, -1);
-    s.size = 3, s.group = &g;
+    s.b = beaming_of(4, 1, 0, 4, 4, -1);
+    s.size = 4, s.group = &g;
     ranked_query(&out, query, 1);
     beams_take(&s, 0, &out);
-    check(out.R == 3 && response(&out, 0)[0] == 14 && response(&out, 1)[0] == 10 && response(&out, 2)[0] == 12,
-          "of equal scores the latest comes first: %d %d %d, expected 14 10 12", response(&out, 0)[0],
-          response(&out, 1)[0], response(&out, 2)[0]);
+    int best[4] = {0};
+    for (int r = 0; r < out.R && r < 4; r++) best[r] = response(&out, r)[0];
+    check(out.R == 4 && best[0] == 14 && best[1] == 10 && best[2] == 13 && best[3] == 12,
+          "of equal scores the latest comes first: %d %d %d %d, expected 14 10 13 12", best[0], best[1], best[2],
+          best[3]);
     ranked_free(&out);
 }
 
@@ -675,6 +707,7 @@ int main(void) {
     test_cache_logp();
     test_greedy_is_one_beam();
     test_waves();
+    test_cache_bound();
     test_frequencies();
     test_top_k();
     for (int policy = 0; policy < 3; policy++) {

@@ -482,6 +482,15 @@ static void test_train_by_hand(void) {
     check(t.longest <= 255 && round_trip(&t, s, 20000) > 0,
           "train: one word of 20000 bytes, longest token %u", t.longest);
     tokenizer_free(&t);
+    for (int k = 254; k <= 256; k++) { // one random word of k letters, over and over, a new line between
+        Rng r = rng_make(6, RNG_DEMO, (uint64_t)k);
+        for (int i = 0; i < 20 * (k + 1); i++)
+            s[i] = i % (k + 1) == k ? '\n' : i > k ? s[i - k - 1] : (char)('a' + rng_below(&r, 26));
+        t = tokenizer_train(s, (size_t)(20 * (k + 1)), 600);
+        int whole = t.longest == (uint32_t)k;
+        check(whole == (k < 256), "train: a word of %d letters, longest token %u of at most 255", k, t.longest);
+        tokenizer_free(&t);
+    }
     free(s);
 }
 
@@ -523,29 +532,34 @@ static void test_end_of_text_bytes(void) {
     tokenizer_free(&t);
 }
 
-// Words that share a place in the cache and differ in their first letter.
+// Words that share a place in the cache and differ in one letter: the first of five, or the last of eight, which the
+// hash's low bits do not see.
 static void test_cache(Tokenizer *t) {
-    int pairs = 0, wrong = 0;
-    for (int k = 0; k < 26 * 26 * 26 && pairs < 30; k++)
-        for (int xy = 0; xy < 26 * 26; xy++) {
-            char w[2][6];
-            for (int i = 0; i < 2; i++)
-                snprintf(w[i], 6, "%c%c%c%cq", 'a' + (i ? xy / 26 : xy % 26), 'a' + k % 26, 'a' + k / 26 % 26,
-                         'a' + k / 676);
-            if (xy % 26 <= xy / 26 || (hash64(HASH64, w[0], 5) ^ hash64(HASH64, w[1], 5)) % CACHE_WORDS) continue;
-            pairs++;
+    static const size_t len[2] = {5, 8}, at[2] = {0, 7};
+    int pairs[2] = {0, 0}, wrong = 0;
+    for (int k = 0; k < 2 * 26 * 26 * 26; k++)
+        for (int xy = 0, kind = k % 2; xy < 26 * 26 && pairs[kind] < 30; xy++) {
+            char w[2][9] = {"qqqqqqqq", "qqqqqqqq"};
+            for (int i = 0; i < 2; i++) {
+                w[i][1] = (char)('a' + k / 2 % 26), w[i][2] = (char)('a' + k / 52 % 26);
+                w[i][3] = (char)('a' + k / 1352);
+                w[i][at[kind]] = (char)('a' + (i ? xy / 26 : xy % 26));
+            }
+            size_t n = len[kind];
+            if (xy % 26 <= xy / 26 || (hash64(HASH64, w[0], n) ^ hash64(HASH64, w[1], n)) % CACHE_WORDS) continue;
+            pairs[kind]++;
             for (int i = 0; i < 2; i++) {
                 Tokens ids = {NULL, 0, 0};
-                size_t n;
-                tokenizer_encode(t, w[i], 5, &ids);
-                char *back = tokenizer_text(t, ids.id, ids.n, &n);
-                wrong += n != 5 || memcmp(back, w[i], 5) != 0;
+                size_t m;
+                tokenizer_encode(t, w[i], n, &ids);
+                char *back = tokenizer_text(t, ids.id, ids.n, &m);
+                wrong += m != n || memcmp(back, w[i], n) != 0;
                 free(back);
                 tokens_free(&ids);
             }
         }
-    check(pairs >= 30 && wrong == 0, "%d pairs of words at one place of the cache: %d come back as another", pairs,
-          wrong);
+    check(pairs[0] == 30 && pairs[1] == 30 && wrong == 0,
+          "%d and %d pairs of words at one place of the cache: %d come back as another", pairs[0], pairs[1], wrong);
 }
 
 int main(void) {
