@@ -23,7 +23,7 @@ depend on the backend: draws differ from another's only where the two round logi
 #ifndef SAMPLER_H
 #define SAMPLER_H
 
-#include "util.h"        // defines: die, die_usage, Rng, Progress
+#include "util.h"        // defines: die, die_usage, thread_count, Rng, Progress
 #include "model.h"       // defines: GPT2, Decode
 #include "dataloader.h"  // defines: Ranked
 

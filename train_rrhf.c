@@ -13,7 +13,7 @@ accumulate) and overwrites the gradients of activations, unless it says otherwis
 Every sum is split among threads by what is summed INTO, or in shares of a fixed size that are added in order: without a
 BLAS or oneDNN a run has the same bits whatever the number of threads.
 */
-#include "util.h"        // defines: die, xalloc, thread_count
+#include "util.h"        // defines: die, xalloc, threads_set, thread_count, thread_index
 #include "model.h"       // defines: Config, Params, Batch, Decode, the backend contract
 #include "rrhf.h"        // defines: the objective and the training loop
 #include "sampler.h"     // defines: draw, draw_width, top_k_candidates

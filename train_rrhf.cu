@@ -15,10 +15,10 @@ Shapes are row-major; dimensions have the letters of model.h. A kernel's comment
 and what bounds it: bytes per element moved to or from memory (bfloat16 build), or operations.
 Everything runs on one stream. The host waits for the device once per optimizer step, in gpt2_step_end: the losses are
 computed on the device too, and while it works on a micro-batch the host packs and sends the next one (at a step's end,
-the next step's first). It also waits where the contract hands numbers back or takes new room, never within a step.
+the next step's first). Outside of steps it waits only where the contract hands numbers back or takes new room.
 test/test_cuda.cu compares every kernel with the CPU, on a GPU, or without one on test/cuda_emulation.h.
 */
-#include "util.h"        // defines: die, xalloc
+#include "util.h"        // defines: die, xalloc, threads_set
 #include "model.h"       // defines: Config, Params, Batch, Decode, the backend contract
 #include "rrhf.h"        // defines: the objective and the training loop
 #include "verbs.h"       // defines: the command line and the six verbs
@@ -1799,7 +1799,8 @@ int gpt2_tokens(const GPT2 *m) {
 static void code_check(void) {
     cudaFuncAttributes any;
     cudaError_t e = cudaFuncGetAttributes(&any, (const void *)add_partials_kernel);
-    if (e == cudaErrorNoKernelImageForDevice || e == cudaErrorUnsupportedPtxVersion)
+    if (e == cudaErrorNoKernelImageForDevice || e == cudaErrorInvalidDeviceFunction ||
+        e == cudaErrorUnsupportedPtxVersion)
         die("GPU: this program was not built for %s, compute capability %d.%d (%s); make -B train_rrhfcu on a machine "
             "that has one", device.prop.name, device.prop.major, device.prop.minor, cudaGetErrorString(e));
     CHECK_CUDA(e);

@@ -713,10 +713,10 @@ static inline void explain_table(const Train *t, StepRoom *s, GPT2 *m, const Ran
     for (int i = 0; i < k; i++)
         for (int j = 0; j < k; j++) {
             if (!(r[i] < r[j])) continue;
-            double hinge = rrhf_violation(o, k, s->p, r, i, j);
+            double violation = rrhf_violation(o, k, s->p, r, i, j);
             wrong += s->p[i] > s->p[j];
             printf("  pair r_%d < r_%d: hinge max(0, p_%d - p_%d%s) = %.6f%s\n", i, j, i, j,
-                   o->margin != 0 ? " + margin" : "", hinge > 0 ? hinge : 0,
+                   o->margin != 0 ? " + margin" : "", violation > 0 ? violation : 0,
                    s->p[i] > s->p[j] ? "   out of order" : "");
         }
     printf("  %d pair%s out of order; L_rank %.6f, L_ft %.6f, L %.6f\n\n", wrong, wrong == 1 ? "" : "s",

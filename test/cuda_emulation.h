@@ -456,8 +456,8 @@ static inline void mma_16x8x16(float c[4], const unsigned a[4], const unsigned b
 
 typedef int cudaError_t;
 typedef void *cudaStream_t, *cudaEvent_t;
-enum { cudaSuccess, cudaErrorMemoryAllocation = 2, cudaErrorNoKernelImageForDevice = 209,
-       cudaErrorUnsupportedPtxVersion = 222 };
+enum { cudaSuccess, cudaErrorMemoryAllocation = 2, cudaErrorInvalidDeviceFunction = 98,
+       cudaErrorNoKernelImageForDevice = 209, cudaErrorUnsupportedPtxVersion = 222 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 
 static inline const char *cudaGetErrorString(cudaError_t e) { return e ? "out of memory" : "no error"; }

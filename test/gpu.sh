@@ -8,11 +8,11 @@
 # Prints all checks and ends with "N passed, N failed".
 PATH=$PATH:/usr/local/cuda/bin
 if [ "$1" = sanitize ]; then # TOOL PROGRAM, as one check
-    # What a library's calls return is checked where they are called. Only our own kernels are checked, by their mangled
-    # names (a length comes before each): it takes less time, and racecheck is known to suspect cuBLAS's.
+    # What a library's calls return is checked where they are called. Only our own kernels are checked, by name (in a
+    # mangled one a length comes before it): it takes less time, and racecheck is known to suspect cuBLAS's.
     own=$(grep -oE '[a-z0-9_]+_kernel\(' train_rrhf.cu | tr -d '(' | sort -u | paste -sd'|')
     options=(--report-api-errors no)
-    compute-sanitizer --help | grep -q -e '--kernel-name ' && options+=(--kernel-name "regex=[0-9]($own)")
+    compute-sanitizer --help | grep -q -e '--kernel-name ' && options+=(--kernel-name "regex=(^|[^A-Za-z_])($own)")
     said=$(timeout "${LIMIT:-100}" compute-sanitizer --tool "$2" --error-exitcode 1 "${options[@]}" "$3" kernels 2>&1)
     code=$?
     if [[ $said == *"Device not supported"* ]]; then

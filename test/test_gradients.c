@@ -320,10 +320,10 @@ static void check_hinges(const char *what, Whole *w) {
         for (int i = 0; i < k; i++)
             for (int j = 0; j < k; j++) {
                 if (!(r[i] < r[j])) continue;
-                double hinge = rrhf_violation(&w->t.objective, k, w->s.p + at, r, i, j);
-                active += hinge > 0;
-                idle += hinge <= 0;
-                nearest = fmin(nearest, fabs(hinge));
+                double violation = rrhf_violation(&w->t.objective, k, w->s.p + at, r, i, j);
+                active += violation > 0;
+                idle += violation <= 0;
+                nearest = fmin(nearest, fabs(violation));
             }
     }
     check(active > 1 && idle > 1 && nearest > 5e-3, "%s: %d hinges active, %d not, the nearest corner %.3f away", what,

@@ -59,7 +59,7 @@ static void test_means(void) {
 }
 
 int main(void) {
-    if (!mkdtemp(dir)) return check(0, "no directory %s", dir);
+    if (!mkdtemp(dir)) die("%s: %s", dir, strerror(errno));
     test_rounds();
     test_means();
     rmdir(dir);
