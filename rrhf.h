@@ -9,8 +9,8 @@ For one query x with k responses y_i of n_i tokens and rewards r_i (Yuan et al. 
   L_ft   = -sum_t log P(y_i*,t | x, y_i*,<t)                                   (4)   --ft-reduction mean: / n_i*
   L      = w_rank L_rank + w_ft L_ft                                           (5)   both weights 1
 
-All of it reaches the network through ONE number per response. A pair in the wrong order (its hinge active) adds 1 to
-dL_rank/dp_i of the worse response and -1 to the better one's, and dp_i/dlog P(y_i,t) = 1/n_i^alpha for every token t:
+All of it reaches the network through ONE number per response. A pair whose hinge is active, its max above 0, adds 1
+to dL_rank/dp_i of the worse response and -1 to the better one's; and dp_i/dlog P(y_i,t) = 1/n_i^alpha for every t:
 
   c_i = dL/dlog P(y_i,t)
       = w_rank (#{j: r_j > r_i, hinge active} - #{j: r_j < r_i, hinge active}) / n_i^alpha  -  w_ft [i = i*]
@@ -121,9 +121,13 @@ static inline void batch_values(const Batch *b, int reward_model, const real *ou
 // ----------------------------------------------------------------------------
 // How many queries at once
 
-#define TOKENS_AT_ONCE "%" PRId64 " tokens at once; choose a smaller one"
-
 static inline int compare_int_down(const void *a, const void *b) { return *(const int *)b - *(const int *)a; }
+
+// Dies where a batch's tokens are more than its numbers can count.
+static inline void tokens_check(int micro, int64_t tokens) {
+    if (tokens > INT32_MAX / 4)
+        die("--micro-batch %d: %" PRId64 " tokens at once; choose a smaller one", micro, tokens);
+}
 
 // Bounds on the tokens N, predicting rows U, predictions P and responses R (dataloader.h) of any batch of `micro`
 // queries: of each, the sum of its `micro` largest.
@@ -136,8 +140,7 @@ static inline void batch_bounds(const Ranked *d, int micro, int bound[4]) {
         int64_t total = 0;
         qsort(size[i], Q, sizeof(int), compare_int_down);
         for (int q = 0; q < min_int(micro, d->Q); q++) total += size[i][q];
-        if (total > INT32_MAX / 4)
-            die("--micro-batch %d: " TOKENS_AT_ONCE, micro, total);
+        tokens_check(micro, total);
         bound[i] = (int)total;
     }
     free(N);
@@ -223,7 +226,7 @@ static inline double learning_rate(const Train *t, int step, int total) {
 // A step's arrays, with room for its largest micro-batch, and how far the step is.
 typedef struct {
     Batch b;
-    real *out;            // (P) log P of each target; of a reward model (R), the heads
+    real *out;            // (P) log P of each target; of a reward model (R), z_i
     double *value, *p;    // (R) the loss's input, a response's sum of log P, and p_i; of a reward model, both z_i
     double *c;            // (R) dL/dvalue, L being the loss of the response's own query
     real *coef;           // (R) c over the step's number of queries: the mean loss's gradient, for the backward

@@ -432,7 +432,7 @@ static inline void banner(GPT2 *m, const Ranked *d, const char *verb, int micro,
         int bound[4];
         int64_t drawn = (int64_t)more * min_int(micro, d->Q);
         batch_bounds(d, micro, bound);
-        if (drawn > INT32_MAX / 4) die("--micro-batch %d: " TOKENS_AT_ONCE, micro, drawn);
+        tokens_check(micro, drawn);
         int N = bound[0] + (int)drawn, U = c.reward ? bound[3] : bound[1] + (int)drawn;
         snprintf(memory, sizeof memory, "; %.0f MiB", (double)gpt2_bytes(c, training, N, U) / 1048576);
     }
