@@ -6,6 +6,7 @@
 
 CC     = gcc
 LDLIBS = -lm
+UNAME := $(shell uname)
 HEADERS = world.h util.h model.h dataloader.h tokenizer.h rrhf.h sampler.h reward.h eval.h verbs.h $(wildcard dev/*.h)
 
 # builds: does a program with this header and these flags compile and link?  $(call builds,header,flags)
@@ -21,12 +22,16 @@ ifndef NO_OMP # on a Mac: brew install libomp
   OMP_MAC = -Xpreprocessor -fopenmp -I$(shell brew --prefix libomp 2>/dev/null)/include -L$(shell brew --prefix libomp 2>/dev/null)/lib -lomp
   ifeq ($(call builds,omp.h,-fopenmp),yes)
     OMP = -fopenmp
-  else ifeq ($(shell uname)$(call builds,omp.h,$(OMP_MAC)),Darwinyes)
+  else ifeq ($(UNAME)$(call builds,omp.h,$(OMP_MAC)),Darwinyes)
     OMP = $(OMP_MAC)
   endif
 endif
 ifndef NO_BLAS # OpenBLAS, or another library with cblas.h, or the Mac's Accelerate
   BLAS := $(firstword $(foreach f,-lopenblas -lcblas -lblas,$(if $(call builds,cblas.h,$(f)),$(f))))
+  VECLIB = -I$(shell xcrun --show-sdk-path)/System/Library/Frameworks/Accelerate.framework/Versions/A/Frameworks/vecLib.framework/Headers -framework Accelerate
+  ifeq ($(BLAS)$(UNAME),Darwin)
+    BLAS := $(if $(call builds,cblas.h,$(VECLIB)),$(VECLIB))
+  endif
 endif
 # The program multiplies by the BLAS where the CPU has no AVX2; elsewhere the built-in product is as fast or faster
 # (dev/bench/README.md). make AVX2= takes the BLAS all the same. The tests have both.
@@ -95,12 +100,15 @@ train_rrhfcu: train_rrhf.cu dev/.precision-$(strip $(PRECISION)) $(HEADERS)
 dev/.precision-%: # a build in the other precision starts afresh
 	@rm -f dev/.precision-*; touch $@
 
+# What is tested on Linux only: the emulation and the scripts want its calls and commands.
+LINUX = $(filter Linux,$(UNAME))
+
 # The CUDA kernels against the CPU: on test/cuda_emulation.h, and on the GPU where there is one with nvcc.
 CXX = g++
 EMULATED_TESTS = $(addprefix test/test_cuda_,fp32 bf16 races_fp32 races_bf16)
 PTX_TESTS = $(if $(and $(NVCC),$(shell command -v python3),$(filter x86_64,$(shell uname -m))),test/test_cuda_ptx_fp32 test/test_cuda_ptx_bf16)
 GPU_TESTS = $(if $(and $(GPU),$(NVCC)),test/test_cuda_gpu_fp32 $(if $(filter 7%,$(GPU)),,test/test_cuda_gpu_bf16)) # Turing has no bfloat16
-CUDA_TESTS = $(if $(shell command -v $(CXX)),$(EMULATED_TESTS) $(PTX_TESTS)) $(GPU_TESTS)
+CUDA_TESTS = $(if $(and $(LINUX),$(shell command -v $(CXX))),$(EMULATED_TESTS) $(PTX_TESTS)) $(GPU_TESTS)
 CUDA_PARTS = test/test_cuda.cu test/cuda_emulation.h test/cpu_layers.h test/test.h train_rrhf.cu $(HEADERS)
 OF_TARGET = -DPRECISION_$(if $(findstring fp32,$@),FP32,BF16) # as its name says
 EMULATION = $(CXX) -x c++ -std=c++17 -O1 -g -fno-strict-aliasing -DCUDA_EMULATION -o $@
@@ -124,18 +132,19 @@ test/test_cuda_gpu_%: test/cpu_layers.o $(CUDA_PARTS)
 	$(GPU_BUILD) $(OF_TARGET) -o $@ test/test_cuda.cu test/cpu_layers.o -lcublasLt
 
 # Several processes: the CPU program, and the GPU's on the emulation.
-WORLD = $(if $(and $(MPI),$(shell command -v mpirun)),./train_rrhf $(if $(shell command -v $(CXX)),test/train_emulated))
+WORLD = $(if $(and $(LINUX),$(MPI),$(shell command -v mpirun)),./train_rrhf $(if $(shell command -v $(CXX)),test/train_emulated))
 test/train_emulated: train_rrhf.cu test/cuda_emulation.h $(HEADERS)
 	$(EMULATION) train_rrhf.cu -DPRECISION_FP32 -DUSE_MPI $(MPI) -lm
 
 # The number of passed and failed checks of all tests; the last line is the sum.
 test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS) $(filter test/%,$(WORLD))
 	@$(if $(CJSON),,echo "not tested: dev/convert (no cJSON; Debian: libcjson-dev)")
-	@$(if $(shell command -v $(CXX)),,echo "not tested: the CUDA kernels (no $(CXX))")
+	@$(if $(LINUX),,echo "not tested: the command line and the demo (their tests are for Linux)")
+	@$(if $(CUDA_TESTS),,echo "not tested: the CUDA kernels (no $(CXX), or not Linux)")
 	@$(if $(PTX_TESTS),,echo "not tested: the CUDA kernels as nvcc compiles them (no nvcc, no python3 or no x86-64)")
 	@$(if $(WORLD),,echo "not tested: several processes (no MPI with mpirun; Debian: libopenmpi-dev openmpi-bin)")
 	@bash test/run.sh $(TESTS) $(patsubst test/test_cuda_races_%,"bash test/races.sh test/test_cuda_races_%",$(CUDA_TESTS)) \
-	    "bash test/test_cli.sh" $(if $(WORLD),"bash test/test_world.sh $(WORLD)") "bash test/test_scripts.sh" "bash test/test_demo.sh$(if $(STB), plots)"
+	    $(if $(LINUX),"bash test/test_cli.sh" $(if $(WORLD),"bash test/test_world.sh $(WORLD)") "bash test/test_scripts.sh" "bash test/test_demo.sh$(if $(STB), plots)")
 
 # A build with another compiler or other options starts afresh, as after installing a library: the name of a file in dev/
 # is their checksum, and the file says which they are.

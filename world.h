@@ -20,12 +20,14 @@ world_sum, world_give and world_wait must be called by all processes, in the sam
 #include <stddef.h>      // defines: size_t
 #include <stdlib.h>      // defines: getenv, atexit
 #include <string.h>      // defines: strncmp
-#include <unistd.h>      // defines: dup, dup2, environ
+#include <unistd.h>      // defines: dup, dup2
 #ifdef USE_MPI
 #define OMPI_SKIP_MPICXX 1
 #define MPICH_SKIP_MPICXX 1
 #include <mpi.h>         // defines: MPI_Allreduce, MPI_Bcast
 #endif
+
+extern char **environ;           // POSIX has no header declare it; glibc's does, macOS's do not
 
 static int world_rank, world_size = 1;
 static int world_stderr = 2;     // where it speaks if it must

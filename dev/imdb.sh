@@ -11,7 +11,7 @@
 # paper's own size, is for GPUs. Results go to out/imdb-SIZE; a step whose result is there is not done again.
 # table: 18 more runs, --jobs N (all cores) at a time with one thread each, and table.md, table.csv, table.png.
 # --program './train_rrhfcu', or 'mpirun -np 8 ./train_rrhfcu', runs that instead of ./train_rrhf, one job at a time.
-set -euo pipefail
+set -eo pipefail # not -u: to bash 3.2, a Mac's, an empty array is an unset one
 ARCHIVE=https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz
 ARCHIVE_SHA256=c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe
 GPT2=https://huggingface.co/datasets/karpathy/llmc-starter-pack/resolve/main # gpt2_tokenizer.bin, gpt2_124M.bin
@@ -64,6 +64,8 @@ fetch() { # url file
     mv "$2.part" "$2"
 }
 
+sha256() { if command -v sha256sum >/dev/null; then sha256sum "$1"; else shasum -a 256 "$1"; fi | cut -d ' ' -f 1; }
+
 find_reviews() { # prints the folder aclImdb, unpacking what was given into out/imdb-data
     local p archives=() to=out/imdb-data
     for p in "${paths[@]}"; do
@@ -76,7 +78,7 @@ find_reviews() { # prints the folder aclImdb, unpacking what was given into out/
     if [ ${#archives[@]} = 0 ]; then
         [ ${#paths[@]} = 0 ] || die "${paths[*]}: neither the folder aclImdb nor an archive aclImdb*.tar.* is there"
         [ -f "$to/aclImdb_v1.tar.gz" ] || fetch "$ARCHIVE" "$to/aclImdb_v1.tar.gz"
-        echo "$ARCHIVE_SHA256  $to/aclImdb_v1.tar.gz" | sha256sum -c --quiet >&2 || die "$to/aclImdb_v1.tar.gz: damaged; remove it"
+        [ "$(sha256 "$to/aclImdb_v1.tar.gz")" = $ARCHIVE_SHA256 ] || die "$to/aclImdb_v1.tar.gz: damaged; remove it"
         archives=("$to/aclImdb_v1.tar.gz")
     fi
     if [ ! -f "$to/done" ]; then
@@ -168,7 +170,7 @@ if [ -n "$table" ]; then
     for r in "${rows[@]}"; do
         set -- $r
         dirs+=("$out/rows/$1-$2")
-        while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n || true; done
+        while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n 2>/dev/null || sleep 1; done # bash 3.2 cannot
         row $r &
     done
     wait

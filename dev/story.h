@@ -93,9 +93,10 @@ static inline void story_line(char line[STORY_LINE], const Options *user, const 
     for (const char *s = command; *s; s++)
         if (*s != '@') *to++ = *s;
         else to = strcpy(to, dir) + strlen(dir);
-    if (user->seed_given) to += sprintf(to, " --seed %d", user->seed);
-    if (user->threads_given) to += sprintf(to, " --threads %d", user->threads);
-    if (user->dtype_given) to += sprintf(to, " --dtype %s", user->dtype ? "bf16" : "fp32");
+    char *end = line + STORY_LINE;
+    if (user->seed_given) to += snprintf(to, (size_t)(end - to), " --seed %d", user->seed);
+    if (user->threads_given) to += snprintf(to, (size_t)(end - to), " --threads %d", user->threads);
+    if (user->dtype_given) to += snprintf(to, (size_t)(end - to), " --dtype %s", user->dtype ? "bf16" : "fp32");
     *to = 0;
 }
 
