@@ -63,6 +63,16 @@ template <typename T> static inline T ptx_insert(T a, T b, unsigned at, unsigned
     T ones = (n < 8 * sizeof(T) ? ((T)1 << n) - 1 : ~(T)0) << at;
     return (b & ~ones) | (a << at & ones);
 }
+static inline uint32_t ptx_permute(uint32_t a, uint32_t b, uint32_t chosen) { // four bits a byte of the result
+    uint64_t bytes = (uint64_t)b << 32 | a;
+    uint32_t d = 0;
+    for (int i = 0; i < 4; i++, chosen >>= 4) {
+        uint8_t byte = (uint8_t)(bytes >> 8 * (chosen & 7));
+        if (chosen & 8) byte = byte & 0x80 ? 0xff : 0; // its sign alone
+        d |= (uint32_t)byte << 8 * i;
+    }
+    return d;
+}
 template <typename T, typename F> static inline T ptx_truncate(F x) { // out of range: the nearest that fits; a NaN: 0
     if (x != x) return 0;
     F low = (F)std::numeric_limits<T>::min(), high = ldexp((F)1, std::numeric_limits<T>::digits);
@@ -192,6 +202,8 @@ class Function:
             return to(f"ptx_{base}<{TYPES[t]}>({a(1)}, {a(2, 'u32')})")
         if base == "bfi":
             return to(f"ptx_insert<{TYPES[t]}>({a(1)}, {a(2)}, {a(3, 'u32')}, {a(4, 'u32')})")
+        if op == "prmt.b32":
+            return to(f"ptx_permute({a(1)}, {a(2)}, {a(3)})")
         if base == "selp":
             return to(f"{name(args[3])} ? {a(1)} : {a(2)}")
         if base == "setp" and len(part) == 3:
@@ -236,9 +248,10 @@ class Function:
         if op == "bar.warp.sync":
             assert args == ["-1"], args
             return f"(void)emu_exchange(0, 0, {line});"
-        if op == "atom.shared.add.u32":  # fibers change places at barriers and warp operations only
-            return (f"{{ uint64_t at = {address(args[1])}; uint32_t x = ptx_load<uint32_t>(at, {line}); "
-                    f"ptx_store<uint32_t>(at, x + {a(2)}, {line}); {to('x')} }}")
+        if op in ("atom.shared.add.u32", "red.shared.add.u32"):  # fibers change places at barriers and warp operations only
+            where, more = args[-2:]
+            return (f"{{ uint64_t at = {address(where)}; uint32_t x = ptx_load<uint32_t>(at, {line}); "
+                    f"ptx_store<uint32_t>(at, x + {value(more, t)}, {line}); {to('x') if base == 'atom' else ''} }}")
         if base == "ldmatrix":
             assert op.replace(".trans", "") == "ldmatrix.sync.aligned.m8n8.x4.shared.b16", op
             regs = re.findall(r"[^{},\s]+", args[0])
