@@ -36,8 +36,10 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
 // reads it, by first letter, a = sample, c = score, d = the demo. CHOICE: the help begins with the choices.
 #define OPTIONS(X)                                                                                                     \
     X(STR, model, NULL, 0, 0, "sracte", "FILE: checkpoint to start from (sft without one: random weights)")            \
-    X(STR, tokenizer, NULL, 0, 0, "sacte", "FILE: vocabulary; needed wherever text is shown")                          \
-    X(STR, data, NULL, 0, 0, "sracte", "FILE: ranked responses (sft: or a token stream)")                              \
+    X(STR, tokenizer, NULL, 0, 0, "sacte",                                                                             \
+      "FILE: vocabulary; needed wherever text is shown; without one end-of-text is the last token")                    \
+    X(STR, data, NULL, 0, 0, "sracte",                                                                                 \
+      "FILE: ranked responses (sft: or a token stream, cut into sequences as long as the model takes)")                \
     X(STR, out, "out", 0, 0, "sracted", "DIR: where results go")                                                       \
     X(INT, seed, "1337", 0, 2147483647, "sracted", "same seed, same result")                                           \
     X(INT, threads, "0", 0, 4096, "sracted", "CPU threads, 0 = all")                                                   \
@@ -53,7 +55,7 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(INT, steps, "0", 0, 2147483647, "srt",                                                                           \
       "stop after this many optimizer steps; the schedule still spans --epochs")                                       \
     X(NUM, lr, "2e-5", 0, 1e3, "srt", "learning rate at its highest")                                                  \
-    X(NUM, warmup, "0.03", 0, 1, "srt", "fraction of the steps over which it rises")                                   \
+    X(NUM, warmup, "0.03", 0, 1, "srt", "fraction of the steps over which it rises, rounded up to whole steps")        \
     X(CHOICE, schedule, "linear", 0, 0, "srt", "linear|cosine|constant: its course after that, if not constant to 0")  \
     X(NUM, weight_decay, "0", 0, 1e3, "srt", "decoupled, on matrices and embeddings only")                             \
     X(NUM, grad_clip, "0", 0, 1e30, "srt", "largest L2 norm of the gradient, 0 = any")                                 \
@@ -74,7 +76,8 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(INT, num_beams, "4", 1, 256, "at", "beams of B, BP, D, DP")                                                      \
     X(INT, num_beam_groups, "4", 1, 256, "at", "groups of D and DP")                                                   \
     X(NUM, diversity_penalty, "1", 0, 1e3, "at", "what a token costs for each earlier group that has just chosen it")  \
-    X(LIST, stop, NULL, 0, 0, "ate", "TEXT: cut new responses before it; may be given up to 8 times")                  \
+    X(LIST, stop, NULL, 0, 0, "ate",                                                                                   \
+      "TEXT: cut new responses before it, with no end-of-text after them; may be given up to 8 times")                 \
     X(NUM, temperature, "1", 0, 1e3, "ate", "of sampling; 0 = greedy")                                                 \
     X(INT, top_k, "0", 0, 65536, "ate", "sample among the k most probable tokens, 0 = all")                            \
     X(NUM, top_p, "1", 0, 1, "ate", "sample among the most probable tokens that make up p")                            \
@@ -87,7 +90,7 @@ typedef struct { const char *text[LIST_MAX]; int n; } TextList;
     X(STR, perplexity, NULL, 0, 0, "e",                                                                                \
       "FILE: the model under which perplexity is measured [--reference, else --model]")                                \
     X(STR, eval_data, NULL, 0, 0, "t", "FILE: held-out queries; with --reward, the reward's curve during training")    \
-    X(INT, eval_every, "0", 0, 2147483647, "t", "optimizer steps between points of that curve, 0 = ten points in all") \
+    X(INT, eval_every, "0", 0, 2147483647, "t", "optimizer steps between points of that curve, 0 = about ten points")  \
     X(INT, eval_queries, "0", 0, 2147483647, "te", "use only the first so many held-out queries, 0 = all")             \
     X(STR, resume, NULL, 0, 0, "srt", "DIR: go on from its state.bin, bit for bit")                                    \
     X(INT, checkpoint_every, "0", 0, 2147483647, "srt", "optimizer steps between checkpoints, 0 = at the end only")    \
@@ -602,8 +605,15 @@ static inline Ranked samples_take(const Options *o, GPT2 *m, const Ranked *d, co
     return completions(o, m, &h, s, tok, reward, "");
 }
 
+static inline int exists_in(const char *dir, const char *name) {
+    char path[RRHF_PATH_MAX];
+    return access(path_join(path, dir, name), F_OK) == 0;
+}
+
 static inline int resumable_exit(const Options *o, const Train *t, int stopped) {
-    if (stopped)
+    if (stopped && exists_in(t->out, "settings.txt")) // Ctrl-C came during the last step
+        fprintf(stderr, "\ninterrupted; the run in %s is finished\n", t->out);
+    else if (stopped)
         fprintf(stderr, "\ninterrupted; everything is saved in %s. To go on: the same command with --resume %s\n"
                 "(%s %s ... --resume %s)\n", t->out, t->out, o->program, t->label, t->out);
     return stopped;
@@ -840,11 +850,6 @@ static inline int train_round(Trainee *a, Train *t, int round) {
     return stopped;
 }
 
-static inline int exists_in(const char *dir, const char *name) {
-    char path[RRHF_PATH_MAX];
-    return access(path_join(path, dir, name), F_OK) == 0;
-}
-
 static inline void round_load(Trainee *a, const char *dir) {
     char path[RRHF_PATH_MAX];
     gpt2_free(a->m);
@@ -867,6 +872,7 @@ static inline void rounds_clear(const Train *t, const char *start) {
         snprintf(name, sizeof name, "round-%d", i);
         for (int k = 0; k < 3; k++) unlink(path_join(path, path_join(dir, t->out, name), marks[k]));
     }
+    unlink(path_join(path, t->out, "settings.txt")); // of another policy's run, whose result is replaced
 }
 
 // IP-n: each round starts from the policy that the one before trained, and keeps its results in out/round-i. A resumed

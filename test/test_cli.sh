@@ -682,8 +682,17 @@ resume() {
     run $v --reward "cmd:exec $T/last.sh" --out "$T/last"
     rc=$?
     [ $rc -eq 1 ] && [ -e "$T/sent" ] && [ -e "$T/last/round-1/settings.txt" ] && [ ! -e "$T/last/round-2" ] && ok "Ctrl-C in the last step of round 1: exit code 1, no round 2" || bad "Ctrl-C in the last step of round 1: exit code $rc, $(ls "$T/last" | tr '\n' ' ')"
+    grep -q "^interrupted.* --resume $T/last$" "$T/err" && ok "says how to go on" || bad "says $(tail -n 1 "$T/err")"
     works "Ctrl-C in the last step of round 1: resumed" $v --reward "cmd:exec $T/never.sh" --resume "$T/last"
     check "its policy.bin is the uninterrupted run's" same "$T/last/policy.bin" "$T/last2/policy.bin"
+    # in a run's last step
+    rm "$T/sent"
+    sed -i "s#last/round-1#last3#" "$T/last.sh"
+    run ${v/--policy IP-2/} --reward "cmd:exec $T/last.sh" --out "$T/last3"
+    rc=$?
+    [ $rc -eq 1 ] && [ -e "$T/last3/settings.txt" ] && grep -q "^interrupted; the run in $T/last3 is finished$" "$T/err" && ok "Ctrl-C in the last step: exit code 1, says that the run is finished" || bad "Ctrl-C in the last step: exit code $rc, $(tail -n 1 "$T/err")"
+    works "IP-2 over that run, whose settings are gone" $v --reward "cmd:exec $T/never.sh" --out "$T/last3"
+    [ ! -e "$T/last3/settings.txt" ] && ok "no settings.txt of another run" || bad "settings.txt of another run"
 
     # SP: the scored responses go elsewhere with the state
     v="${A/IP-2/SP}"
