@@ -552,9 +552,13 @@ static inline void state_read(GPT2 *m, const Train *t, Log *log, Window *w) {
     XGROW(log->row, log->cap, (size_t)h[3]);
     in_read(&in, log->row, (int64_t)h[3] * (int64_t)sizeof *log->row, "the log");
     log->n = h[3];
-    for (int i = 0; i < log->n; i++)
-        if (log->row[i].step != i + 1)
-            die("%s: row %d of its log is step %g; damaged: start without --resume", path, i + 1, log->row[i].step);
+    for (int i = 0; i < log->n; i++) {
+        const double *v = &log->row[i].step;
+        if (*v != i + 1) die("%s: row %d of its log is step %g; damaged: start without --resume", path, i + 1, *v);
+        for (size_t k = 0; k < sizeof *log->row / sizeof *v; k++)
+            if (!isfinite(v[k]))
+                die("%s: row %d of its log has a %g; damaged: start without --resume", path, i + 1, v[k]);
+    }
     if ((int64_t)(3 * n * sizeof(float)) > in_left(&in))
         die("%s: %" PRId64 " bytes of parameters and moments, expected %zu; truncated, or of another model",
             path, in_left(&in), 3 * n * sizeof(float));
@@ -565,7 +569,7 @@ static inline void state_read(GPT2 *m, const Train *t, Log *log, Window *w) {
             k = gpt2_part(at, n);
             in_read(&in, part, (int64_t)(k * sizeof *part), "the optimizer's state");
             for (size_t j = 0; j < k; j++)
-                if (!isfinite(part[j]))
+                if (!isfinite(part[j]) || (parts[i] == COPY_V && part[j] < 0))
                     die("%s: number %zu of part %d is %g; damaged: start without --resume", path, at + j, i, part[j]);
             gpt2_set_part(m, parts[i], at, k, part);
         }
@@ -629,6 +633,8 @@ static inline int train_finished(const Train *t, const Ranked *d) {
     in_read(&in, settings, in.size, "the settings");
     in_close(&in);
     settings_check(t, settings);
+    if (access(path_join(path, t->resume, "policy.bin"), F_OK))
+        die("--resume %s: that run has finished, but its policy.bin is gone; start without --resume", t->resume);
     if (!same_path(t->resume, t->out))
         die("--resume %s: that run has finished and its policy.bin is the result; nothing is left to do in --out %s",
             t->resume, t->out);
@@ -646,6 +652,8 @@ static inline int train_loop(GPT2 *m, const Ranked *d, const Train *t, Log *log)
     if (t->resume) {
         state_read(m, t, log, &w);
         step = log->n;
+        if (step > total)
+            die("%s/state.bin: %d steps are done of %d; damaged: start without --resume", t->resume, step, total);
         if (step < end) fprintf(stderr, "%-8s going on from step %d of %d\n", t->label, step, total);
         else fprintf(stderr, "%-8s nothing to do: %s stands at step %d of %d\n", t->label, t->resume, step, total);
         if (t->refresh && step % t->refresh && step < total) window_refresh(&w, t, d, step, total);

@@ -505,12 +505,17 @@ static inline void curve_write(const Curve *c) {
 static inline void curve_read(Curve *c, const char *dir) {
     char path[RRHF_PATH_MAX], line[256];
     FILE *f = fopen(path_join(path, dir, "reward.csv"), "r");
-    CurvePoint p;
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "%lf,%lf,%lf", &p.step, &p.mean, &p.err) == 3) {
-            XGROW(c->point, c->cap, (size_t)c->n + 1);
-            c->point[c->n++] = p;
-        }
+    for (int n = 0; f && fgets(line, sizeof line, f); n++) {
+        CurvePoint p = {0, 0, 0};
+        double before = c->n ? c->point[c->n - 1].step : -1;
+        if (!n) continue; // the header
+        if (sscanf(line, "%lf,%lf,%lf", &p.step, &p.mean, &p.err) != 3 || !isfinite(p.mean + p.err) ||
+            !(p.step > before && p.step <= INT32_MAX) || p.step != floor(p.step))
+            die("%s:%d: '%.40s', expected a later step, a reward and its error; remove the file, or start without "
+                "--resume", path, n + 1, line);
+        XGROW(c->point, c->cap, (size_t)c->n + 1);
+        c->point[c->n++] = p;
+    }
     int end = c->n ? (int)c->point[c->n - 1].step : 0;
     if (end % c->every && end != c->last) c->n--; // where --steps ended it
     if (f) fclose(f);

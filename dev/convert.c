@@ -87,9 +87,22 @@ static const char *excerpt(const char *s) {
     return d;
 }
 
+// Escapes that cJSON would take for the zero character, where a string would end.
+static void escapes_check(Where w, const char *s) {
+    for (const char *e = s; (e = strchr(e, '\\')) && e[1]; e += 2) { // an escape is at least two bytes
+        if (e[1] != 'u') continue;
+        if (strspn(e + 2, "0123456789abcdefABCDEF") < 4)
+            die_at(w, "the escape '%.6s' at byte %td, expected four hexadecimal digits after \\u", excerpt(e),
+                   e - s + 1);
+        if (strncmp(e + 2, "0000", 4) == 0)
+            die_at(w, "the escape \\u0000 at byte %td; a text has no zero character: remove it", e - s + 1);
+    }
+}
+
 // Parses text, which must be one object and nothing after it.
 static cJSON *json_object(Where w, const char *text) {
     const char *end = text, *hint = "expected one complete object";
+    escapes_check(w, text);
     cJSON *j = cJSON_ParseWithOpts(text, &end, 1);
     if (!j && (strncmp(end, "NaN", 3) == 0 || strncmp(end + (*end == '-'), "Inf", 3) == 0))
         hint = "JSON has no NaN and no Infinity: leave these responses out";
@@ -98,9 +111,17 @@ static cJSON *json_object(Where w, const char *text) {
     return j;
 }
 
+// The member `key`, NULL if there is none. Which of two would be meant? Readers differ.
+static const cJSON *json_member(Where w, const cJSON *j, const char *key) {
+    const cJSON *v = cJSON_GetObjectItemCaseSensitive(j, key);
+    for (const cJSON *other = v ? v->next : NULL; other; other = other->next)
+        if (strcmp(other->string, key) == 0) die_at(w, "\"%s\" is there twice, expected it once", key);
+    return v;
+}
+
 // The member `key` of the wanted type. A missing one is NULL if optional.
 static const cJSON *json_get(Where w, const cJSON *j, const char *key, int type, int optional) {
-    const cJSON *v = cJSON_GetObjectItemCaseSensitive(j, key), want = {.type = type};
+    const cJSON *v = json_member(w, j, key), want = {.type = type};
     if (!v && !optional) die_at(w, "no \"%s\", expected %s under that key", key, json_kind(&want));
     if (v && (v->type & 0xFF) != type)
         die_at(w, "\"%s\" is %s, expected %s", key, json_kind(v), json_kind(&want));
@@ -114,11 +135,19 @@ static int64_t json_whole(const cJSON *v, double lo, double hi) {
     return (double)n == v->valuedouble ? n : -1;
 }
 
-// The whole of a file and a terminating zero, to be freed.
-static char *read_text(const char *path) {
+// The next `size` bytes, text without a zero, and a terminating zero; to be freed.
+static char *text_read(In *in, int64_t size, const char *what) {
+    char *text = (char *)xalloc((size_t)size + 1, 1);
+    in_read(in, text, size, what);
+    if (strlen(text) != (size_t)size)
+        die("%s: a zero byte at %zu of %s, expected text; is the file damaged?", in->path, strlen(text) + 1, what);
+    return text;
+}
+
+// The whole of a file.
+static char *file_text(const char *path) {
     In in = in_open(path);
-    char *text = (char *)xalloc((size_t)in.size + 1, 1);
-    in_read(&in, text, in.size, "the text");
+    char *text = text_read(&in, in.size, "the text");
     in_close(&in);
     return text;
 }
@@ -159,16 +188,13 @@ static long json_string(Out *out, const Tokenizer *t, const char *s, size_t n) {
 // ----------------------------------------------------------------------------
 // ranked: JSON lines to ranked responses
 
-// What cJSON would let through: zeros (a string would end there) and bytes that are not UTF-8.
+// What cJSON would let through: zero bytes (the text would end there) and bytes that are not UTF-8.
 static void line_check(Where w, const Tokenizer *t, const char *s, size_t n) {
     if (strlen(s) != n)
         die_at(w, "a zero byte at %zu, expected UTF-8 text; convert the file (UTF-16?)", strlen(s) + 1);
     for (size_t i = 0, len; i < n; i += len)
         if (!(len = utf8_char(t, s + i, n - i)))
             die_at(w, "byte 0x%02X at %zu is not UTF-8; convert the file (iconv)", (uint8_t)s[i], i + 1);
-    for (const char *e = s; (e = strchr(e, '\\')) && e[1]; e += 2) // an escape is at least two bytes
-        if (strncmp(e, "\\u0000", 6) == 0)
-            die_at(w, "the escape \\u0000 at byte %td; a text has no zero character: remove it", e - s + 1);
 }
 
 // Tokens of a text, in ids; `what` and i (from 0, -1 = there is only one) name it in errors.
@@ -477,8 +503,8 @@ static void merge_pair(Tokenizer *low, const Tokenizer *t, const char *path, int
 // from-hf: a Hugging Face directory to a checkpoint and a tokenizer
 
 static int config_int(Where w, const cJSON *j, const char *key, const char *other_key) {
-    const cJSON *v = cJSON_GetObjectItemCaseSensitive(j, key);
-    if (!v && other_key) v = cJSON_GetObjectItemCaseSensitive(j, other_key);
+    const cJSON *v = json_member(w, j, key);
+    if (!v && other_key) v = json_member(w, j, other_key);
     if (!v) die_at(w, "no \"%s\", expected a GPT-2's configuration", key);
     int64_t n = json_whole(v, 1, INT32_MAX);
     if (n < 0) die_at(w, "\"%s\" is no whole number above 0", key);
@@ -497,7 +523,7 @@ static void config_check(Where w, const cJSON *j, int C) {
     v = json_get(w, j, "layer_norm_epsilon", cJSON_Number, 1);
     if (v && fabs(v->valuedouble - LAYERNORM_EPS) > 1e-6 * LAYERNORM_EPS)
         die_at(w, "\"layer_norm_epsilon\" is %g, expected %g: no other is implemented", v->valuedouble, LAYERNORM_EPS);
-    v = cJSON_GetObjectItemCaseSensitive(j, "n_inner");
+    v = json_member(w, j, "n_inner");
     if (v && !cJSON_IsNull(v) && json_whole(v, 1, INT32_MAX) != 4 * (int64_t)C)
         die_at(w, "\"n_inner\" is not 4 * n_embd = %d: no other width is implemented", 4 * C);
     static const struct { const char *key; int want; } flag[] = {
@@ -505,8 +531,8 @@ static void config_check(Where w, const cJSON *j, int C) {
         {"tie_word_embeddings", 1},
     };
     for (size_t i = 0; i < COUNT(flag); i++) {
-        v = cJSON_GetObjectItemCaseSensitive(j, flag[i].key);
-        if (v && cJSON_IsTrue(v) != flag[i].want)
+        v = json_member(w, j, flag[i].key);
+        if (v && (v->type & 0xFF) != (flag[i].want ? cJSON_True : cJSON_False))
             die_at(w, "\"%s\" is not %s: no other is implemented", flag[i].key,
                    flag[i].want ? "true" : "false");
     }
@@ -514,7 +540,7 @@ static void config_check(Where w, const cJSON *j, int C) {
 
 static Config config_read(const char *path) {
     Where w = {path, 0};
-    char *text = read_text(path);
+    char *text = file_text(path);
     cJSON *j = json_object(w, text);
     int32_t h[256] = {CHECKPOINT_MAGIC, CHECKPOINT_FP32};
     h[2] = config_int(w, j, "n_positions", "n_ctx");
@@ -532,7 +558,7 @@ static Config config_read(const char *path) {
 
 static Tokenizer vocab_read(const char *path, int V) {
     Where w = {path, 0};
-    char *text = read_text(path), bytes[TOKEN_BYTES_MAX];
+    char *text = file_text(path), bytes[TOKEN_BYTES_MAX];
     cJSON *j = json_object(w, text), **token = (cJSON **)xalloc((size_t)V, sizeof *token);
     if (cJSON_GetArraySize(j) != V)
         die_at(w, "%d tokens, but config.json's vocab_size is %d; added tokens are not supported",
@@ -583,7 +609,7 @@ static void merges_check(const char *path, const Tokenizer *t) {
     Tokenizer low = merges_start(t);
     Tokens pair = {0, 0, 0};
     Where w = {path, 0};
-    char *text = read_text(path);
+    char *text = file_text(path);
     int next = merge_next(t, 0, t->V);
     for (char *line = text, *end; *line; line = end + (*end != 0)) {
         size_t first, n = strcspn(line, "\n");
@@ -609,6 +635,36 @@ static void merges_check(const char *path, const Tokenizer *t) {
 
 typedef struct { In in; cJSON *header; int64_t data; } Safetensors; // data: where the tensors start
 
+typedef struct { int64_t begin, end; } Span;
+
+static int compare_spans(const void *a, const void *b) {
+    const Span *x = (const Span *)a, *y = (const Span *)b;
+    return x->begin != y->begin ? (x->begin > y->begin) - (x->begin < y->begin) : (x->end > y->end) - (x->end < y->end);
+}
+
+static Span tensor_span(Where w, const cJSON *v) {
+    const cJSON *at = json_get(w, v, "data_offsets", cJSON_Array, 0);
+    Span s = {json_whole(cJSON_GetArrayItem(at, 0), 0, 0x1p53), json_whole(cJSON_GetArrayItem(at, 1), 0, 0x1p53)};
+    if (cJSON_GetArraySize(at) != 2 || s.begin < 0 || s.end < s.begin)
+        die_at(w, "%s: data_offsets are not where it begins and where it ends", v->string);
+    return s;
+}
+
+// The format has tensors follow one another, and fill the file.
+static void spans_check(Where w, const cJSON *header, int64_t room) {
+    Span *s = (Span *)xalloc((size_t)cJSON_GetArraySize(header), sizeof *s);
+    size_t n = 0;
+    for (const cJSON *v = header->child; v; v = v->next)
+        if (strcmp(v->string, "__metadata__")) s[n++] = tensor_span(w, v);
+    qsort(s, n, sizeof *s, compare_spans);
+    int64_t at = 0;
+    for (size_t i = 0; i < n && s[i].begin == at; i++) at = s[i].end;
+    if (at != room)
+        die_at(w, "its tensors follow one another for %" PRId64 " bytes, it has %" PRId64 " of data; truncated or "
+               "damaged, fetch it again", at, room);
+    free(s);
+}
+
 static Safetensors safetensors_open(const char *path) {
     Safetensors st;
     uint64_t n;
@@ -617,10 +673,10 @@ static Safetensors safetensors_open(const char *path) {
     if (n > (uint64_t)in_left(&st.in)) // also what a file of Git LFS looks like
         die("%s: a header of %" PRIu64 " bytes, the file has %" PRId64 " more; is it a safetensors file, and "
             "whole?", path, n, in_left(&st.in));
-    char *text = (char *)xalloc((size_t)n + 1, 1);
-    in_read(&st.in, text, (int64_t)n, "the header");
+    char *text = text_read(&st.in, (int64_t)n, "the header");
     st.header = json_object((Where){path, 0}, text);
     st.data = st.in.at;
+    spans_check((Where){path, 0}, st.header, in_left(&st.in));
     free(text);
     return st;
 }
@@ -665,18 +721,16 @@ static int tensor_bytes(Where w, const cJSON *v) { // of one element
 // Reads the tensor of header entry v into buf after checking all that the entry says.
 static void tensor_read(Safetensors *st, const cJSON *v, const int64_t *shape, int dims, float *buf) {
     Where w = {st->in.path, 0};
-    const cJSON *at = json_get(w, v, "data_offsets", cJSON_Array, 0);
     int bytes = tensor_bytes(w, v);
     tensor_shape(w, v, shape, dims);
-    int64_t n = dims == 1 ? shape[0] : shape[0] * shape[1], room = st->in.size - st->data;
-    int64_t begin = json_whole(cJSON_GetArrayItem(at, 0), 0, (double)room);
-    int64_t end = json_whole(cJSON_GetArrayItem(at, 1), 0, (double)room);
-    if (begin < 0 || end - begin != n * bytes)
-        die_at(w, "%s: data_offsets are not %" PRId64 " elements of %d bytes within the file's %" PRId64
-               "; it is truncated or damaged, fetch it again", v->string, n, bytes, room);
-    if (fseeko(st->in.f, st->data + begin, SEEK_SET)) die("%s: cannot seek: %s", w.path, strerror(errno));
-    st->in.at = st->data + begin;
-    in_read(&st->in, buf, end - begin, v->string);
+    int64_t n = dims == 1 ? shape[0] : shape[0] * shape[1];
+    Span s = tensor_span(w, v);
+    if (s.end - s.begin != n * bytes)
+        die_at(w, "%s: data_offsets are not %" PRId64 " elements of %d bytes; the file is damaged, fetch it again",
+               v->string, n, bytes);
+    if (fseeko(st->in.f, st->data + s.begin, SEEK_SET)) die("%s: cannot seek: %s", w.path, strerror(errno));
+    st->in.at = st->data + s.begin;
+    in_read(&st->in, buf, s.end - s.begin, v->string);
     if (bytes == 2) widen(buf, (size_t)n, json_get(w, v, "dtype", cJSON_String, 0)->valuestring[0] == 'B');
     for (int64_t i = 0; i < n; i++)
         if (!isfinite(buf[i]))
@@ -751,6 +805,7 @@ static void convert_from_hf(const Args *a) {
     for (int i = 0; i < 2; i++)
         if (snprintf(out[i], RRHF_PATH_MAX, "%s%s", a->path[1], suffix[i]) >= RRHF_PATH_MAX)
             die("%.60s...: the path is too long", a->path[1]);
+    for (int i = 0; i < 2; i++) out_check(out[i]); // both, before one is written
     Config c = config_read(path_join(path, a->path[0], "config.json"));
     Tokenizer t = vocab_read(path_join(path, a->path[0], "vocab.json"), c.V);
     merges_check(path_join(path, a->path[0], "merges.txt"), &t);
@@ -793,15 +848,14 @@ static char *merges_text(const char *path, const Tokenizer *t) {
     return text;
 }
 
-// End-of-text must read the same as text and in the byte alphabet, and be no other token's bytes.
+// End-of-text must be spelled as GPT-2's is, or transformers would add a token of its own; and no other token like it.
 static void eot_check(const char *path, const Tokenizer *t) {
     if (t->eot < 0) return;
     int n;
     const char *s = tokenizer_decode(t, t->eot, &n);
-    for (int i = 0; i < n; i++)
-        if (s[i] < 33 || s[i] > 126)
-            die("%s: end-of-text, token %d, has byte 0x%02X, expected visible ASCII like <|endoftext|>", path,
-                t->eot, (uint8_t)s[i]);
+    if (n != sizeof END_OF_TEXT - 1 || memcmp(s, END_OF_TEXT, (size_t)n))
+        die("%s: end-of-text, token %d, is '%.*s', expected " END_OF_TEXT " as in every GPT-2 directory", path, t->eot,
+            n, s);
     int same = tokenizer_find(t, s, (size_t)n);
     if (same >= 0)
         die("%s: token %d spells end-of-text, token %d; vocab.json cannot hold both", path, same, t->eot);

@@ -106,7 +106,9 @@ static void read_cell(const Csv *c, Figure cell[FIGURES]) {
     Figure v = {csv_number(c, 2, -INFINITY, "mean"), NAN, 1};
     if (*c->column[3] || *c->column[4]) {
         v.err = csv_number(c, 3, 0, "standard error");
-        v.n = (int)csv_number(c, 4, 1, "number of queries");
+        double n = csv_number(c, 4, 1, "number of queries");
+        if (n > INT32_MAX || n != floor(n)) die("%s:%d: %.9g queries, expected a whole number", c->path, c->number, n);
+        v.n = (int)n;
     }
     cell[f] = v;
 }

@@ -418,7 +418,14 @@ a step of -1e300|u8 $((1024 + n + 2 * 72 + 7)) 254 u8 $((1024 + n + 2 * 72 + 6))
 a step of 0|i32 $((1024 + n + 2 * 72)) 0 i32 $((1024 + n + 2 * 72 + 4)) 0
 a NaN parameter|f32 $((1024 + n + 3 * 72 + 400)) nan
 an infinite moment|f32 -8 inf
+a negative second moment|f32 -8 -1
+a loss of NaN|u8 $((1024 + n + 16 + 7)) 127 u8 $((1024 + n + 16 + 6)) 248
 END
+    { head -c $((1024 + n + 3 * 72)) "$T/st/state.bin"
+        for v in 10 14 18 1c 20 22 24 26 28; do printf "\0\0\0\0\0\0\x$v\x40"; head -c 64 /dev/zero; done # steps 4 to 12
+        tail -c +$((1024 + n + 3 * 72 + 1)) "$T/st/state.bin"; } >"$T/st/longer"
+    edit "$T/st/longer" "$T/st2/state.bin" h 3 12
+    refuse 1 "state\.bin: 12 steps are done of 8" "state.bin, more steps than there are" train $M $R --batch 4 --epochs 2 --threads 1 --resume "$T/st2" --out "$O"
     [ -z "$(ls -A "$O" 2>/dev/null)" ] && ok "and none of those left a file in --out" || bad "refused resumes left $(ls -A "$O" | tr '\n' ' ')"
     echo x >"$T/st2/state.bin"
     refuse 1 "state\.bin" "state.bin is text" train $M $R --batch 4 --epochs 2 --threads 1 --resume "$T/st2" --out "$O"
@@ -537,6 +544,9 @@ resume() {
     grep -q "nothing to do: $T/c stands at step 2000 of 2000" "$T/err" && ok "says so" || bad "says $(tail -n 1 "$T/err")"
     check "and nothing is done: log.csv with its times" same "$T/c.csv" "$T/c/log.csv"
     refuse 1 "begun with lr 0.001, this is lr 0.002;" "finished, resumed with another --lr" $A --lr 2e-3 --resume "$T/c"
+    mv "$T/c/policy.bin" "$T/moved"
+    refuse 1 "that run has finished, but its policy\.bin is gone" "finished, resumed without its policy.bin" $A --resume "$T/c"
+    mv "$T/moved" "$T/c/policy.bin"
     works "a new run over the finished one, stopped" $A --lr 2e-3 --steps 3 --out "$T/c"
     works "resumed, as the new one" $A --lr 2e-3 --steps 5 --resume "$T/c"
 
@@ -578,6 +588,16 @@ resume() {
     works "with a reward curve" $A --out "$T/whole"
     works "with a reward curve, stopped" $A --steps 5 --out "$T/part"
     works "with a reward curve, gone on and killed later" $A --resume "$T/part" --steps 13 --out "$T/late"
+    while IFS='|' read -r kind v; do
+        printf 'step,reward,stderr,queries\n%b' "$v" >"$T/part/reward.csv"
+        refuse 1 "part/reward\.csv:$kind" "resume with such a reward.csv" $A --resume "$T/part"
+    done <<'END'
+3: '0,0\.5|2,0.5,0.1,2\n0,0.5,0.1,2\n
+2: '0\.5,|0.5,0.5,0.1,2\n
+2: '1e300,|1e300,0.5,0.1,2\n
+2: '0,nan,|0,nan,0.1,2\n
+2: 'none|none\n
+END
     cp "$T/late/reward.csv" "$T/part/reward.csv" # as kill -9 leaves it: points later than the state
     works "with a reward curve, resumed" $A --resume "$T/part"
     finish "reward curve" "$T/part"
@@ -1278,6 +1298,8 @@ NaN|:3: mean 'nan'|policy,tokens,1,0,1\npolicy,reward,nan,0.1,9\n
 a negative error|:2: standard error '-0.1'|policy,reward,0.5,-0.1,9\n
 an infinite error|:2: standard error 'inf'|policy,reward,0.5,inf,9\n
 no queries|:2: number of queries '0'|policy,reward,0.5,0.1,0\n
+too many queries|:2: 4e\+09 queries|policy,reward,0.5,0.1,4e9\n
+half a query|:2: 1\.5 queries|policy,reward,0.5,0.1,1.5\n
 half empty|:2: standard error ''|policy,reward,0.5,,9\n
 an unknown figure|:2: figure 'rewrad'|policy,rewrad,0.5,0.1,9\n
 a figure twice|:3: reward of policy a second time|policy,reward,0.5,0.1,9\npolicy,reward,0.5,0.1,9\n

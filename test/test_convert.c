@@ -303,6 +303,10 @@ static void test_bad_lines(void) {
          "entry 0 of \"sources\""},
         {"eos is 2", "{'query':'a','responses':['b'],'scores':[1],'eos':[2]}", "entry 0 of \"eos\""},
         {"\\u0000", "{'query':'a\\u0000b','responses':['b'],'scores':[1]}", "the escape \\u0000 at byte 12"},
+        {"\\u without digits", "{'query':'a\\uZZZZb','responses':['b'],'scores':[1]}",
+         "the escape '\\uZZZZ' at byte 12"},
+        {"\\u with three digits", "{'query':'a','responses':['b\\u041'],'scores':[1]}", "the escape '\\u041\"' at byte 29"},
+        {"a key twice", "{'query':'a','query':'b','responses':['b'],'scores':[1]}", "\"query\" is there twice"},
         {"half a surrogate pair", "{'query':'\\ud800','responses':['b'],'scores':[1]}",
          "not JSON from byte 11"},
         {"Latin-1", "{'query':'caf\xE9','responses':['b'],'scores':[1]}", "byte 0xE9 at 14 is not UTF-8"},
@@ -499,7 +503,7 @@ static void out_f16(Out *out, float f) {
     out_write(out, &h, 2);
 }
 
-enum Head { NO_HEAD, TIED, UNTIED }; // lm_head.weight: not there, wte's own bytes, other numbers
+enum Head { NO_HEAD, TIED, UNTIED }; // lm_head.weight: not there, wte's numbers, others
 
 // As on the hub: names without "transformer.", and each block with its causal mask.
 static void write_hub(const char *file, Config c, const char *dtype, int size, enum Head head) {
@@ -521,17 +525,15 @@ static void write_hub(const char *file, Config c, const char *dtype, int size, e
     }
     writer_add(&w, "ln_f.weight", 0, C);
     writer_add(&w, "ln_f.bias", 0, C);
-    size_t end = w.at;
-    if (head == TIED) w.at = 0;
+    size_t first = w.at / (size_t)size; // element of lm_head.weight
     if (head != NO_HEAD) writer_add(&w, "lm_head.weight", c.V, C);
-    if (head == TIED) w.at = end;
     w.header[w.n++] = '}';
     Out out = out_open(at(file));
     uint64_t n = w.n;
     out_write(&out, &n, 8);
     out_write(&out, w.header, w.n);
     for (size_t i = 0; i < w.at / (size_t)size; i++) {
-        float f = number(i, dtype);
+        float f = number(head == TIED && i >= first ? i - first : i, dtype);
         const char *bytes = (const char *)&f;
         if (size == 4) out_write(&out, &f, 4);
         else if (dtype[0] == 'B') out_write(&out, bytes + 2, 2); // the upper half
@@ -606,8 +608,12 @@ static void test_bad_models(void) {
     const char *st = "hf/model.safetensors", *config = "hf/config.json";
     refused("a tensor is missing", st, "h.1.mlp.c_fc.bias", "h.1.mlp.x_fc.bias", "no tensor 'h.1.mlp.c_fc.");
     refused("a wrong shape", st, ":[12,8]", ":[8,12]", "wpe.weight: shape [8,12], expected [12,8]");
-    refused("more data than the shape has", st, "[9600,9984]", "[9596,9984]",
-            "wpe.weight: data_offsets are not 96 elements");
+    refused("a tensor that begins within another", st, "[9600,9984]", "[9596,9984]",
+            "its tensors follow one another for 9600 bytes");
+    refused("a tensor of another's data", st, "[0,9600]", "[9600,9600]", "its tensors follow one another for 0 bytes");
+    refused("three offsets", st, "[9600,9984]", "[9600,9984,9984]",
+            "wpe.weight: data_offsets are not where it begins and where it ends");
+    refused("a type of another size", st, "\"dtype\":\"F32\"", "\"dtype\":\"F16\"", "data_offsets are not 2400 elements of 2");
     refused("a wrong type", st, "\"dtype\":\"F32\"", "\"dtype\":\"I32\"", "dtype 'I32', expected F32");
     refused("tensors too many", config, "\"n_layer\": 2", "\"n_layer\": 1", "'transformer.h.1.");
     refused("tensors too few", config, "\"n_layer\": 2", "\"n_layer\": 3", "no tensor 'h.2.ln_1.weight'");
@@ -622,6 +628,9 @@ static void test_bad_models(void) {
             "\"add_cross_attention\" is not false");
     refused("scores scaled by layer", config, "\"n_inner\"", "\"scale_attn_by_inverse_layer_idx\": true, \"n_inner\"",
             "\"scale_attn_by_inverse_layer_idx\" is not false");
+    refused("scores scaled by layer, as a number", config, "\"n_inner\"",
+            "\"scale_attn_by_inverse_layer_idx\": 1, \"n_inner\"", "\"scale_attn_by_inverse_layer_idx\" is not false");
+    refused("a setting twice", config, "\"n_inner\"", "\"n_head\": 1, \"n_inner\"", "\"n_head\" is there twice");
     refused("another model", config, "\"gpt2\"", "\"bert\"", "'bert'");
     refused("heads do not divide C", config, "\"n_head\": 2", "\"n_head\": 3", "heads");
     refused("config.json is no JSON", config, "{", "[", "config.json");
@@ -634,7 +643,12 @@ static void test_bad_weights(void) {
     if (run("to-hf m.bin tok hf")) die("test: to-hf failed");
     char *s = get(st, &n);
     put(st, s, n - 4);
-    check_fails("weights cut short", "from-hf hf out", 1, "transformer.ln_f.bias: data_offsets");
+    check_fails("weights cut short", "from-hf hf out", 1, "its tensors follow one another for ");
+    char *longer = (char *)xalloc(n + 4, 1);
+    memcpy(longer, s, n);
+    put(st, longer, n + 4);
+    free(longer);
+    check_fails("data after the last tensor", "from-hf hf out", 1, "its tensors follow one another for ");
     put(st, s, 100);
     check_fails("header cut short", "from-hf hf out", 1, "is it a safetensors file");
     put(st, s, 3);
@@ -689,6 +703,7 @@ static void test_bad_vocabularies(void) {
     refused("an id too high", "hf/vocab.json", "\"!\": 33,", "\"!\": 300,", "the id of '!'");
     refused("an id that is text", "hf/vocab.json", "\"!\": 33,", "\"!\": \"33\",", "the id of '!'");
     refused("no byte's letter", "hf/vocab.json", "\"!\": 33,", "\"\xE2\x96\x81\": 33,", "token 33");
+    refused("a token with \\u and no digits", "hf/vocab.json", "\"!\": 33,", "\"!\\uZZZZ\": 33,", "the escape '\\uZZZZ'");
     refused("a merge of no token", "hf/merges.txt", "\n", "\nz z\n", "merges.txt:2: 'z z' makes no token");
     refused("a version among the merges", "hf/merges.txt", "\n", "\n#version: 0.2\n",
             "merges.txt:2: '#version: 0.2' makes no token");
@@ -722,8 +737,7 @@ static void test_to_hf_refuses(void) {
     static const struct { const char *what, *token, *eot, *text; } bad[] = {
         {"a token of three pieces", "abc", "<|endoftext|>", "token 256 ('abc') comes to 3 pieces"},
         {"a token twice", "a", "<|endoftext|>", "tokens 97 and 256 have the same bytes"},
-        {"end-of-text with a space", "ab", "the end", "end-of-text, token 257, has byte 0x20"},
-        {"end-of-text that is a token", "ab", "ab", "token 256 spells end-of-text"},
+        {"another end-of-text", "ab", "<eos>", "end-of-text, token 257, is '<eos>', expected <|endoftext|>"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         Tokenizer t = tokenizer_make(258, 600);
