@@ -1175,21 +1175,25 @@ typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_
 #endif
 
 // One register tile of nv vectors' width:  c[i cm + j cn] (+)= sum_k strip[i sm + k sk] panel[k NR + j]
-// for i < rows <= MR, j < cols <= nv VL. panel (K,NR)
+// for i < rows <= MR, j < cols <= nv VL. panel (K,NR). ahead: 0, or how far ahead of strip's numbers lie those that are
+// needed next, and are to be fetched.
 static inline __attribute__((always_inline, WHOLE_VECTORS)) void gemm_tile_of(
         const int nv, int K, const real *restrict strip, size_t sm, size_t sk, const real *restrict panel,
-        real *restrict c, size_t cm, size_t cn, int rows, int cols, int add) {
+        real *restrict c, size_t cm, size_t cn, int rows, int cols, int add, size_t ahead) {
     const real *line[MR];
     vec sum[MR][WIDEST];
     for (int i = 0; i < MR; i++)
         for (int j = 0; j < nv; j++) sum[i][j] = (vec){0}; // a memset would keep them in memory
     for (int i = 0; i < MR; i++) line[i] = strip + (size_t)min_int(i, rows - 1) * sm; // no row: the last, unused
     for (int i = 0; i < rows && cn == 1; i++) __builtin_prefetch(c + i * cm, 1); // there by the time it is added to
-    for (int k = 0; k < K; k++, panel += NR) {
-        vec b[WIDEST];
-        for (int j = 0; j < nv; j++) b[j] = ((const vec *)panel)[j];
-        for (int i = 0; i < MR; i++)
-            for (int j = 0; j < nv; j++) sum[i][j] += line[i][k * sk] * b[j];
+    for (int k0 = 0, some = ahead ? LINE : K; k0 < K; k0 += some) {
+        for (int i = 0; i < MR && ahead; i++) __builtin_prefetch(line[i] + k0 * sk + ahead, 0, 2);
+        for (int k = k0; k < min_int(k0 + some, K); k++, panel += NR) {
+            vec b[WIDEST];
+            for (int j = 0; j < nv; j++) b[j] = ((const vec *)panel)[j];
+            for (int i = 0; i < MR; i++)
+                for (int j = 0; j < nv; j++) sum[i][j] += line[i][k * sk] * b[j];
+        }
     }
     if (cn == 1 && rows == MR && cols == nv * VL) {
         for (int i = 0; i < MR; i++)
@@ -1208,12 +1212,12 @@ static inline __attribute__((always_inline, WHOLE_VECTORS)) void gemm_tile_of(
 // The same, no wider than cols need: nv is known to the compiler in each case.
 static inline __attribute__((always_inline)) void gemm_tile(int K, const real *strip, size_t sm, size_t sk,
                                                             const real *panel, real *c, size_t cm, size_t cn, int rows,
-                                                            int cols, int add) {
+                                                            int cols, int add, size_t ahead) {
     switch ((cols + VL - 1) / VL) {
-    case 1: gemm_tile_of(1, K, strip, sm, sk, panel, c, cm, cn, rows, cols, add); break;
-    case 2: gemm_tile_of(2, K, strip, sm, sk, panel, c, cm, cn, rows, cols, add); break;
-    case 3: gemm_tile_of(3, K, strip, sm, sk, panel, c, cm, cn, rows, cols, add); break;
-    default: gemm_tile_of(4, K, strip, sm, sk, panel, c, cm, cn, rows, cols, add);
+    case 1: gemm_tile_of(1, K, strip, sm, sk, panel, c, cm, cn, rows, cols, add, ahead); break;
+    case 2: gemm_tile_of(2, K, strip, sm, sk, panel, c, cm, cn, rows, cols, add, ahead); break;
+    case 3: gemm_tile_of(3, K, strip, sm, sk, panel, c, cm, cn, rows, cols, add, ahead); break;
+    default: gemm_tile_of(4, K, strip, sm, sk, panel, c, cm, cn, rows, cols, add, ahead);
     }
 }
 
@@ -1241,7 +1245,7 @@ static void gemm_block(int M, int N, int K, const real *a, size_t si, size_t sm,
         for (int j = 0; j < N; j += NR)
             for (int i = i0; i < min_int(i0 + TILE_M, M); i += MR)
                 gemm_tile(K, a + i * si, sm, sk, pb + (size_t)j * K, c + (size_t)i * ldc + j, ldc, 1,
-                          min_int(MR, M - i), min_int(NR, N - j), add);
+                          min_int(MR, M - i), min_int(NR, N - j), add, 0);
 }
 
 // gemm by packed tiles. Rows of a whose terms follow one another are read as they lie; others are packed first, into
@@ -1282,7 +1286,8 @@ static void gemm_packed(int M, int N, int K, const real *a, size_t am, size_t ak
 
 // The forward's product, c (M,N) = beta c + a (M,K) b^T with tokens a and weights b (N,K). There are many weights, and
 // few tokens to use each (64 in a beam search), so packing b would cost as much as its use: MR rows of it are read as
-// they lie, in the place of a strip, against panels of tokens. A task is TILE_M weights (t) and some panels (part).
+// they lie, in the place of a strip, against panels of tokens. They come from memory for a task's first panel: while MR
+// rows are multiplied, the next are fetched. A task is TILE_M weights (t) and some panels (part).
 static void gemm_forward(int M, int N, int K, const real *a, size_t lda, const real *b, size_t ldb, real beta, real *c,
                          size_t ldc) {
     int tiles = (N + TILE_M - 1) / TILE_M;
@@ -1298,11 +1303,11 @@ static void gemm_forward(int M, int N, int K, const real *a, size_t lda, const r
             PARALLEL_TILES
             for (int t = 0; t < tiles; t++)
                 for (int part = 0; part < parts; part++)
-                    for (int p = panels * part / parts; p < panels * (part + 1) / parts; p++)
+                    for (int first = panels * part / parts, p = first; p < panels * (part + 1) / parts; p++)
                         for (int n = t * TILE_M; n < min_int((t + 1) * TILE_M, N); n += MR)
                             gemm_tile(kt, b + n * ldb + k0, ldb, 1, all + (size_t)p * NR * kt,
                                       c + (size_t)(m0 + p * NR) * ldc + n, 1, ldc, min_int(MR, N - n),
-                                      min_int(NR, mc - p * NR), beta != 0 || k0 > 0);
+                                      min_int(NR, mc - p * NR), beta != 0 || k0 > 0, p == first ? MR * ldb : 0);
         }
 }
 
