@@ -139,10 +139,10 @@ test/train_emulated: train_rrhf.cu test/cuda_emulation.h $(HEADERS)
 # The number of passed and failed checks of all tests; the last line is the sum.
 test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS) $(filter test/%,$(WORLD))
 	@$(if $(CJSON),,echo "not tested: dev/convert (no cJSON; Debian: libcjson-dev)")
-	@$(if $(LINUX),,echo "not tested: the command line and the demo (their tests are for Linux)")
-	@$(if $(CUDA_TESTS),,echo "not tested: the CUDA kernels (no $(CXX), or not Linux)")
-	@$(if $(PTX_TESTS),,echo "not tested: the CUDA kernels as nvcc compiles them (no nvcc, no python3 or no x86-64)")
-	@$(if $(WORLD),,echo "not tested: several processes (no MPI with mpirun; Debian: libopenmpi-dev openmpi-bin)")
+	@$(if $(LINUX),,echo "not tested: the command line, the demo and the scripts (their tests are for Linux)")
+	@$(if $(strip $(CUDA_TESTS)),,echo "not tested: the CUDA kernels (no $(CXX), or not Linux)")
+	@$(if $(filter $(PTX_TESTS),$(CUDA_TESTS)),,echo "not tested: the CUDA kernels as nvcc compiles them (no nvcc, no python3 or no x86-64)")
+	@$(if $(WORLD),,echo "not tested: several processes (no MPI with mpirun, or not Linux; Debian: libopenmpi-dev openmpi-bin)")
 	@bash test/run.sh $(TESTS) $(patsubst test/test_cuda_races_%,"bash test/races.sh test/test_cuda_races_%",$(CUDA_TESTS)) \
 	    $(if $(LINUX),"bash test/test_cli.sh" $(if $(WORLD),"bash test/test_world.sh $(WORLD)") "bash test/test_scripts.sh" "bash test/test_demo.sh$(if $(STB), plots)")
 

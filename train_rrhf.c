@@ -1176,7 +1176,7 @@ typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_
 
 // One register tile of nv vectors' width:  c[i cm + j cn] (+)= sum_k strip[i sm + k sk] panel[k NR + j]
 // for i < rows <= MR, j < cols <= nv VL. panel (K,NR). ahead: 0, or how far ahead of strip's numbers lie those that are
-// needed next, and are to be fetched.
+// needed next, and are to be fetched (past the end of an array this does nothing).
 static inline __attribute__((always_inline, WHOLE_VECTORS)) void gemm_tile_of(
         const int nv, int K, const real *restrict strip, size_t sm, size_t sk, const real *restrict panel,
         real *restrict c, size_t cm, size_t cn, int rows, int cols, int add, size_t ahead) {

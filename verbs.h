@@ -508,7 +508,7 @@ static inline void curve_read(Curve *c, const char *dir) {
     for (int n = 0; f && fgets(line, sizeof line, f); n++) {
         CurvePoint p = {0, 0, 0};
         double before = c->n ? c->point[c->n - 1].step : -1;
-        if (!n) continue; // the header
+        if (!n && !strcmp(line, REWARD_HEADER "\n")) continue;
         if (sscanf(line, "%lf,%lf,%lf", &p.step, &p.mean, &p.err) != 3 || !isfinite(p.mean + p.err) ||
             !(p.step > before && p.step <= INT32_MAX) || p.step != floor(p.step))
             die("%s:%d: '%.40s', expected a later step, a reward and its error; remove the file, or start without "

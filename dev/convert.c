@@ -24,8 +24,9 @@ spells <|endoftext|> is text, never the token; `jsonl` says if the token stands 
 
 Hugging Face directories: config.json, model.safetensors, vocab.json, merges.txt (and, written only,
 tokenizer_config.json, for AutoTokenizer). Only what is exactly this program's GPT-2 is taken: tanh GELU,
-LayerNorm eps 1e-5, classifier tied to wte, no added tokens, one file of weights in F32, F16 or BF16. Their
-matrices are (in, out), ours (out, in); their vocabulary is not padded, ours to a multiple of 128, zero rows.
+LayerNorm eps 1e-5, classifier tied to wte, no added tokens, end-of-text (if there is one) spelled
+<|endoftext|>, one file of weights in F32, F16 or BF16. Their matrices are (in, out), ours (out, in); their
+vocabulary is not padded, ours to a multiple of 128, zero rows.
     Our encoder knows no list of merges: a token's id is its rank, and any neighbours that spell it may join.
 Theirs joins only the pairs listed in merges.txt, in its order. The two agree when each token's bytes, under
 the merges of lower rank alone, come to exactly two pieces: these are then the only neighbours that ever spell
@@ -532,7 +533,7 @@ static void config_check(Where w, const cJSON *j, int C) {
     };
     for (size_t i = 0; i < COUNT(flag); i++) {
         v = json_member(w, j, flag[i].key);
-        if (v && (v->type & 0xFF) != (flag[i].want ? cJSON_True : cJSON_False))
+        if (v && (flag[i].want ? !cJSON_IsTrue(v) : !cJSON_IsFalse(v) && !cJSON_IsNull(v)))
             die_at(w, "\"%s\" is not %s: no other is implemented", flag[i].key,
                    flag[i].want ? "true" : "false");
     }
@@ -848,14 +849,15 @@ static char *merges_text(const char *path, const Tokenizer *t) {
     return text;
 }
 
-// End-of-text must be spelled as GPT-2's is, or transformers would add a token of its own; and no other token like it.
+// End-of-text must be spelled as GPT-2's is, else transformers would add a token of its own; and no other token may be.
 static void eot_check(const char *path, const Tokenizer *t) {
     if (t->eot < 0) return;
     int n;
+    char text[LETTERS_MAX];
     const char *s = tokenizer_decode(t, t->eot, &n);
     if (n != sizeof END_OF_TEXT - 1 || memcmp(s, END_OF_TEXT, (size_t)n))
-        die("%s: end-of-text, token %d, is '%.*s', expected " END_OF_TEXT " as in every GPT-2 directory", path, t->eot,
-            n, s);
+        die("%s: end-of-text, token %d, is '%s', expected " END_OF_TEXT ", which transformers looks for", path, t->eot,
+            letters(text, s, (size_t)n));
     int same = tokenizer_find(t, s, (size_t)n);
     if (same >= 0)
         die("%s: token %d spells end-of-text, token %d; vocab.json cannot hold both", path, same, t->eot);

@@ -7,7 +7,7 @@
 #
 # PATH: the folder aclImdb, a folder that holds it or its archives, or archives (.tar.gz, .tar.xz). Without one the
 # official archive (84 MB) is fetched, as are llm.c's GPT-2 tokenizer and, for gpt2, its checkpoint (500 MB). small and
-# large (default) begin with small models of random weights, 5 to 10 minutes and about an hour on two cores; gpt2, the
+# large (default) begin with small models of random weights, 3 to 10 minutes and about an hour on two cores; gpt2, the
 # paper's own size, is for GPUs. Results go to out/imdb-SIZE; a step whose result is there is not done again.
 # table: 18 more runs, --jobs N (all cores) at a time with one thread each, and table.md, table.csv, table.png.
 # --program './train_rrhfcu', or 'mpirun -np 8 ./train_rrhfcu', runs that instead of ./train_rrhf, one job at a time.

@@ -89,15 +89,14 @@ static inline void story_data(Tokenizer *t, const char *dir, const char *set, in
 enum { STORY_LINE = 8192 };
 
 static inline void story_line(char line[STORY_LINE], const Options *user, const char *dir, const char *command) {
-    char *to = line;
+    char *to = line, seed[32] = "", threads[32] = "";
     for (const char *s = command; *s; s++)
         if (*s != '@') *to++ = *s;
         else to = strcpy(to, dir) + strlen(dir);
-    char *end = line + STORY_LINE;
-    if (user->seed_given) to += snprintf(to, (size_t)(end - to), " --seed %d", user->seed);
-    if (user->threads_given) to += snprintf(to, (size_t)(end - to), " --threads %d", user->threads);
-    if (user->dtype_given) to += snprintf(to, (size_t)(end - to), " --dtype %s", user->dtype ? "bf16" : "fp32");
-    *to = 0;
+    if (user->seed_given) snprintf(seed, sizeof seed, " --seed %d", user->seed);
+    if (user->threads_given) snprintf(threads, sizeof threads, " --threads %d", user->threads);
+    const char *dtype = !user->dtype_given ? "" : user->dtype ? " --dtype bf16" : " --dtype fp32";
+    snprintf(to, (size_t)(line + STORY_LINE - to), "%s%s%s", seed, threads, dtype);
 }
 
 static inline int story_run(const Options *user, const char *line) {

@@ -305,7 +305,8 @@ static void test_bad_lines(void) {
         {"\\u0000", "{'query':'a\\u0000b','responses':['b'],'scores':[1]}", "the escape \\u0000 at byte 12"},
         {"\\u without digits", "{'query':'a\\uZZZZb','responses':['b'],'scores':[1]}",
          "the escape '\\uZZZZ' at byte 12"},
-        {"\\u with three digits", "{'query':'a','responses':['b\\u041'],'scores':[1]}", "the escape '\\u041\"' at byte 29"},
+        {"\\u with three digits", "{'query':'a','responses':['b\\u041'],'scores':[1]}",
+         "the escape '\\u041\"' at byte 29"},
         {"a key twice", "{'query':'a','query':'b','responses':['b'],'scores':[1]}", "\"query\" is there twice"},
         {"half a surrogate pair", "{'query':'\\ud800','responses':['b'],'scores':[1]}",
          "not JSON from byte 11"},
@@ -613,7 +614,8 @@ static void test_bad_models(void) {
     refused("a tensor of another's data", st, "[0,9600]", "[9600,9600]", "its tensors follow one another for 0 bytes");
     refused("three offsets", st, "[9600,9984]", "[9600,9984,9984]",
             "wpe.weight: data_offsets are not where it begins and where it ends");
-    refused("a type of another size", st, "\"dtype\":\"F32\"", "\"dtype\":\"F16\"", "data_offsets are not 2400 elements of 2");
+    refused("a type of another size", st, "\"dtype\":\"F32\"", "\"dtype\":\"F16\"",
+            "data_offsets are not 2400 elements of 2");
     refused("a wrong type", st, "\"dtype\":\"F32\"", "\"dtype\":\"I32\"", "dtype 'I32', expected F32");
     refused("tensors too many", config, "\"n_layer\": 2", "\"n_layer\": 1", "'transformer.h.1.");
     refused("tensors too few", config, "\"n_layer\": 2", "\"n_layer\": 3", "no tensor 'h.2.ln_1.weight'");
@@ -703,7 +705,8 @@ static void test_bad_vocabularies(void) {
     refused("an id too high", "hf/vocab.json", "\"!\": 33,", "\"!\": 300,", "the id of '!'");
     refused("an id that is text", "hf/vocab.json", "\"!\": 33,", "\"!\": \"33\",", "the id of '!'");
     refused("no byte's letter", "hf/vocab.json", "\"!\": 33,", "\"\xE2\x96\x81\": 33,", "token 33");
-    refused("a token with \\u and no digits", "hf/vocab.json", "\"!\": 33,", "\"!\\uZZZZ\": 33,", "the escape '\\uZZZZ'");
+    refused("a token with \\u and no digits", "hf/vocab.json", "\"!\": 33,", "\"!\\uZZZZ\": 33,",
+            "the escape '\\uZZZZ'");
     refused("a merge of no token", "hf/merges.txt", "\n", "\nz z\n", "merges.txt:2: 'z z' makes no token");
     refused("a version among the merges", "hf/merges.txt", "\n", "\n#version: 0.2\n",
             "merges.txt:2: '#version: 0.2' makes no token");
@@ -737,6 +740,7 @@ static void test_to_hf_refuses(void) {
     static const struct { const char *what, *token, *eot, *text; } bad[] = {
         {"a token of three pieces", "abc", "<|endoftext|>", "token 256 ('abc') comes to 3 pieces"},
         {"a token twice", "a", "<|endoftext|>", "tokens 97 and 256 have the same bytes"},
+        {"end-of-text that is a token", "<|endoftext|>", "<|endoftext|>", "token 256 spells end-of-text"},
         {"another end-of-text", "ab", "<eos>", "end-of-text, token 257, is '<eos>', expected <|endoftext|>"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
