@@ -658,6 +658,9 @@ static void test_bad_weights(void) {
     memcpy(s + n - 4, &nan_value, 4);
     put(st, s, n);
     check_fails("weights with a NaN", "from-hf hf out", 1, "transformer.ln_f.bias: element 7 is nan");
+    put("hf/config.json", "{}\0{}", 5);
+    check_fails("a zero byte in config.json", "from-hf hf out", 1, "config.json: a zero byte at 3");
+    if (run("to-hf m.bin tok hf")) die("test: to-hf failed");
     unlink(at(st));
     check_fails("no weights", "from-hf hf out", 1, "safe_serialization");
     free(s);
