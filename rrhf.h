@@ -624,8 +624,8 @@ static inline void train_save(GPT2 *m, const Train *t, const Log *log, const Win
 static inline int train_finished(const Train *t, const Ranked *d) {
     char path[RRHF_PATH_MAX], settings[sizeof t->settings];
     int total = train_steps(t, d);
-    if (!t->resume || access(path_join(path, t->resume, "settings.txt"), F_OK)) return 0;
-    In in = in_open(path);
+    if (!t->resume || !exists_in(t->resume, "settings.txt")) return 0;
+    In in = in_open(path_join(path, t->resume, "settings.txt"));
     if (in.size >= (int64_t)sizeof settings)
         die("%s: %" PRId64 " bytes, but settings take less than %zu; damaged: start without --resume",
             path, in.size, sizeof settings);
@@ -633,7 +633,7 @@ static inline int train_finished(const Train *t, const Ranked *d) {
     in_read(&in, settings, in.size, "the settings");
     in_close(&in);
     settings_check(t, settings);
-    if (access(path_join(path, t->resume, "policy.bin"), F_OK))
+    if (!exists_in(t->resume, "policy.bin"))
         die("--resume %s: that run has finished, but its policy.bin is gone; start without --resume", t->resume);
     if (!same_path(t->resume, t->out))
         die("--resume %s: that run has finished and its policy.bin is the result; nothing is left to do in --out %s",

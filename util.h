@@ -270,6 +270,11 @@ static inline char *path_join(char *dst, const char *dir, const char *name) {
     return dst;
 }
 
+static inline int exists_in(const char *dir, const char *name) {
+    char path[RRHF_PATH_MAX];
+    return access(path_join(path, dir, name), F_OK) == 0;
+}
+
 static inline int same_path(const char *a, const char *b) { // by whatever names
     struct stat x, y;
     return !stat(a, &x) && !stat(b, &y) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;

@@ -610,11 +610,6 @@ static inline Ranked samples_take(const Options *o, GPT2 *m, const Ranked *d, co
     return completions(o, m, &h, s, tok, reward, "");
 }
 
-static inline int exists_in(const char *dir, const char *name) {
-    char path[RRHF_PATH_MAX];
-    return access(path_join(path, dir, name), F_OK) == 0;
-}
-
 static inline int resumable_exit(const Options *o, const Train *t, int stopped) {
     if (stopped && exists_in(t->out, "settings.txt")) // Ctrl-C came during the last step
         fprintf(stderr, "\ninterrupted; the run in %s is finished\n", t->out);

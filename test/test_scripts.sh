@@ -71,6 +71,24 @@ check "imdb.sh: relative paths from elsewhere: exit code $code, $(head -n 1 "$T/
     grep -q "^imdb $T/elsewhere/aclImdb $T/elsewhere/tok.bin out/imdb-small 8192 " "$T/commands"
 check "imdb.sh: names no curves.png where none was drawn: $(tail -n 1 "$T/out")" not grep -q curves.png "$T/out"
 
+# The archive, fetched by a stand-in for curl: refused unless it is the known one.
+mkdir "$T/bin"
+tar -czf "$T/reviews.tar.gz" -C "$T/elsewhere" aclImdb
+printf '#!/bin/bash\nwhile [ $# -gt 1 ]; do [ "$1" = -o ] && cp %s "$2"; shift; done\n' "$T/reviews.tar.gz" > "$T/bin/curl"
+chmod +x "$T/bin/curl"
+path=$PATH PATH=$T/bin:$PATH
+mv "$T/copy/out" "$T/out-before"
+imdb --size small --tokenizer tok.bin
+check "imdb.sh, another archive: exit code $code, $(tail -n 1 "$T/err")" \
+    [ "$code $(grep -c "^error: .*aclImdb_v1.tar.gz: damaged; remove it" "$T/err")" = "1 1" ]
+sed -i "s/^ARCHIVE_SHA256=.*/ARCHIVE_SHA256=$(sha256sum "$T/reviews.tar.gz" | cut -d ' ' -f 1)/" "$T/copy/dev/imdb.sh"
+: > "$T/commands"
+imdb --size small --tokenizer tok.bin
+check "imdb.sh, the archive: exit code $code, $(head -n 1 "$T/commands")" grep -q "^imdb out/imdb-data/aclImdb " "$T/commands"
+rm -r "$T/copy/out"
+mv "$T/out-before" "$T/copy/out"
+PATH=$path
+
 FAIL="train *--policy DP"
 imdb table --size small --jobs 2
 check "imdb.sh table: a row that fails ends it: exit code $code" [ $code = 1 ]
