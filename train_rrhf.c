@@ -344,10 +344,11 @@ static void attention_forward(real *out, real *lse, const real *qkv, const Batch
         }
 }
 
-// With P = exp(S / sqrt(hs) - lse), dP = dout V^T and D_n = dout_n . out_n = sum_j P_nj dP_nj:
+// With P = exp(S / sqrt(hs) - lse), dP = dout V^T and D_n = sum_j P_nj dP_nj (which is dout_n . out_n):
 //   dS = P (dP - D) / sqrt(hs),  dQ = dS K,  dK += dS^T Q,  dV += P^T dout
-// dqkv (N,3C) is overwritten. A task owns one head of one query's rows, so no two tasks add to the same place.
-static void attention_backward(real *dqkv, const real *dout, const real *out, const real *lse, const real *qkv,
+// dqkv (N,3C) is overwritten, and so is out (N,C): the forward's output, which is not kept, is P V once more. A task
+// owns one head of one query's rows, so no two tasks add to the same place.
+static void attention_backward(real *dqkv, real *out, const real *dout, const real *lse, const real *qkv,
                                const Batch *b, int C, int NH) {
     int hs = C / NH;
     size_t C1 = (size_t)C, C3 = 3 * C1, size;
@@ -360,8 +361,8 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
     for (int g = 0; g < b->Q; g++)
         for (int h = 0; h < NH; h++) {
             real *P = all + thread_index() * size * 2, *dS = P + size;
-            const real *q = qkv + h * hs, *k = q + C, *v = k + C, *o = out + h * hs, *go = dout + h * hs;
-            real *dq = dqkv + h * hs, *dk = dq + C, *dv = dk + C;
+            const real *q = qkv + h * hs, *k = q + C, *v = k + C, *go = dout + h * hs;
+            real *dq = dqkv + h * hs, *dk = dq + C, *dv = dk + C, *o = out + h * hs;
             for (int n = b->group[g], end = b->group[g + 1]; n < end;) {
                 RowBlock r = attention_rows(b, n, end);
                 int rows = r.n1 - n, m = r.m;
@@ -372,18 +373,20 @@ static void attention_backward(real *dqkv, const real *dout, const real *out, co
                     gemm_small(rows, keys, hs, go + n * C1, C1, 1, v + r.run[i].from * C3, 1, C3, 0, dS + at, M);
                 }
                 for (int i = 0; i < rows; i++) {
-                    real *p = P + (size_t)i * M, *ds = dS + (size_t)i * M, l = lse[(size_t)(n + i) * NH + h];
-                    real D = dot(go + (size_t)(n + i) * C1, o + (size_t)(n + i) * C1, hs);
+                    real *p = P + (size_t)i * M, *ds = dS + (size_t)i * M, l = lse[(size_t)(n + i) * NH + h], D = 0;
                     int seen = m - rows + i + 1;
-                    SIMD
+                    SIMD_SUM(D)
                     for (int j = 0; j < seen; j++) {
                         p[j] = exp_real(scale * p[j] - l);
-                        ds[j] = scale * p[j] * (ds[j] - D);
+                        D += p[j] * ds[j];
                     }
+                    SIMD
+                    for (int j = 0; j < seen; j++) ds[j] = scale * p[j] * (ds[j] - D);
                     for (int j = seen; j < m; j++) p[j] = ds[j] = 0;
                 }
                 for (int i = 0; i < 2; i++) {
                     int at = r.run[i].at, keys = r.run[i].keys, from = r.run[i].from;
+                    gemm_small(rows, hs, keys, P + at, M, 1, v + from * C3, C3, 1, at > 0, o + n * C1, C1);
                     gemm_small(rows, hs, keys, dS + at, M, 1, k + from * C3, C3, 1, 1, dq + n * C3, C3);
                     gemm_small(keys, hs, rows, dS + at, 1, M, q + n * C3, C3, 1, 1, dk + from * C3, C3);
                     gemm_small(keys, hs, rows, P + at, 1, M, go + n * C1, C1, 1, 1, dv + from * C3, C3);
@@ -552,6 +555,7 @@ static void gather_backward(real *dx, const real *dout, const int *row, int U, i
     X(mean1,  S, N, 1)                                                                   \
     X(rstd1,  S, N, 1)                                                                   \
     X(qkv,    S, N, 3 * c.C)                                                             \
+    X(lse,    S, N, c.NH)                                                                \
     X(mid,    S, N, c.C)          /* residual stream after attention */                  \
     X(mean2,  S, N, 1)                                                                   \
     X(rstd2,  S, N, 1)                                                                   \
@@ -566,7 +570,6 @@ static void gather_backward(real *dx, const real *dout, const int *row, int U, i
 // One block's at a time: `wide` holds in turn ln, att and gelu, which are cheap to compute again, and gradients. (The
 // backward has fc's room besides, once fc is used up; the residual stream's gradient takes x's last slice.)
 #define BLOCK_ROOM(X)                                                                    \
-    X(lse,    1, N, c.NH)                                                                \
     X(wide,   1, N, 4 * c.C)
 
 struct GPT2 {
@@ -778,7 +781,7 @@ static void block_forward(GPT2 *m, const Batch *b, int l) {
     layernorm_forward(ln, s.mean1, s.rstd1, s.x, w.ln1w, w.ln1b, N, C);
     stage(STAGE_QKV);
     matmul_forward(s.qkv, ln, w.qkvw, w.qkvb, NULL, N, C, 3 * C);
-    attention_forward(att, m->lse, s.qkv, b, C, NH);
+    attention_forward(att, s.lse, s.qkv, b, C, NH);
     stage(STAGE_ATTPROJ);
     matmul_forward(s.mid, att, w.attprojw, w.attprojb, s.x, N, C, C);
     layernorm_forward(ln, s.mean2, s.rstd2, s.mid, w.ln2w, w.ln2b, N, C);
@@ -826,10 +829,11 @@ static void block_backward(GPT2 *m, real *dx, const Batch *b, int l, Update *u) 
     stage(STAGE_DFC);
     linear_backward(m, u, dln, d.fcw, d.fcb, dfc, ln, w.fcw, N, C, 4 * C);
     layernorm_backward(dx, d.ln2w, d.ln2b, dln, s.mid, w.ln2w, s.mean2, s.rstd2, N, C);
-    attention_forward(att, m->lse, s.qkv, b, C, NH);
     stage(STAGE_DATTPROJ);
-    linear_backward(m, u, datt, d.attprojw, d.attprojb, dx, att, w.attprojw, N, C, C);
-    attention_backward(dqkv, datt, att, m->lse, s.qkv, b, C, NH);
+    gemm(0, 0, N, C, C, dx, C1, w.attprojw, C1, 0, datt, C1);
+    attention_backward(dqkv, att, datt, s.lse, s.qkv, b, C, NH);
+    stage(STAGE_DATTPROJ);
+    linear_backward(m, u, NULL, d.attprojw, d.attprojb, dx, att, w.attprojw, N, C, C);
     layernorm_forward(ln, s.mean1, s.rstd1, s.x, w.ln1w, w.ln1b, N, C);
     stage(STAGE_DQKV);
     linear_backward(m, u, dln, d.qkvw, d.qkvb, dqkv, ln, w.qkvw, N, C, 3 * C);

@@ -25,7 +25,7 @@ typedef struct {
     void (*matmul_backward)(float *dx, float *dw, float *dbias, const float *dout, const float *x, const float *w,
                             int N, int C, int OC);
     void (*attention_forward)(float *out, float *lse, const float *qkv, const Batch *b, int C, int NH);
-    void (*attention_backward)(float *dqkv, const float *dout, const float *out, const float *lse, const float *qkv,
+    void (*attention_backward)(float *dqkv, float *out, const float *dout, const float *lse, const float *qkv,
                                const Batch *b, int C, int NH);
     void (*cache_write)(float *cache, int slots, const float *qkv, const Decode *d, int C, int NH);
     void (*attention_decode)(float *out, const float *qkv, const float *cache, int slots, const Decode *d,

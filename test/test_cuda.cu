@@ -389,7 +389,7 @@ static void test_matmul(int N, int C, int OC) {
 }
 
 // The terms that attention rounds to elem on the way: p of out = sum p v and dv = sum p dout, ds of dq = sum ds k and
-// dk = sum ds q. terms (N,C) and dterms (N,3C), zero before: the sums of the products' absolute values.
+// dk = sum ds q, out of D in ds. terms (N,C) and dterms (N,3C), zero before: the sums of the products' absolute values.
 static void attention_terms(float *terms, float *dterms, const float *dout, const float *out, const float *lse,
                             const float *qkv, const Batch *b, int C, int NH) {
     int hs = C / NH;
@@ -402,9 +402,10 @@ static void attention_terms(float *terms, float *dterms, const float *dout, cons
                 const float *g = dout + (size_t)n * C + h * hs, *o = out + (size_t)n * C + h * hs;
                 float *dq = dterms + (size_t)n * 3 * C + h * hs, *to = terms + (size_t)n * C + h * hs;
                 float *dk = dterms + (size_t)j * 3 * C + C + h * hs, *dv = dk + C;
-                double s = 0, dp = 0, D = 0;
-                for (int c = 0; c < hs; c++) s += q[c] * k[c], dp += g[c] * v[c], D += g[c] * o[c];
-                double p = exp(scale * s - lse[(size_t)n * NH + h]), ds = fabs(scale * p * (dp - D));
+                double s = 0, dp = 0, D = 0, d_terms = 0;
+                for (int c = 0; c < hs; c++)
+                    s += q[c] * k[c], dp += g[c] * v[c], D += g[c] * o[c], d_terms += fabsf(g[c] * o[c]);
+                double p = exp(scale * s - lse[(size_t)n * NH + h]), ds = scale * p * (fabs(dp - D) + d_terms);
                 for (int c = 0; c < hs; c++) {
                     to[c] += (float)(p * fabsf(v[c])), dv[c] += (float)(p * fabsf(g[c]));
                     dq[c] += (float)(ds * fabsf(k[c])), dk[c] += (float)(ds * fabsf(q[c]));
@@ -427,7 +428,7 @@ static void test_attention(const Batch *b, GPT2 *m, int NH, int hs) {
     check_float("attention lse", g_lse, lse, N * NH);
     section();
     attention_backward(g_dqkv, delta, send_elem(dout, NC), g_out, g_lse, g_qkv, m->tiles, m->n_tiles, C, NH);
-    cpu.attention_backward(dqkv, dout, stored, lse, qkv, b, C, NH); // both from out as it was stored
+    cpu.attention_backward(dqkv, out, dout, lse, qkv, b, C, NH);
     compare_rounded("dqkv", back(g_dqkv, 3 * NC), dqkv, dterms, 1, 3 * NC);
 }
 

@@ -218,7 +218,11 @@ static void test_attention(int hs, int NH, int lengthy) {
     t.save[0] = noise((size_t)b.N * (size_t)NH, 1);
     t.in[t.n_in++] = input("qkv", (size_t)b.N * 3 * (size_t)C, 1, 0);
     attention(&t);
-    attention_backward(t.in[0].dx, t.g, t.out, t.save[0], t.in[0].x, &b, C, NH);
+    real *again = noise((size_t)b.N * (size_t)C, 1), apart = 0;
+    attention_backward(t.in[0].dx, again, t.g, t.save[0], t.in[0].x, &b, C, NH);
+    for (int i = 0; i < b.N * C; i++) apart = fmax(apart, fabs(again[i] - t.out[i]));
+    check(apart < 1e-12, "%s: its backward computes the output again (largest difference %.1e)", name, apart);
+    free(again);
     case_check(&t);
     batch_free(&b);
     ranked_free(&d);
