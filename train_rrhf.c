@@ -104,10 +104,35 @@ static inline __attribute__((always_inline)) real exp_real(real x) {
 
 static inline real sqrt_real(real x) { return sizeof(real) == 4 ? (real)sqrtf((float)x) : (real)sqrt((double)x); }
 
-static inline real dot(const real *a, const real *b, int n) {
+// Where the compiler's own vectors are not good enough: its vector types, which map to whatever the machine has.
+#ifndef VECTOR // bytes of a vector register; the tests also build widths that their machine lacks
+#if defined(__AVX512F__)
+#define VECTOR 64
+#elif defined(__AVX__)
+#define VECTOR 32
+#else
+#define VECTOR 16
+#endif
+#endif
+enum { VL = VECTOR / sizeof(real) }; // numbers in a vector
+typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
+
+// Summed in halves first: all its numbers one after the other would take longer than dot's products.
+static inline real vec_sum(vec v) {
+    typedef real half_vec __attribute__((vector_size(VECTOR / 2)));
+    union { vec all; half_vec half[2]; } u = {v};
+    half_vec h = u.half[0] + u.half[1];
     real s = 0;
-    SIMD_SUM(s)
-    for (int i = 0; i < n; i++) s += a[i] * b[i];
+    for (int i = 0; i < VL / 2; i++) s += h[i];
+    return s;
+}
+
+static inline real dot(const real *a, const real *b, int n) {
+    vec sum = {0};
+    int i = 0;
+    for (; i + VL <= n; i += VL) sum += *(const vec *)(a + i) * *(const vec *)(b + i);
+    real s = vec_sum(sum);
+    for (; i < n; i++) s += a[i] * b[i];
     return s;
 }
 
@@ -418,8 +443,19 @@ static inline __attribute__((always_inline)) void attention_decode_head(
     for (int j = 0; j < len; j++) max = s[j] > max ? s[j] : max;
     SIMD_SUM(sum)
     for (int j = 0; j < len; j++) sum += s[j] = exp_real(s[j] - max);
-    for (int i = 0; i < hs; i++) out[i] = 0;
-    for (int j = 0; j < len; j++) axpy(out, s[j] / sum, kv + (size_t)slot[j] * 2 * hs + hs, hs);
+    for (int j = 0; j < len; j++) s[j] /= sum;
+    int i = 0;
+    for (; i + 4 * VL <= hs; i += 4 * VL) {
+        vec o[4] = {{0}, {0}, {0}, {0}};
+        for (int j = 0; j < len; j++) {
+            const vec *v = (const vec *)(kv + (size_t)slot[j] * 2 * hs + hs + i);
+            for (int b = 0; b < 4; b++) o[b] += s[j] * v[b];
+        }
+        for (int b = 0; b < 4; b++) ((vec *)(out + i))[b] = o[b];
+    }
+    for (int c = i; c < hs; c++) out[c] = 0;
+    if (i < hs)
+        for (int j = 0; j < len; j++) axpy(out + i, s[j], kv + (size_t)slot[j] * 2 * hs + hs + i, hs - i);
 }
 
 // The same attention for one new token each, over a list of cache slots.   out (n,C), q in qkv (n,3C)
@@ -1152,26 +1188,14 @@ Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
 
 // The packed product. A register tile of C, MR rows by NR columns, is summed over KC terms. B is first copied
 // ("packed") in panels of NR columns, so that the inner loop reads it from one end to the other; A is read in strips of
-// MR rows, and packed too where the terms of a row lie apart. NR is a few vector registers wide; the compiler's vector
-// types map to whatever the machine has. Reuse: a panel (KC,NR) stays in the first-level cache (AVX-512's, 196 KB, in
+// MR rows, and packed too where the terms of a row lie apart. NR is a few vector registers wide. Reuse: a panel (KC,NR) stays in the first-level cache (AVX-512's, 196 KB, in
 // the second) while TILE_M rows of strips pass by; those strips stay in the second while the panels of TILE_N columns
 // pass by. Each thread packs its own panels just before it needs them; packed strips, at most MC rows, are shared. A
-// vector holds VL numbers, a tile's row NV vectors. (The forward's product, gemm_forward, packs tokens alone, KT terms
-// at a time.)
-#ifndef VECTOR // bytes of a vector register; the tests also build widths that their machine lacks
-#if defined(__AVX512F__)
-#define VECTOR 64
-#elif defined(__AVX__)
-#define VECTOR 32
-#else
-#define VECTOR 16
-#endif
-#endif
+// tile's row is NV vectors. (The forward's product, gemm_forward, packs tokens alone, KT terms at a time.)
 enum { MR = 6, WIDEST = 4, NV = VECTOR == 64 ? WIDEST : 2 }; // AVX-512 has 32 registers, the others 16
-enum { VL = VECTOR / sizeof(real), NR = NV * VL, KC = VECTOR == 64 ? 768 : 384, KT = 768 };
+enum { NR = NV * VL, KC = VECTOR == 64 ? 768 : 384, KT = 768 };
 enum { TILE_M = 16 * MR, TILE_N = 64, MC = 10 * TILE_M };
 _Static_assert(MC % NR == 0, "MC rows are whole panels of tokens");
-typedef real vec __attribute__((vector_size(VECTOR), aligned(sizeof(real)), may_alias));
 #if defined(__clang__) && VECTOR == 64
 #define WHOLE_VECTORS min_vector_width(8 * VECTOR) // else clang halves them, and they are too many for the registers
 #else
