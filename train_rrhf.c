@@ -434,7 +434,7 @@ static void cache_write(real *cache, int slots, const real *qkv, const Decode *d
 }
 
 // One new token and one head, over its `len` slots; s (len) is room. Inlined with hs a constant for GPT-2's head sizes:
-// then the inner loops are straight vector code.
+// then the inner loops are straight vector code. Channels are summed 4 vectors at a time, which stay in registers.
 static inline __attribute__((always_inline)) void attention_decode_head(
         real *out, const real *q, const real *kv, const int *slot, int len, real *s, const int hs) {
     real scale = 1 / sqrt_real((real)hs), max = -INFINITY, sum = 0;
@@ -1188,10 +1188,11 @@ Loss gpt2_step_end(GPT2 *m, const Train *t, StepRoom *s, double *grad_norm) {
 
 // The packed product. A register tile of C, MR rows by NR columns, is summed over KC terms. B is first copied
 // ("packed") in panels of NR columns, so that the inner loop reads it from one end to the other; A is read in strips of
-// MR rows, and packed too where the terms of a row lie apart. NR is a few vector registers wide. Reuse: a panel (KC,NR) stays in the first-level cache (AVX-512's, 196 KB, in
-// the second) while TILE_M rows of strips pass by; those strips stay in the second while the panels of TILE_N columns
-// pass by. Each thread packs its own panels just before it needs them; packed strips, at most MC rows, are shared. A
-// tile's row is NV vectors. (The forward's product, gemm_forward, packs tokens alone, KT terms at a time.)
+// MR rows, and packed too where the terms of a row lie apart. NR is a few vector registers wide: NV. Reuse: a panel
+// (KC,NR) stays in the first-level cache (AVX-512's, 196 KB, in the second) while TILE_M rows of strips pass by; those
+// strips stay in the second while the panels of TILE_N columns pass by. Each thread packs its own panels just before it
+// needs them; packed strips, at most MC rows, are shared. (The forward's product, gemm_forward, packs tokens alone, KT
+// terms at a time.)
 enum { MR = 6, WIDEST = 4, NV = VECTOR == 64 ? WIDEST : 2 }; // AVX-512 has 32 registers, the others 16
 enum { NR = NV * VL, KC = VECTOR == 64 ? 768 : 384, KT = 768 };
 enum { TILE_M = 16 * MR, TILE_N = 64, MC = 10 * TILE_M };
