@@ -3,7 +3,7 @@
 # responses with three seeds, and judged on fresh completions of held-out queries. Figures are means over the seeds, +-
 # their standard error.
 #
-#   ./train_rrhf && dev/ablations.sh [DIR]      DIR: the demo's --out (out); results go to DIR/ablations; 10 to 15 minutes
+#   ./train_rrhf && dev/ablations.sh [DIR]      DIR: the demo's --out (out); results go to DIR/ablations; 7 to 15 minutes
 set -euo pipefail
 dir=${1:+$(realpath "$1")} # from where the caller stands
 cd "$(dirname "$0")/.."
