@@ -127,6 +127,7 @@ static inline real vec_sum(vec v) {
     return s;
 }
 
+// sum_i a_i b_i
 static inline real dot(const real *a, const real *b, int n) {
     vec sum = {0};
     int i = 0;

@@ -220,7 +220,7 @@ static void test_attention(int hs, int NH, int lengthy) {
     attention(&t);
     real *again = noise((size_t)b.N * (size_t)C, 1), apart = 0;
     attention_backward(t.in[0].dx, again, t.g, t.save[0], t.in[0].x, &b, C, NH);
-    for (int i = 0; i < b.N * C; i++) apart = fmax(apart, fabs(again[i] - t.out[i]));
+    for (int i = 0; i < b.N * C; i++) apart = worse(apart, fabs(again[i] - t.out[i]));
     check(apart < 1e-12, "%s: its backward computes the output again (largest difference %.1e)", name, apart);
     free(again);
     case_check(&t);
