@@ -241,6 +241,7 @@ size_t gpt2_slot_bytes(Config c);                // of the key/value cache, for 
 enum { TOKENS_LEAST = 2048 };
 int    gpt2_tokens(const GPT2 *m);               // how many tokens at once suit the machine: TOKENS_LEAST or more
 void   gpt2_plan(GPT2 *m, int N, int U);         // room for batches up to N tokens and U rows that are read
+void   gpt2_unplan(GPT2 *m);                     // gives it back, until the next plan or batch
 // Policy: out (P) = log P(target). Reward model: out (R) = the head at each response's last token.
 void   gpt2_forward(GPT2 *m, const Batch *b, real *out);
 // c (R): dL/dlogP of every token of response i, or dL/dreward. Adds to the gradients; call after gpt2_forward(b).

@@ -699,6 +699,7 @@ static inline int train_loop(GPT2 *m, const Ranked *d, const Train *t, Log *log)
     free(w.index);
     ranked_free(&w.d);
     step_room_free(&s);
+    gpt2_unplan(m); // what follows, samples and a picture, needs the memory more
     interrupted = 0; // it has been heard
     return stop;
 }

@@ -766,13 +766,20 @@ void gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *ho
     for (size_t i = 0; i < n; i++) to[i] = (real)host[i];
 }
 
+void gpt2_unplan(GPT2 *m) {
+    free(m->activations);
+    m->activations = NULL;
+    m->N = m->U = 0;
+}
+
 void gpt2_plan(GPT2 *m, int N, int U) {
     if (N <= m->N && U <= m->U) return;
     Config c = m->c;
     int training = m->training, S = training ? c.L : 1;
-    N = m->N = N > m->N ? N : m->N;
-    U = m->U = U > m->U ? U : m->U;
-    free(m->activations);
+    N = N > m->N ? N : m->N;
+    U = U > m->U ? U : m->U;
+    gpt2_unplan(m);
+    m->N = N, m->U = U;
     m->activations = (real *)xalloc(activation_count(c, training, N, U), sizeof(real));
     real *p = line_start(m->activations);
 #define X(name, layers, rows, cols) m->name = p; p += line_up((size_t)(layers) * (size_t)(rows) * (size_t)(cols));

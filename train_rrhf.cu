@@ -1874,12 +1874,11 @@ GPT2 *gpt2_build(Config c, const float *params, int training) {
 
 void gpt2_free(GPT2 *m) {
     if (!m) return;
-    device_wait();
-    void *on_device[] = {m->params, HALF ? m->copies : NULL, m->grads, m->m, m->v, m->norm, m->end, m->activations,
-                         m->stage, m->cache, m->dec, m->dec_logits, m->dec_ints, m->top, m->top_lse, m->draws,
-                         m->draw_total, m->drawn};
-    void *pinned[] = {m->norm_host, m->end_host, m->out_host, m->coef_host, m->stage_both[0], m->stage_both[1],
-                      m->dec_ints_host, m->top_host, m->top_lse_host, m->draws_host, m->drawn_host};
+    gpt2_unplan(m);
+    void *on_device[] = {m->params, HALF ? m->copies : NULL, m->grads, m->m, m->v, m->norm, m->end, m->cache,
+                         m->dec, m->dec_logits, m->dec_ints, m->top, m->top_lse, m->draws, m->draw_total, m->drawn};
+    void *pinned[] = {m->norm_host, m->end_host, m->dec_ints_host, m->top_host, m->top_lse_host, m->draws_host,
+                      m->drawn_host};
     for (size_t i = 0; i < sizeof on_device / sizeof *on_device; i++) device_free(on_device[i]);
     for (size_t i = 0; i < sizeof pinned / sizeof *pinned; i++) pinned_free(pinned[i]);
     for (int i = 0; i < 2; i++) CHECK_CUDA(cudaEventDestroy(m->sent[i]));
@@ -1912,20 +1911,28 @@ void gpt2_set_part(GPT2 *m, enum Copy what, size_t at, size_t n, const float *ho
     device_wait(); // host may go away
 }
 
+void gpt2_unplan(GPT2 *m) {
+    device_wait();
+    device_free(m->activations), device_free(m->stage);
+    pinned_free(m->stage_both[0]), pinned_free(m->stage_both[1]), pinned_free(m->out_host), pinned_free(m->coef_host);
+    m->activations = NULL;
+    m->stage = m->stage_both[0] = m->stage_both[1] = NULL;
+    m->out_host = m->coef_host = NULL;
+    m->sent_for = NULL; // the stage is made anew
+    m->N = m->U = 0;
+}
+
 // Everything that batches up to N tokens and U read rows need, so that no step allocates.
 void gpt2_plan(GPT2 *m, int N, int U) {
     if (N <= m->N && U <= m->U) return;
-    m->sent_for = NULL; // the stage is made anew
     Config c = m->c;
     const char *remedy = "lower --micro-batch";
     char what[64];
     int training = m->grads != NULL, S = training ? c.L : 1;
-    N = m->N = N > m->N ? N : m->N;
-    U = m->U = U > m->U ? U : m->U;
-    device_wait();
-    device_free(m->activations);
-    device_free(m->stage);
-    pinned_free(m->stage_both[0]), pinned_free(m->stage_both[1]), pinned_free(m->out_host), pinned_free(m->coef_host);
+    N = N > m->N ? N : m->N;
+    U = U > m->U ? U : m->U;
+    gpt2_unplan(m);
+    m->N = N, m->U = U;
     size_t bytes = activation_bytes(c, training, N, U);
     snprintf(what, sizeof what, "the activations of %d tokens at once", N);
     memory_note(bytes, what);

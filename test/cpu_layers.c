@@ -11,6 +11,7 @@ cpu_layers.c: train_rrhf.c under other names, for test_cuda.cu. See cpu_layers.h
 #define gpt2_slot_bytes cpu_gpt2_slot_bytes
 #define gpt2_tokens cpu_gpt2_tokens
 #define gpt2_plan cpu_gpt2_plan
+#define gpt2_unplan cpu_gpt2_unplan
 #define gpt2_forward cpu_gpt2_forward
 #define gpt2_backward cpu_gpt2_backward
 #define gpt2_zero_grad cpu_gpt2_zero_grad

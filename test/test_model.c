@@ -556,11 +556,15 @@ static void test_bytes(Config c, int training) { // as gpt2_bytes counts it: 2 k
     size_t took = heap_bytes() - before;
     gpt2_plan(m, N - 1, U - 1); // less than there is: nothing to do
     size_t again = heap_bytes() - before;
+    gpt2_unplan(m);
+    size_t without = heap_bytes() - before, activations = activation_count(c, training > 0, N, U) * sizeof(real);
     double e = fabs((double)took / (double)said - 1);
     check((before == 0 || e < 0.01) && again == took,
           "gpt2_bytes, %s%s: says %zu, the heap grew by %zu, error %.1e, tolerance 1e-2",
           c.reward ? "reward model" : "policy",
           training == 2 ? ", training, the gradient kept" : training ? ", training" : "", said, took, e);
+    check(before == 0 || without + activations <= took,
+          "gpt2_unplan gives the activations back: of %zu bytes, %zu", activations, took - without);
     gpt2_free(m);
     check(heap_bytes() == before, "gpt2_free gives everything back: %zu bytes left", heap_bytes() - before);
     free(params);
