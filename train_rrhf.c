@@ -659,8 +659,8 @@ static size_t state_count(Config c, int training) { return LINE + line_up(gpt2_c
 // room, only biases and LayerNorms keep theirs to the end of the backward, and the state needs a quarter less memory.
 // The room fits in a cache, so such a gradient is never written to memory.
 static size_t update_room(Config c) {
-    size_t half = (size_t)c.C * (size_t)c.C / 2;
-    return half < 1 << 16 ? 1 << 16 : half;
+    size_t rows = (size_t)c.C * (size_t)c.C; // C rows of C channels
+    return rows < 1 << 16 ? 1 << 16 : rows;
 }
 
 static size_t piece_at(Config c, const Tensor t[N_TENSORS], int tensor) {
