@@ -136,6 +136,11 @@ WORLD = $(if $(and $(LINUX),$(MPI),$(shell command -v mpirun)),./train_rrhf $(if
 test/train_emulated: train_rrhf.cu test/cuda_emulation.h $(HEADERS)
 	$(EMULATION) train_rrhf.cu -DPRECISION_FP32 -DUSE_MPI $(MPI) -lm
 
+# Programs to be tested are built on several cores.
+ifneq ($(filter test,$(MAKECMDGOALS)),)
+MAKEFLAGS += -j$(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
+endif
+
 # The number of passed and failed checks of all tests; the last line is the sum.
 test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS) $(filter test/%,$(WORLD))
 	@$(if $(CJSON),,echo "not tested: dev/convert (no cJSON; Debian: libcjson-dev)")
