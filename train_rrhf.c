@@ -1112,11 +1112,13 @@ const int *gpt2_decode_draw(GPT2 *m, const Decode *d, Draw how, int n, const int
 // ----------------------------------------------------------------------------
 // The optimizer
 
-enum { SHARE = 4096 }; // parameters that a thread takes at a time
+enum { SHARE = 4096 };              // parameters that a thread takes at a time
+enum { FETCH = 128, AHEAD = 512 };  // parameters that are fetched from memory at a time, and how early
 
 // AdamW (Loshchilov & Hutter 2019): m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, with bias correction
 // w -= lr (mhat / (sqrt(vhat) + eps) + weight_decay w), the decay on matrices and embeddings only.
 // For the n parameters from `at` on, whose gradient is g. Sums g^2 too, which spares another pass over the gradient.
+// Memory bounds it: w, m and v are asked for early (past an array's end this does nothing).
 static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const real *restrict g) {
     AdamW o = u->o;
     real b1 = (real)o.beta1, b2 = (real)o.beta2, gs = (real)u->grad_scale, eps = (real)o.eps;
@@ -1131,13 +1133,21 @@ static void adamw(GPT2 *m, Update *u, size_t at, size_t n, int decays, const rea
     for (size_t i0 = 0; i0 < n; i0 += SHARE) {
         size_t i1 = i0 + SHARE < n ? i0 + SHARE : n;
         double sum = 0;
-        SIMD_SUM(sum)
-        for (size_t i = i0; i < i1; i++) {
-            real gi = gs * g[i];
-            mm[i] = b1 * mm[i] + a1 * gi;
-            vv[i] = b2 * vv[i] + a2 * gi * gi;
-            w[i] -= lr * mm[i] / (sqrt_real(vv[i] * vs) + eps) + decay * w[i];
-            sum += (double)g[i] * (double)g[i];
+        for (size_t from = i0, to; from < i1; from = to) {
+            to = from + FETCH < i1 ? from + FETCH : i1;
+            for (size_t i = from + AHEAD; i < from + AHEAD + FETCH; i += LINE) {
+                __builtin_prefetch(w + i, 1);
+                __builtin_prefetch(mm + i, 1);
+                __builtin_prefetch(vv + i, 1);
+            }
+            SIMD_SUM(sum)
+            for (size_t i = from; i < to; i++) {
+                real gi = gs * g[i];
+                mm[i] = b1 * mm[i] + a1 * gi;
+                vv[i] = b2 * vv[i] + a2 * gi * gi;
+                w[i] -= lr * mm[i] / (sqrt_real(vv[i] * vs) + eps) + decay * w[i];
+                sum += (double)g[i] * (double)g[i];
+            }
         }
         part[i0 / SHARE] = sum;
     }
