@@ -136,9 +136,10 @@ WORLD = $(if $(and $(LINUX),$(MPI),$(shell command -v mpirun)),./train_rrhf $(if
 test/train_emulated: train_rrhf.cu test/cuda_emulation.h $(HEADERS)
 	$(EMULATION) train_rrhf.cu -DPRECISION_FP32 -DUSE_MPI $(MPI) -lm
 
-# Programs to be tested are built on several cores.
+# Programs are built for the tests, and tests run, so many at once:
+JOBS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
 ifneq ($(filter test,$(MAKECMDGOALS)),)
-MAKEFLAGS += -j$(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 4 ? n : 4)))
+MAKEFLAGS += -j$(JOBS)
 endif
 
 # The number of passed and failed checks of all tests; the last line is the sum.
@@ -148,7 +149,7 @@ test: train_rrhf $(if $(CJSON),dev/convert) $(TESTS) $(CUDA_TESTS) $(filter test
 	@$(if $(strip $(CUDA_TESTS)),,echo "not tested: the CUDA kernels (no $(CXX), or not Linux)")
 	@$(if $(filter $(PTX_TESTS),$(CUDA_TESTS)),,echo "not tested: the CUDA kernels as nvcc compiles them (no nvcc, no python3 or no x86-64)")
 	@$(if $(WORLD),,echo "not tested: several processes (no MPI with mpirun, or not Linux; Debian: libopenmpi-dev openmpi-bin)")
-	@bash test/run.sh $(TESTS) $(patsubst test/test_cuda_races_%,"bash test/races.sh test/test_cuda_races_%",$(CUDA_TESTS)) \
+	@JOBS=$(JOBS) bash test/run.sh $(TESTS) $(patsubst test/test_cuda_races_%,"bash test/races.sh test/test_cuda_races_%",$(CUDA_TESTS)) \
 	    $(if $(LINUX),"bash test/test_cli.sh" $(if $(WORLD),"bash test/test_world.sh $(WORLD)") "bash test/test_scripts.sh" "bash test/test_demo.sh$(if $(STB), plots)")
 
 # A build with another compiler or other options starts afresh, as after installing a library: the name of a file in dev/

@@ -1,11 +1,9 @@
 #!/usr/bin/env bash
-# Runs every test given as an argument, JOBS at once (as many as there are cores, at most four), shows in their order what
-# they print, and adds up their checks. A test that ends without its "N passed, N failed" line, or with a failing exit code and
-# no failed check, counts as one failure.
+# Runs every test given as an argument, JOBS at once, shows in their order what they print, and adds up their checks. A test
+# that ends without its "N passed, N failed" line, or with a failing exit code and no failed check, counts as one failure.
 unset MAKEFLAGS # make's own, of which a make within a test knows nothing
 export OMP_WAIT_POLICY=passive # threads that wait leave the cores to the others
-cores=$(getconf _NPROCESSORS_ONLN) jobs=${JOBS:-$((cores < 4 ? cores : 4))}
-passed=0 failed=0 tests=("$@") pids=() at=0 T=$(mktemp -d)
+jobs=${JOBS:-1} passed=0 failed=0 tests=("$@") pids=() at=0 T=$(mktemp -d)
 trap 'kill "${pids[@]}" 2>/dev/null; rm -rf "$T"' EXIT
 trap 'exit 1' INT TERM
 begin() { # the next test, where there is one
